@@ -8,7 +8,7 @@ __all__ = ['NOUNS', 'PLURALS', 'SYMMETRIC', 'COLOURS', 'MATERIALS', 'SIZES', 'TI
            'caption', 'training_caption', 'AskedThing', 'Asked', 'read_prompt', 'Edit', 'sample_edit', 'mask_to_runs',
            'write_benchmark']
 
-# %% ../nbs/03_picturebook.ipynb #8a81e4ea
+# %% ../nbs/03_picturebook.ipynb #785d754c
 import functools, itertools, json, math, random, re, shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from .core import DataError, OptionError, PromptError, atomic_write, canonical_json, progress
 
-# %% ../nbs/03_picturebook.ipynb #7827d67d
+# %% ../nbs/03_picturebook.ipynb #4f93968a
 NOUNS = ("ball", "star", "heart", "house", "tree", "car", "fish", "flower", "mushroom", "boat", "cup", "balloon")
 PLURALS = {n: n if n == "fish" else n+"s" for n in NOUNS}
 SYMMETRIC = ("ball",)   # tilting one of these shows nothing
@@ -30,7 +30,7 @@ BACKGROUNDS = {"meadow": "on a meadow", "beach": "on a beach", "night sky": "und
                "brick wall": "before a brick wall", "wooden floor": "on a wooden floor", "forest": "in a forest", "sunset": "at sunset"}
 STYLES = dict(flat="a drawing of", pencil="a pencil sketch of", watercolour="a watercolour of")
 
-# %% ../nbs/03_picturebook.ipynb #58df54f5
+# %% ../nbs/03_picturebook.ipynb #b3a0cbb6
 def _known(what, value, names):
     if value not in tuple(names): raise OptionError(f"{what} {value!r} is not in the picture book: choose one of {', '.join(names)}")
 
@@ -76,9 +76,9 @@ class Scene:
 
 def _png(image):
     "Encode an RGB or grey uint8 picture as PNG bytes."
-    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
 
-# %% ../nbs/03_picturebook.ipynb #e6a9b473
+# %% ../nbs/03_picturebook.ipynb #83659f59
 def _poly(*xy): return np.array(xy, float).reshape(-1, 2)
 
 def _ellipse(cx, cy, rx, ry, start=0, end=360):
@@ -125,7 +125,7 @@ _SHAPES = dict(
     balloon=[(_INK, _poly(-.04, .45, .04, .45, .04, 1, -.04, 1)),
              ("body", _poly(-.16, .6, 0, .38, .16, .6)), ("body", _ellipse(0, -.27, .66, .75))])
 
-# %% ../nbs/03_picturebook.ipynb #cadb169c
+# %% ../nbs/03_picturebook.ipynb #15d29689
 _RIM = dict(flat=.011, pencil=.016, watercolour=0.)   # half the width of the outline, as a share of the side
 _SOFT = .02                                           # watercolour runs: its edges are blurred over this share of the side
 
@@ -170,7 +170,7 @@ def _layers(thing, style, size):
         layers.append((run[0][0], _coverage(strokes, box, size, _SOFT if style == "watercolour" else 0)))
     return box, layers
 
-# %% ../nbs/03_picturebook.ipynb #a780d9d9
+# %% ../nbs/03_picturebook.ipynb #5e2028ff
 @functools.lru_cache(8)
 def _grid(size):
     "Pixel centres as shares of the side: x and y, each (size, size) float32."
@@ -236,7 +236,7 @@ def _paint(image, thing, style):
         paint = _styled(paints[name] if isinstance(name, str) else _rgb(name), style, box, size)
         image[box] += (paint-image[box])*coverage[..., None]
 
-# %% ../nbs/03_picturebook.ipynb #54f4bde1
+# %% ../nbs/03_picturebook.ipynb #7bdb5a8a
 def _flat(colour, like): return np.broadcast_to(np.array(colour, np.float32), (*like.shape, 3)).copy()
 def _fill(image, weight, colour): image += (np.asarray(colour, np.float32)-image)*weight[..., None]
 def _sky(top, bottom, y, horizon): return _mix(top, bottom, np.clip(y/horizon, 0, 1))
@@ -318,7 +318,7 @@ def _ground(background, style, sixteenths, size):
 
 _remembered_ground = functools.lru_cache(len(BACKGROUNDS)*len(STYLES)*17)(_ground)   # at 64 pixels 20 MB when full
 
-# %% ../nbs/03_picturebook.ipynb #82d8d5f5
+# %% ../nbs/03_picturebook.ipynb #26751e94
 def _check_size(size):
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 8 <= size <= 2048:
         raise OptionError(f"size={size!r} cannot be drawn: give a whole number of pixels from 8 to 2048")
@@ -345,7 +345,7 @@ def object_masks(scene: Scene, # what is drawn
         mask[box] = functools.reduce(np.maximum, [coverage for _, coverage in layers])
     return masks
 
-# %% ../nbs/03_picturebook.ipynb #97157819
+# %% ../nbs/03_picturebook.ipynb #154e9aa5
 TRAINING_SEEDS = 10_000_000     # training uses sample_scene(seed) with 0 <= seed < TRAINING_SEEDS
 EDIT_SEEDS = 1_000_000_000      # edits use sample_scene(seed) with seed >= EDIT_SEEDS
 
@@ -385,7 +385,7 @@ def sample_scene(seed: int # 0 or more; training uses seeds below `TRAINING_SEED
     style = _pick(r, list(STYLES)) if r.random() < .6 else "flat"
     return Scene(things, background, style, round(r.random(), 3))
 
-# %% ../nbs/03_picturebook.ipynb #30fc812d
+# %% ../nbs/03_picturebook.ipynb #5cdde0f8
 def _from_dict(cls, d, what):
     names = [f.name for f in fields(cls)]
     if not isinstance(d, Mapping): raise DataError(f"{what} is a {type(d).__name__}: give a dict with {', '.join(names)}")
@@ -401,7 +401,7 @@ def scene_from_dict(d: Mapping # what `dataclasses.asdict(scene)` gives, also af
     if not isinstance(things, (list, tuple)): raise DataError("this is not a scene: a scene is a dict with a list of 'things'")
     return _from_dict(Scene, {**d, "things": tuple(_from_dict(Thing, t, f"thing {i}") for i, t in enumerate(things))}, "the scene")
 
-# %% ../nbs/03_picturebook.ipynb #3bbcce8b
+# %% ../nbs/03_picturebook.ipynb #20957a2a
 def _alike(a, b): return replace(a, x=0, y=0) == replace(b, x=0, y=0)
 
 def _groups(scene):
@@ -429,7 +429,7 @@ def caption(scene: Scene) -> str:
     "Describe `scene` in its canonical words."
     return _sentence(STYLES[scene.style], [_phrase(_terse(_slots(*g))) for g in _groups(scene)], BACKGROUNDS[scene.background])
 
-# %% ../nbs/03_picturebook.ipynb #f38df6de
+# %% ../nbs/03_picturebook.ipynb #17d12620
 _LEFT_OUT = dict(style=.15, size=.2, colour=.05, background=.1, pose=.1, material=.1)   # how often a word is left out
 _SAID = .3                                                                              # how often 'plain' or 'upright' is said
 
@@ -448,7 +448,7 @@ def training_caption(scene: Scene, # what to describe
     if len(phrases) == 2 and r.random() < .5: phrases.reverse()
     return _sentence(style, phrases, keep("background", BACKGROUNDS[scene.background]))
 
-# %% ../nbs/03_picturebook.ipynb #22a9fe8f
+# %% ../nbs/03_picturebook.ipynb #1c255c7c
 @dataclass(frozen=True)
 class AskedThing:
     "What a prompt asks of one object (or of several equal ones); `None` where it asks nothing."
@@ -493,7 +493,7 @@ def read_prompt(prompt: str # words in the picture book's manner; brackets and u
             if slot == "noun": things.append(AskedThing(**said, count=2 if word not in NOUNS else count)); said, count = {}, 1
     return Asked(tuple(things), **scene) if things else Asked()
 
-# %% ../nbs/03_picturebook.ipynb #2394dfb3
+# %% ../nbs/03_picturebook.ipynb #68d14f57
 _TRAITS = ("noun", "count", "size", "pose", "colour", "material")
 
 def _bracketed(scene, other):
@@ -551,7 +551,7 @@ class Edit:
         mask = np.repeat(self.mask(128)[..., None]*np.uint8(255), 3, 2)
         return _png(np.hstack([self.source_image(128), mask, self.target_image(128)]))
 
-# %% ../nbs/03_picturebook.ipynb #51fd36a7
+# %% ../nbs/03_picturebook.ipynb #3d2cca7a
 def _the(thing, count): return "the "+(PLURALS[thing.noun] if count > 1 else thing.noun)
 
 def _choices(trait, scene, thing, count):
@@ -645,7 +645,7 @@ def sample_edit(edit_type: int, # PIE-Bench's number, 0..9, see `EDIT_TYPES`
     source, target, instruction = found
     return Edit(source, target, edit_type, _bracketed(source, target), _bracketed(target, source), instruction, _blended(source, target), seed)
 
-# %% ../nbs/03_picturebook.ipynb #b9766121
+# %% ../nbs/03_picturebook.ipynb #242d1a66
 _FOLDERS = ("0_random_140", "1_change_object_80", "2_add_object_80", "3_delete_object_80", "4_change_attribute_content_40",
             "5_change_attribute_pose_40", "6_change_attribute_color_40", "7_change_attribute_material_40",
             "8_change_background_80", "9_change_style_80")
