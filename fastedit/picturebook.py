@@ -8,8 +8,8 @@ __all__ = ['NOUNS', 'PLURALS', 'SYMMETRIC', 'COLOURS', 'MATERIALS', 'SIZES', 'TI
            'caption', 'training_caption', 'AskedThing', 'Asked', 'read_prompt', 'Edit', 'sample_edit', 'mask_to_runs',
            'write_benchmark']
 
-# %% ../nbs/03_picturebook.ipynb #785d754c
-import functools, itertools, json, math, random, re, shutil
+# %% ../nbs/03_picturebook.ipynb #2bfa4338
+import functools, json, math, random, re, shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from .core import DataError, OptionError, PromptError, atomic_write, canonical_json, progress
 
-# %% ../nbs/03_picturebook.ipynb #4f93968a
+# %% ../nbs/03_picturebook.ipynb #512894b5
 NOUNS = ("ball", "star", "heart", "house", "tree", "car", "fish", "flower", "mushroom", "boat", "cup", "balloon")
 PLURALS = {n: n if n == "fish" else n+"s" for n in NOUNS}
 SYMMETRIC = ("ball",)   # tilting one of these shows nothing
@@ -30,7 +30,7 @@ BACKGROUNDS = {"meadow": "on a meadow", "beach": "on a beach", "night sky": "und
                "brick wall": "before a brick wall", "wooden floor": "on a wooden floor", "forest": "in a forest", "sunset": "at sunset"}
 STYLES = dict(flat="a drawing of", pencil="a pencil sketch of", watercolour="a watercolour of")
 
-# %% ../nbs/03_picturebook.ipynb #b3a0cbb6
+# %% ../nbs/03_picturebook.ipynb #e280c112
 def _known(what, value, names):
     if value not in tuple(names): raise OptionError(f"{what} {value!r} is not in the picture book: choose one of {', '.join(names)}")
 
@@ -78,7 +78,7 @@ def _png(image):
     "Encode an RGB or grey uint8 picture as PNG bytes."
     return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
 
-# %% ../nbs/03_picturebook.ipynb #83659f59
+# %% ../nbs/03_picturebook.ipynb #ecca348a
 def _poly(*xy): return np.array(xy, float).reshape(-1, 2)
 
 def _ellipse(cx, cy, rx, ry, start=0, end=360):
@@ -125,7 +125,7 @@ _SHAPES = dict(
     balloon=[(_INK, _poly(-.04, .45, .04, .45, .04, 1, -.04, 1)),
              ("body", _poly(-.16, .6, 0, .38, .16, .6)), ("body", _ellipse(0, -.27, .66, .75))])
 
-# %% ../nbs/03_picturebook.ipynb #15d29689
+# %% ../nbs/03_picturebook.ipynb #f68511a8
 _RIM = dict(flat=.011, pencil=.016, watercolour=0.)   # half the width of the outline, as a share of the side
 _SOFT = .02                                           # watercolour runs: its edges are blurred over this share of the side
 
@@ -156,6 +156,14 @@ def _coverage(strokes, box, size, blur=0.):
     if blur: canvas = cv2.blur(canvas, (max(3, int(round(size*ss*blur))//2*2+1),)*2)
     return cv2.resize(canvas, small, interpolation=cv2.INTER_AREA).astype(np.float32)/255
 
+def _runs(parts):
+    "Parts as (paint, polygons): neighbouring body parts become one, so that no seam shows between them."
+    runs = []
+    for paint, polygon in parts:
+        if paint == "body" and runs and runs[-1][0] == "body": runs[-1][1].append(polygon)
+        else: runs.append((paint, [polygon]))
+    return runs
+
 def _layers(thing, style, size):
     "How a thing lies on the paper: its box, and from bottom to top its (paint, coverage) layers."
     parts = [(paint, _placed(thing, points)) for paint, points in _SHAPES[thing.noun]]
@@ -163,14 +171,12 @@ def _layers(thing, style, size):
     if rim:
         outline = [(p, paint != "ring", 2*rim+(.06 if paint == "ring" else 0)) for paint, p in parts]
         layers.append(("outline", _coverage(outline, box, size)))
-    # neighbouring body parts are one layer, so that no seam shows between them
-    for body, run in itertools.groupby(enumerate(parts), lambda o: "body" if o[1][0] == "body" else o[0]):
-        run = [part for _, part in run]
-        strokes = [(p, paint != "ring", .05 if paint == "ring" else 0) for paint, p in run]
-        layers.append((run[0][0], _coverage(strokes, box, size, _SOFT if style == "watercolour" else 0)))
+    for paint, polygons in _runs(parts):
+        strokes = [(p, paint != "ring", .05 if paint == "ring" else 0) for p in polygons]
+        layers.append((paint, _coverage(strokes, box, size, _SOFT if style == "watercolour" else 0)))
     return box, layers
 
-# %% ../nbs/03_picturebook.ipynb #5e2028ff
+# %% ../nbs/03_picturebook.ipynb #1b3f187e
 @functools.lru_cache(8)
 def _grid(size):
     "Pixel centres as shares of the side: x and y, each (size, size) float32."
@@ -236,11 +242,10 @@ def _paint(image, thing, style):
         paint = _styled(paints[name] if isinstance(name, str) else _rgb(name), style, box, size)
         image[box] += (paint-image[box])*coverage[..., None]
 
-# %% ../nbs/03_picturebook.ipynb #7bdb5a8a
+# %% ../nbs/03_picturebook.ipynb #b8bdcfaa
 def _flat(colour, like): return np.broadcast_to(np.array(colour, np.float32), (*like.shape, 3)).copy()
 def _fill(image, weight, colour): image += (np.asarray(colour, np.float32)-image)*weight[..., None]
 def _sky(top, bottom, y, horizon): return _mix(top, bottom, np.clip(y/horizon, 0, 1))
-def _hills(x, *waves): return sum(height*np.sin(2*math.pi*(waves_per_side*x+phase)) for height, waves_per_side, phase in waves)
 def _grooves(v, period): return np.abs(_nearest(v/period))*period
 
 def _meadow(x, y, s, size):
@@ -318,7 +323,7 @@ def _ground(background, style, sixteenths, size):
 
 _remembered_ground = functools.lru_cache(len(BACKGROUNDS)*len(STYLES)*17)(_ground)   # at 64 pixels 20 MB when full
 
-# %% ../nbs/03_picturebook.ipynb #26751e94
+# %% ../nbs/03_picturebook.ipynb #713ac84e
 def _check_size(size):
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 8 <= size <= 2048:
         raise OptionError(f"size={size!r} cannot be drawn: give a whole number of pixels from 8 to 2048")
@@ -345,7 +350,7 @@ def object_masks(scene: Scene, # what is drawn
         mask[box] = functools.reduce(np.maximum, [coverage for _, coverage in layers])
     return masks
 
-# %% ../nbs/03_picturebook.ipynb #154e9aa5
+# %% ../nbs/03_picturebook.ipynb #99931de8
 TRAINING_SEEDS = 10_000_000     # training uses sample_scene(seed) with 0 <= seed < TRAINING_SEEDS
 EDIT_SEEDS = 1_000_000_000      # edits use sample_scene(seed) with seed >= EDIT_SEEDS
 
@@ -385,7 +390,7 @@ def sample_scene(seed: int # 0 or more; training uses seeds below `TRAINING_SEED
     style = _pick(r, list(STYLES)) if r.random() < .6 else "flat"
     return Scene(things, background, style, round(r.random(), 3))
 
-# %% ../nbs/03_picturebook.ipynb #5cdde0f8
+# %% ../nbs/03_picturebook.ipynb #ddc62c04
 def _from_dict(cls, d, what):
     names = [f.name for f in fields(cls)]
     if not isinstance(d, Mapping): raise DataError(f"{what} is a {type(d).__name__}: give a dict with {', '.join(names)}")
@@ -401,7 +406,7 @@ def scene_from_dict(d: Mapping # what `dataclasses.asdict(scene)` gives, also af
     if not isinstance(things, (list, tuple)): raise DataError("this is not a scene: a scene is a dict with a list of 'things'")
     return _from_dict(Scene, {**d, "things": tuple(_from_dict(Thing, t, f"thing {i}") for i, t in enumerate(things))}, "the scene")
 
-# %% ../nbs/03_picturebook.ipynb #20957a2a
+# %% ../nbs/03_picturebook.ipynb #e5ef18f5
 def _alike(a, b): return replace(a, x=0, y=0) == replace(b, x=0, y=0)
 
 def _groups(scene):
@@ -429,7 +434,7 @@ def caption(scene: Scene) -> str:
     "Describe `scene` in its canonical words."
     return _sentence(STYLES[scene.style], [_phrase(_terse(_slots(*g))) for g in _groups(scene)], BACKGROUNDS[scene.background])
 
-# %% ../nbs/03_picturebook.ipynb #17d12620
+# %% ../nbs/03_picturebook.ipynb #bbbc7bca
 _LEFT_OUT = dict(style=.15, size=.2, colour=.05, background=.1, pose=.1, material=.1)   # how often a word is left out
 _SAID = .3                                                                              # how often 'plain' or 'upright' is said
 
@@ -448,7 +453,7 @@ def training_caption(scene: Scene, # what to describe
     if len(phrases) == 2 and r.random() < .5: phrases.reverse()
     return _sentence(style, phrases, keep("background", BACKGROUNDS[scene.background]))
 
-# %% ../nbs/03_picturebook.ipynb #1c255c7c
+# %% ../nbs/03_picturebook.ipynb #320220be
 @dataclass(frozen=True)
 class AskedThing:
     "What a prompt asks of one object (or of several equal ones); `None` where it asks nothing."
@@ -493,7 +498,7 @@ def read_prompt(prompt: str # words in the picture book's manner; brackets and u
             if slot == "noun": things.append(AskedThing(**said, count=2 if word not in NOUNS else count)); said, count = {}, 1
     return Asked(tuple(things), **scene) if things else Asked()
 
-# %% ../nbs/03_picturebook.ipynb #68d14f57
+# %% ../nbs/03_picturebook.ipynb #0224510f
 _TRAITS = ("noun", "count", "size", "pose", "colour", "material")
 
 def _bracketed(scene, other):
@@ -551,7 +556,7 @@ class Edit:
         mask = np.repeat(self.mask(128)[..., None]*np.uint8(255), 3, 2)
         return _png(np.hstack([self.source_image(128), mask, self.target_image(128)]))
 
-# %% ../nbs/03_picturebook.ipynb #3d2cca7a
+# %% ../nbs/03_picturebook.ipynb #f6145de9
 def _the(thing, count): return "the "+(PLURALS[thing.noun] if count > 1 else thing.noun)
 
 def _choices(trait, scene, thing, count):
@@ -645,7 +650,7 @@ def sample_edit(edit_type: int, # PIE-Bench's number, 0..9, see `EDIT_TYPES`
     source, target, instruction = found
     return Edit(source, target, edit_type, _bracketed(source, target), _bracketed(target, source), instruction, _blended(source, target), seed)
 
-# %% ../nbs/03_picturebook.ipynb #242d1a66
+# %% ../nbs/03_picturebook.ipynb #4b2c9905
 _FOLDERS = ("0_random_140", "1_change_object_80", "2_add_object_80", "3_delete_object_80", "4_change_attribute_content_40",
             "5_change_attribute_pose_40", "6_change_attribute_color_40", "7_change_attribute_material_40",
             "8_change_background_80", "9_change_style_80")
