@@ -7,7 +7,7 @@ __all__ = ['fmt', 'Table', 'boot_means', 'Interval', 'mean_interval', 'Differenc
            'scores', 'summary', 'Comparison', 'compare', 'standard_error', 'minimal_difference', 'images_needed',
            'pareto_front', 'Point', 'TradeOff', 'trade_off']
 
-# %% ../nbs/33_stats.ipynb #16834bbe
+# %% ../nbs/33_stats.ipynb #0fe43e79
 import math
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from .core import DataError, OptionError
 
-# %% ../nbs/33_stats.ipynb #6975ac6d
+# %% ../nbs/33_stats.ipynb #c7565f61
 def fmt(x) -> str:
     "Write a number with four significant digits, a whole number as it is, a missing one as a dash."
     if x is None or (isinstance(x, (float, np.floating)) and not math.isfinite(x)): return "-"
@@ -53,7 +53,7 @@ class Table:
         w.writerows([["" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in r] for r in self.rows])
         return out.getvalue()
 
-# %% ../nbs/33_stats.ipynb #182e600a
+# %% ../nbs/33_stats.ipynb #b4c8791d
 def _strata(types, n) -> list:
     "Row numbers of each type in sorted order; types with one picture are pooled, a last single one joins the smallest other type."
     if types is None: return [np.arange(n)]
@@ -88,7 +88,7 @@ def boot_means(values,               # (n,) one finite number per picture
             out[i:i+size] += xs[rng.integers(len(rows), size=(size, m))].mean(1) * (len(rows)/len(x))
     return out
 
-# %% ../nbs/33_stats.ipynb #ffa4e23f
+# %% ../nbs/33_stats.ipynb #4367c3b0
 @dataclass(frozen=True)
 class Interval:
     "A mean with its bootstrap interval and the number of pictures behind it."
@@ -119,7 +119,7 @@ def mean_interval(values,              # (n,) numbers; None, NaN and infinite on
     low, high = np.percentile(boot_means(x, t, draws, seed, unbiased), q)
     return Interval(float(x.mean()), float(low), float(high), len(x), level)
 
-# %% ../nbs/33_stats.ipynb #e169d509
+# %% ../nbs/33_stats.ipynb #3af00140
 @dataclass(frozen=True)
 class Difference(Interval):
     "Mean of the picture-by-picture differences a - b, with its interval and two-sided bootstrap p value."
@@ -144,7 +144,7 @@ def difference_interval(a, b,                # (n,) values of two methods on the
     p = min(1., 2*(1 + min((boot <= 0).sum(), (boot >= 0).sum()))/(draws + 1))
     return Difference(float(d.mean()), float(low), float(high), len(d), level, float(p))
 
-# %% ../nbs/33_stats.ipynb #94e9e17e
+# %% ../nbs/33_stats.ipynb #f7e4f762
 def holm(p) -> np.ndarray:
     "Adjust p values (any number, each 0..1) for having looked at all of them (Holm 1979); keeps their order; NaN stays out of the count."
     p = np.asarray(p, float); out = np.full(p.shape, np.nan); ok = np.flatnonzero(np.isfinite(p))
@@ -153,7 +153,7 @@ def holm(p) -> np.ndarray:
     out[order] = np.minimum(1, np.maximum.accumulate(p[order] * (len(order) - np.arange(len(order)))))
     return out
 
-# %% ../nbs/33_stats.ipynb #d3103f42
+# %% ../nbs/33_stats.ipynb #eaab41db
 @dataclass(frozen=True)
 class Scores:
     "One metric of several methods on the same pictures: `values[method]` is (n,), NaN where a picture has no value."
@@ -175,14 +175,15 @@ def scores(rows,                   # dicts with the fields below, one per pictur
         if (key, pic, r.get(seed)) in seen:
             raise DataError(f"{key}, picture {pic}, seed {r.get(seed)} stands twice in the rows: drop one, or name the setting in `method`")
         seen.add((key, pic, r.get(seed)))
-        if kind.setdefault(pic, str(r.get(type, ""))) != str(r.get(type, "")): raise DataError(f"picture {pic} has the types {kind[pic]} and {r.get(type)}")
+        if kind.setdefault(pic, str(r.get(type, ""))) != str(r.get(type, "")):
+            raise DataError(f"picture {pic} has the types {kind[pic]} and {r.get(type)}")
         v = r.get(metric); ok = v is not None and v != "" and math.isfinite(float(v))
         cells.setdefault(key, {}).setdefault(pic, []).extend([float(v)] if ok else [])
     images = tuple(sorted(kind))
     mean = lambda xs: sum(xs)/len(xs) if xs else math.nan
     return Scores(metric, images, tuple(kind[i] for i in images), {k: np.array([mean(c.get(i, [])) for i in images]) for k, c in cells.items()})
 
-# %% ../nbs/33_stats.ipynb #6713ce99
+# %% ../nbs/33_stats.ipynb #c476ff1b
 def summary(scores: Scores,          # one metric
             draws: int=10_000,       # resamples
             level: float=.95,        # share inside the interval
@@ -190,7 +191,8 @@ def summary(scores: Scores,          # one metric
            ) -> Table:
     "Tabulate each method's mean with its interval and n."
     rows = [(m, y.mean, y.low, y.high, y.n) for m, v in scores.values.items() for y in [mean_interval(v, scores.types, draws, level, seed)]]
-    return Table(("method", f"mean {scores.metric}", "low", "high", "n"), tuple(rows), note=f"{level:.0%} bootstrap intervals over pictures, stratified by type.")
+    return Table(("method", f"mean {scores.metric}", "low", "high", "n"), tuple(rows),
+                 note=f"{level:.0%} bootstrap intervals over pictures, stratified by type.")
 
 @dataclass(frozen=True)
 class Comparison:
@@ -223,7 +225,7 @@ def compare(scores: Scores,         # one metric
     return Comparison(scores.metric, a, b, difference_interval(va, vb, scores.types, draws, level, seed),
                       tuple((t, d, float(q)) for (t, d), q in zip(each.items(), p)), round(1 - level, 12))
 
-# %% ../nbs/33_stats.ipynb #470b7d0e
+# %% ../nbs/33_stats.ipynb #abba596a
 def standard_error(differences,   # (n,) paired differences; missing ones are left out
                    types=None     # (n,) edit types, or None
                   ) -> float:
@@ -233,7 +235,8 @@ def standard_error(differences,   # (n,) paired differences; missing ones are le
     return math.sqrt(sum((len(r)/len(d))**2 * d[r].var(ddof=1)/len(r) for r in _strata(t, len(d))))
 
 def _z(power, alpha, tests):
-    if not 0 < power < 1 or not 0 < alpha < 1 or tests < 1: raise OptionError(f"power={power}, alpha={alpha}, tests={tests}: shares between 0 and 1, and at least one test")
+    if not 0 < power < 1 or not 0 < alpha < 1 or tests < 1:
+        raise OptionError(f"power={power}, alpha={alpha}, tests={tests}: give shares between 0 and 1 and at least one test")
     return NormalDist().inv_cdf(1 - alpha/tests/2) + NormalDist().inv_cdf(power)
 
 def minimal_difference(differences,       # (n,) paired differences of a pilot
@@ -252,10 +255,11 @@ def images_needed(difference: float,      # true mean difference to be found
                   tests: int=1            # how many comparisons share `alpha`
                  ) -> int:
     "Give how many pictures show a difference of this size with the given power."
-    if not difference or not math.isfinite(difference): raise OptionError(f"difference={difference}: no number of pictures shows a difference of zero")
+    if not difference or not math.isfinite(difference):
+        raise OptionError(f"difference={difference}: no number of pictures shows a difference of zero")
     return max(2, math.ceil((_z(power, alpha, tests) * sd/abs(difference))**2))
 
-# %% ../nbs/33_stats.ipynb #27587545
+# %% ../nbs/33_stats.ipynb #f18931c6
 def pareto_front(points,            # (n, k) one row per point
                  up=None            # k booleans: True where more is better; default all True
                 ) -> np.ndarray:    # (n,) True where no other point dominates
