@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'load_image', 'image_grid', 'load_
            'plan_fit', 'fit', 'unfit', 'fit_mask', 'feather', 'composite', 'to_tensor', 'to_image', 'save_image',
            'read_metadata']
 
-# %% ../nbs/00_images.ipynb #1d50ab4e
+# %% ../nbs/00_images.ipynb #db5d20ac
 import io, json, math, os, warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from .core import DataError, ImageError, MaskError, NumericalError, OptionError, atomic_write, canonical_json
 
-# %% ../nbs/00_images.ipynb #92c13a0b
+# %% ../nbs/00_images.ipynb #f798027d
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 MIN_SIDE, MAX_SIDE = 8, 8192
 
@@ -35,7 +35,7 @@ def _declared_size(head):
     if head[12:16] == b"VP8L": return 1 + (n(21, 25) & 0x3fff), 1 + (n(21, 25) >> 14 & 0x3fff)
     return n(26, 28) & 0x3fff, n(28, 30) & 0x3fff
 
-# %% ../nbs/00_images.ipynb #d31cf45c
+# %% ../nbs/00_images.ipynb #cd8b955b
 def _stream(source):
     "Name and byte stream (ours to close) of a path, bytes or an open file."
     if isinstance(source, (bytes, bytearray, memoryview)): name, data = f"the picture ({len(source)} bytes)", bytes(source)
@@ -44,12 +44,15 @@ def _stream(source):
         if not isinstance(data, bytes): raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser(); name = str(source)
-        if name.startswith(("http:", "https:")): raise ImageError(f"{name} is an address; fastedit fetches no pictures: download it and give its path")
+        if name.startswith(("http:", "https:")):
+            raise ImageError(f"{name} is an address; fastedit fetches no pictures: download it and give its path")
         try:
             if path.is_dir(): raise ImageError(f"{name} is a folder: name a picture inside it")
-            if not path.is_file(): raise ImageError(f"{name!r} does not exist or is not a regular file: check the path (the current folder is {Path.cwd().name!r})")
+            if not path.is_file():
+                raise ImageError(f"{name!r} does not exist or is not a regular file: check the path (the current folder is {Path.cwd().name!r})")
             return name, open(path, "rb")
-        except (OSError, ValueError) as e: raise ImageError(f"{name[:200]!r} cannot be opened ({getattr(e, 'strerror', None) or e}): check the path and its permissions") from e
+        except (OSError, ValueError) as e:
+            raise ImageError(f"{name[:200]!r} cannot be opened ({getattr(e, 'strerror', None) or e}): check the path and its permissions") from e
     else: raise ImageError(f"a {type(source).__name__} is not a picture: give a path, bytes, an open file, a PIL image or a numpy array")
     if not data: raise ImageError(f"{name} is empty (0 bytes): nothing to read")
     return name, io.BytesIO(data)
@@ -82,7 +85,7 @@ def _decode(source):
         raise ImageError(f"{name} is not a picture that can be read: give {', '.join(FORMATS)}, or open it elsewhere and save it as PNG") from e
     except Exception as e: raise ImageError(f"{name} is damaged or cut short ({e}): get a whole copy of it") from e
 
-# %% ../nbs/00_images.ipynb #909420c1
+# %% ../nbs/00_images.ipynb #ec8290a3
 def _scale16(a): return ((a.astype(np.int32)*255 + 32767)//65535).astype(np.uint8)  # nearest of v/257, in integers
 
 def _from_array(a, name="the array"):
@@ -94,7 +97,7 @@ def _from_array(a, name="the array"):
     if a.dtype == bool: a = a*np.uint8(255)
     elif a.dtype == np.uint16: a = _scale16(a)
     elif a.dtype.kind == "f":
-        if not np.isfinite(a).all(): raise ImageError(f"{name} holds {(~np.isfinite(a)).sum()} values that are NaN or infinite: mend them before editing")
+        if bad := (~np.isfinite(a)).sum(): raise ImageError(f"{name} holds {bad} values that are NaN or infinite: mend them before editing")
         if a.min() < -1e-3 or a.max() > 1.001:
             raise ImageError(f"{name} has float values from {a.min():.4g} to {a.max():.4g}: scale them to 0..1, or give uint8 for 0..255")
         a = (a.clip(0, 1)*255).round().astype(np.uint8)
@@ -111,7 +114,8 @@ def _to_rgb(im, name):
         if mode[0] == "F": im = _from_array(np.asarray(im), name)
         elif mode[0] == "I":
             a = np.asarray(im)
-            if a.min() < 0 or a.max() > 65535: raise ImageError(f"{name} has values from {a.min()} to {a.max()}: save it with 8 or 16 bits per channel")
+            if a.min() < 0 or a.max() > 65535:
+                raise ImageError(f"{name} has values from {a.min()} to {a.max()}: save it with 8 or 16 bits per channel")
             im = Image.fromarray(_scale16(a))
         if im.has_transparency_data:
             rgba = im.convert("RGBA")
@@ -130,7 +134,7 @@ def load_image(source    # path, bytes, binary file object, PIL image, or numpy 
     name, im = _decode(source)
     return _to_rgb(im, name)
 
-# %% ../nbs/00_images.ipynb #32c98e36
+# %% ../nbs/00_images.ipynb #bb8a464b
 def _wrap(text, font, width):
     lines = [""]
     for word in str(text).split():
@@ -147,7 +151,8 @@ def image_grid(images: list,       # pictures, anything that `load_image` takes;
                font_size: int=11   # of the captions, pixels
               ) -> Image.Image:
     "Lay pictures out in a labelled grid on white. Raises `OptionError` if there is nothing to show or the labels do not match."
-    if not images or (cols is not None and cols < 1) or scale < 1: raise OptionError(f"{len(images)} pictures in {cols} columns at scale {scale}: nothing to show")
+    if not images or (cols is not None and cols < 1) or scale < 1:
+        raise OptionError(f"{len(images)} pictures in {cols} columns at scale {scale}: nothing to show; give pictures, cols >= 1, scale >= 1")
     if labels is not None and len(labels) != len(images): raise OptionError(f"{len(labels)} labels for {len(images)} pictures: give one each")
     pics = [None if i is None else load_image(i) for i in images]
     pics = [p if p is None or scale == 1 else p.resize((p.width*scale, p.height*scale), Image.NEAREST) for p in pics]
@@ -165,7 +170,7 @@ def image_grid(images: list,       # pictures, anything that `load_image` takes;
         y += heads[r] + H + gap
     return grid
 
-# %% ../nbs/00_images.ipynb #495402c0
+# %% ../nbs/00_images.ipynb #c94cb7d8
 def _mask_values(a, name):
     "Float32 (H,W) in [0,1] of any array."
     if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
@@ -205,7 +210,7 @@ def load_mask(source,                     # path, bytes, binary file object, PIL
         raise MaskError(f"the mask is {w}x{h} and the picture {W}x{H}: their shapes differ, so it is unclear where the mask lies. Make it {W}x{H}")
     return _resize_mask(mask, (W, H))
 
-# %% ../nbs/00_images.ipynb #1026937a
+# %% ../nbs/00_images.ipynb #8c740f1e
 @lru_cache(64)
 def _buckets(area, multiple, max_aspect):
     side = math.sqrt(area); least = area*(1 - 1.6*multiple/side)
@@ -219,7 +224,7 @@ def buckets(area: int,           # native area of the model, pixels, such as 102
            ) -> list[tuple[int, int]]:
     "List the (width, height) that a model of this native area should be run at; 1024*1024 and 64 give SDXL's own list. Raises `OptionError`."
     if multiple < 1 or max_aspect < 1 or area < multiple*multiple:
-        raise OptionError(f"area={area}, multiple={multiple}, max_aspect={max_aspect} leave no size: use an area of at least multiple x multiple, aspect >= 1")
+        raise OptionError(f"area={area}, multiple={multiple}, max_aspect={max_aspect} leave no size: use area >= multiple**2, max_aspect >= 1")
     return list(_buckets(int(area), int(multiple), float(max_aspect)))
 
 def choose_size(size: tuple[int, int],  # (width, height) of the picture, pixels
@@ -232,7 +237,7 @@ def choose_size(size: tuple[int, int],  # (width, height) of the picture, pixels
     if (w, h) in sizes: return w, h
     return min(sizes, key=lambda b: (round(abs(math.log(w*b[1]/(h*b[0]))), 9), -b[0]*b[1], -b[0]))
 
-# %% ../nbs/00_images.ipynb #227ba634
+# %% ../nbs/00_images.ipynb #2af18068
 @dataclass(frozen=True)
 class Fit:
     "What `fit` did: sizes are (width, height), the box is (left, top, right, bottom) in pixels of the model's picture."
@@ -240,11 +245,17 @@ class Fit:
     model: tuple[int, int]
     box: tuple[int, int, int, int]
     @property
-    def content(self) -> tuple[int, int]: "Size of the picture inside the model's frame."; return self.box[2]-self.box[0], self.box[3]-self.box[1]
+    def content(self) -> tuple[int, int]:
+        "Size of the picture inside the model's frame."
+        return self.box[2]-self.box[0], self.box[3]-self.box[1]
     @property
-    def exact(self) -> bool: "Nothing was resized or padded."; return self.original == self.model == self.content
+    def exact(self) -> bool:
+        "Nothing was resized or padded."
+        return self.original == self.model == self.content
     @property
-    def padding(self) -> float: "Share of the model's frame that is padding."; return 1 - self.content[0]*self.content[1]/(self.model[0]*self.model[1])
+    def padding(self) -> float:
+        "Share of the model's frame that is padding, 0..1."
+        return 1 - math.prod(self.content)/math.prod(self.model)
 
 def plan_fit(size: tuple[int, int],        # (width, height) of the picture, pixels
              native: int=64,               # side of the square that the model was trained on, pixels
@@ -255,7 +266,8 @@ def plan_fit(size: tuple[int, int],        # (width, height) of the picture, pix
     _check_size(size, "the picture"); w, h = size
     W, H = choose_size(size, native, multiple) if model is None else model
     if min(W, H) < 1 or W % multiple or H % multiple:
-        raise OptionError(f"size {W}x{H} does not suit the model: both sides must be multiples of {multiple}, such as {choose_size(size, native, multiple)}")
+        better = choose_size(size, native, multiple)
+        raise OptionError(f"size {W}x{H} does not suit the model: both sides must be multiples of {multiple}, such as {better[0]}x{better[1]}")
     s = min(W/w, H/h); cw, ch = min(W, max(1, round(w*s))), min(H, max(1, round(h*s)))
     left, top = (W-cw)//2, (H-ch)//2
     return Fit((w, h), (W, H), (left, top, left+cw, top+ch))
@@ -283,17 +295,20 @@ def unfit(edited: Image.Image,  # picture of the size `f.model`
     if not f.content == f.model: edited = edited.crop(f.box)
     return edited if f.content == f.original else edited.resize(f.original, Image.LANCZOS)
 
+def _check_mask(mask, size):
+    if mask.shape[::-1] != tuple(size): raise MaskError(f"the mask is {mask.shape[::-1]}, the picture {size}: read it with load_mask(mask, size)")
+
 def fit_mask(mask: np.ndarray,  # float32 (H,W) in [0,1], of the original size
              f: Fit             # what `fit` returned beside the picture
             ) -> np.ndarray:
     """Bring a mask into the model's frame, float32 (H,W) in [0,1]: averaged where pixels merge, its peak kept, so that a thin line
     does not fade away; continued into the padding. Raises `MaskError` if it is not of the original size."""
-    if mask.shape[::-1] != f.original: raise MaskError(f"the mask is {mask.shape[::-1]}, the picture {f.original}: read it with load_mask(mask, size)")
+    _check_mask(mask, f.original)
     small = _resize_mask(mask, f.content)
     if 0 < small.max() < mask.max(): small = small*(mask.max()/small.max())
     return _pad(small, f).astype(np.float32)
 
-# %% ../nbs/00_images.ipynb #2fac8709
+# %% ../nbs/00_images.ipynb #db2e4008
 def feather(mask: np.ndarray,  # float32 (H,W) in [0,1], 1 = edit
             radius: float      # width of the ramp, pixels, >= 0
            ) -> np.ndarray:
@@ -316,11 +331,11 @@ def composite(source: Image.Image,  # the original picture
     "Paste the edit into the source; pixels where the mask is 0 are the source's bytes. Raises `MaskError` or `ImageError` if sizes differ."
     source, edited = load_image(source), load_image(edited)
     if edited.size != source.size: raise ImageError(f"the edited picture is {edited.size}, the source {source.size}: use unfit first")
-    if mask.shape[::-1] != source.size: raise MaskError(f"the mask is {mask.shape[::-1]}, the picture {source.size}: read it with load_mask(mask, size)")
+    _check_mask(mask, source.size)
     weight = (_feather(mask, feather)*255).round().astype(np.uint8)
     return Image.composite(edited, source, Image.fromarray(weight))  # exact at weights 0 and 255
 
-# %% ../nbs/00_images.ipynb #479e09c4
+# %% ../nbs/00_images.ipynb #84025b10
 def to_tensor(image  # picture, anything that `load_image` takes
              ) -> "torch.Tensor":
     "Turn a picture into a float32 tensor (1,3,H,W) in [-1,1], as diffusers' `VaeImageProcessor.preprocess` does."
@@ -330,7 +345,7 @@ def to_tensor(image  # picture, anything that `load_image` takes
 
 def to_image(x: "torch.Tensor"  # (1,3,H,W) or (3,H,W), nominally in [-1,1]; what lies beyond is clipped
             ) -> Image.Image:
-    "Turn a tensor into a picture as `VaeImageProcessor.postprocess` does. Raises `NumericalError` for NaN or infinity, `ImageError` for another shape."
+    "Turn a tensor into a picture as `VaeImageProcessor.postprocess` does. Raises `NumericalError` for NaN and infinity, `ImageError` for shapes."
     if x.ndim == 4 and x.shape[0] == 1: x = x[0]
     if x.ndim != 3 or x.shape[0] != 3: raise ImageError(f"a tensor of shape {tuple(x.shape)} is not one picture: give (1,3,H,W) or (3,H,W)")
     if bad := int((~x.isfinite()).sum()):
@@ -338,7 +353,7 @@ def to_image(x: "torch.Tensor"  # (1,3,H,W) or (3,H,W), nominally in [-1,1]; wha
     a = (x.detach()*0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((a*255).round().astype(np.uint8))
 
-# %% ../nbs/00_images.ipynb #9c2fa76d
+# %% ../nbs/00_images.ipynb #fd6ec1df
 _USER_COMMENT, _EXIF_IFD, _SUFFIXES = 0x9286, 0x8769, {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def save_image(image,              # picture, anything that `load_image` takes
