@@ -6,19 +6,19 @@
 __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'PRECISIONS', 'Architecture', 'build', 'count_parameters', 'Source',
            'Part', 'ModelSpec', 'user_models', 'read_models_toml', 'local_spec', 'find_spec', 'read_header',
            'weight_files', 'cache_dir', 'hub_cache', 'locate', 'weights_dir', 'model_index', 'file_hash', 'mini_path',
-           'read_lora', 'fuse_lora', 'attach_lora', 'Components', 'load_model', 'clip_tokenizer', 'tiny_configs',
-           'random_model', 'random_lora', 'random_weights']
+           'read_lora', 'fuse_lora', 'attach_lora', 'Components', 'load_model', 'openai_tokenizer', 'load_single_file',
+           'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview', 'clip_tokenizer',
+           'tiny_configs', 'random_model', 'random_lora', 'random_weights']
 
-# %% ../nbs/04_models.ipynb #ace3397c
-import hashlib, json, os, shutil, struct, tempfile
-from collections import Counter
+# %% ../nbs/04_models.ipynb #75e507f9
+import hashlib, json, math, os, re, shutil, tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, progress
 
-# %% ../nbs/04_models.ipynb #5ed595e4
+# %% ../nbs/04_models.ipynb #8ee78f49
 @dataclass(frozen=True)
 class Architecture:
     "A network as data: its class, its configuration and how many parameters that makes."
@@ -66,7 +66,7 @@ ARCHITECTURES = {k: Architecture(*v) for k, v in {
                                           hidden_act="gelu", projection_dim=512), 340_387_840),
 }.items()}
 
-# %% ../nbs/04_models.ipynb #932f49e2
+# %% ../nbs/04_models.ipynb #f7748254
 def _class(name: str):
     "Find a network class by name; only these classes are ever instantiated."
     import diffusers, transformers
@@ -95,7 +95,7 @@ def count_parameters(module) -> int:
     "Count the weights of a module."
     return sum(p.numel() for p in module.parameters())
 
-# %% ../nbs/04_models.ipynb #e3eec6e7
+# %% ../nbs/04_models.ipynb #096f52cd
 @dataclass(frozen=True)
 class Source:
     "Where a component's files are: a repository on the hub (or a local folder), a folder in it, or one file in it."
@@ -128,7 +128,7 @@ VAES = {p.key: p for p in (
     Part("taesdxl", Source("madebyollin/taesdxl"), "taesd", "sdxl", "mit", notes="previews"),
     Part("taesd", Source("madebyollin/taesd"), "taesd", "sd15", "mit", notes="previews"))}
 
-# %% ../nbs/04_models.ipynb #66fb1e2a
+# %% ../nbs/04_models.ipynb #462711e9
 @dataclass(frozen=True)
 class ModelSpec:
     "One model as data."
@@ -222,7 +222,7 @@ MODELS = {s.key: s for s in (
               scheduler="DDIMScheduler", guidance_range=(1.0, 8.0), guidance_default=4.0, default_steps=25, notes="mini without its LCM-LoRA"),
 )}
 
-# %% ../nbs/04_models.ipynb #af195a9d
+# %% ../nbs/04_models.ipynb #45d7811f
 def user_models() -> dict:
     "Read the user's own models from `FASTEDIT_MODELS_TOML` or ~/.config/fastedit/models.toml; empty if there are none."
     path = Path(os.environ.get("FASTEDIT_MODELS_TOML") or Path.home()/".config"/"fastedit"/"models.toml")
@@ -250,12 +250,14 @@ def _spec_from_table(key, t, path):
             try: t[k] = Source(**t[k]) if isinstance(t[k], dict) else Source(str(t[k]))
             except TypeError as e: raise ModelError(f"{path} [{key}] {k}: {e}: use repo, folder, file, revision") from e
     t = {k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}
+    if "path" in t:
+        p = path.parent/Path(t.pop("path")).expanduser()
+        return replace(MODELS[like], key=key, **{"unet": None, **t}, base=Source(str(p)), path=str(p)) if like else replace(local_spec(p, key), **t)
     if like: return replace(MODELS[like], key=key, **t)
-    if "path" in t: return replace(local_spec(path.parent/Path(t.pop("path")).expanduser(), key), **t)
     if not {"family", "base"} <= set(t): raise ModelError(f"{path} [{key}]: needs `like`, or `path`, or `family` and `base`")
     return ModelSpec(key=key, **t)
 
-# %% ../nbs/04_models.ipynb #03cef899
+# %% ../nbs/04_models.ipynb #5d641812
 _ALLOWED = {"AutoencoderKL", "AutoencoderTiny", "UNet2DConditionModel", "ControlNetModel", "CLIPTextModel", "CLIPTextModelWithProjection"}
 
 def _read_json(path) -> dict:
@@ -284,19 +286,40 @@ def local_spec(path,           # folder with model_index.json, or a single-file 
     unet, vae = _read_json(path/"unet"/"config.json"), _read_json(path/"vae"/"config.json")
     xl = unet.get("addition_embed_type") == "text_time"
     if xl and not (path/"text_encoder_2").is_dir(): raise ModelError(f"{path}/text_encoder_2 is missing: an SDXL UNet needs two text encoders; copy or fetch it again")
-    w, factor = bool(unet.get("time_cond_proj_dim")), 2**(len(vae.get("block_out_channels", (0,)*4))-1)
     sched = _read_json(path/"scheduler"/"scheduler_config.json") if (path/"scheduler").is_dir() else {}
-    name, lcm = sched.get("_class_name", "DDIMScheduler"), w or sched.get("_class_name") == "LCMScheduler"
-    return ModelSpec(key, "sdxl" if xl else "sd15", Source(str(path)), controlnet="own" if (path/"controlnet").is_dir() else None, path=str(path),
+    return _describe(key, path, unet, vae, sched, (path/"controlnet").is_dir())
+
+def _describe(key, path, unet, vae, sched, controlnet, **kw):
+    "Make a spec from the configurations of a model."
+    w, factor = bool(unet.get("time_cond_proj_dim")), 2**(len(vae.get("block_out_channels", (0,)*4))-1)
+    lcm = w or sched.get("_class_name") == "LCMScheduler"
+    return replace(ModelSpec(key, "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15", Source(str(path)), path=str(path), controlnet="own" if controlnet else None,
         resolution=_side(unet.get("sample_size") or 64)*factor, vae_factor=factor, multiple=factor*2**(len(unet["block_out_channels"])-1),
-        scheduler=name, guidance="w-embedding" if w else "cfg", default_steps=4 if lcm else 25, prediction=sched.get("prediction_type", "epsilon"),
-        guidance_range=(2.0, 13.0) if w else (1.0, 2.0) if lcm else (1.0, 15.0), guidance_default=5.0 if w else 1.5 if lcm else 7.5,
-        licence="unknown", notes="local folder")
+        scheduler=sched.get("_class_name", "LCMScheduler" if w else "DDIMScheduler"), guidance="w-embedding" if w else "cfg", default_steps=4 if lcm else 25,
+        prediction=sched.get("prediction_type", "epsilon"), guidance_range=(2.0, 13.0) if w else (1.0, 2.0) if lcm else (1.0, 15.0),
+        guidance_default=5.0 if w else 1.5 if lcm else 7.5, licence="unknown", notes="local"), **kw)
 
 def _side(x): return x if isinstance(x, int) else max(x)
 
+_TEXT_KEYS = {"sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."), "sd15": ("cond_stage_model.transformer.", "")}
+
+def _single_file_configs(path) -> dict:
+    "Find the configurations for a checkpoint: by its exact number of UNet parameters, or in a folder of the same name beside it."
+    path = Path(path); head = read_header(path); beside = path.with_suffix("")
+    family = next((f for f, ks in _TEXT_KEYS.items() if any(k.startswith(ks[0]) for k in head)), None)
+    n = sum(math.prod(t["shape"]) for k, t in head.items() if k.startswith("model.diffusion_model."))
+    if not n or family is None: raise ModelError(f"{path} is not a checkpoint of SDXL's or SD1.5's kind in the original key format: use such a file, or a folder in diffusers' layout")
+    names = [("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"), ("text_encoder", "CLIPTextModel")]+[("text_encoder_2", "CLIPTextModelWithProjection")]*(family == "sdxl")
+    if (beside/"unet"/"config.json").is_file(): return {k: (c, _read_json(beside/k/"config.json")) for k, c in names}
+    arch = next((a for a, v in ARCHITECTURES.items() if v.cls == "UNet2DConditionModel" and v.parameters == n), None)
+    if arch is None: raise ModelError(f"{path}: a UNet of {n:,} parameters is none that is known ({', '.join(MODELS)}): put its configuration files into {beside}/unet, vae, ...")
+    archs = dict(unet=arch, vae=f"vae-{family}", text_encoder="clip-l", text_encoder_2="clip-bigg")
+    return {k: (c, ARCHITECTURES[archs[k]].config) for k, c in names}
+
 def _single_file_spec(path, key):
-    raise ModelError(f"{path}: single-file checkpoints are not supported yet")
+    configs, beside = _single_file_configs(path), path.with_suffix("")
+    sched = _read_json(beside/"scheduler"/"scheduler_config.json") if (beside/"scheduler").is_dir() else {}
+    return _describe(key, path, configs["unet"][1], configs["vae"][1], sched, (beside/"controlnet").is_dir(), notes="single file")
 
 def find_spec(name  # registry name, user model, local folder, .safetensors file, or a `ModelSpec`
              ) -> ModelSpec:
@@ -309,7 +332,7 @@ def find_spec(name  # registry name, user model, local folder, .safetensors file
     if Path(text).expanduser().exists(): return local_spec(Path(text).expanduser())
     raise ModelError(f"model {text!r} is unknown: use one of {', '.join([*MODELS, *mine])}, or the path of a folder with model_index.json or of a .safetensors file")
 
-# %% ../nbs/04_models.ipynb #582eec22
+# %% ../nbs/04_models.ipynb #ee73087c
 def read_header(path  # a .safetensors file
                ) -> dict:
     "Read the header of a safetensors file, {tensor name: {dtype, shape, data_offsets}}; raises `ModelError` if the file is cut off or of another kind."
@@ -346,7 +369,7 @@ def weight_files(folder,                  # a component's folder, with config.js
         raise ModelError(f"{folder} has only pickled weights, which can run code when read and are refused: convert them to safetensors")
     raise ModelError(f"{folder} has no .safetensors weights: fetch or copy the model again")
 
-# %% ../nbs/04_models.ipynb #f2cf2868
+# %% ../nbs/04_models.ipynb #4d26f5f7
 def cache_dir() -> Path:
     "Name the folder where fastedit keeps what it assembles: `FASTEDIT_CACHE` or ~/.cache/fastedit."
     return Path(os.environ.get("FASTEDIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"fastedit")
@@ -366,7 +389,7 @@ def locate(source: Source  # where a component should be
     snap = repo/"snapshots"/(ref.read_text().strip() if ref.is_file() else source.revision)
     return snap if snap.is_dir() else None
 
-# %% ../nbs/04_models.ipynb #aaeab795
+# %% ../nbs/04_models.ipynb #e588e1c3
 _MINI = {"mini": "mini", "mini-s": "mini-s", "mini-teacher": "mini"}
 _SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "controlnet")
 _FORMAT = 1  # raise when the assembled folder's form changes
@@ -446,7 +469,7 @@ def _fuse_file(folder, adapter):
     fuse_lora(unet, read_lora(adapter, unet))
     save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, Path(folder)/"diffusion_pytorch_model.safetensors", {"format": "pt"})
 
-# %% ../nbs/04_models.ipynb #85b103e4
+# %% ../nbs/04_models.ipynb #49ef88e5
 _DOWN, _UP = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"), (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", "_lora.up.weight")
 
 def read_lora(path,  # a LoRA's .safetensors file, in kohya's or diffusers' key format
@@ -457,7 +480,7 @@ def read_lora(path,  # a LoRA's .safetensors file, in kohya's or diffusers' key 
     read_header(path); sd = load_file(path)
     if any("input_blocks" in k for k in sd):  # Stability's original block names
         from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
-        sd = _maybe_map_sgm_blocks_to_diffusers(dict(sd), unet.config)
+        sd = {_sgm_name(k): v for k, v in _maybe_map_sgm_blocks_to_diffusers(dict(sd), unet.config).items()}
     mods = dict(unet.named_modules()); flat = {n.replace(".", "_"): n for n in mods}
     layers, lost = {}, []
     for k, down in sd.items():
@@ -472,6 +495,11 @@ def read_lora(path,  # a LoRA's .safetensors file, in kohya's or diffusers' key 
                               "Each UNet needs its own LoRA (SSD-1B: lcm-lora-ssd-1b, SDXL: lcm-lora-sdxl, SD1.5: lcm-lora-sdv1-5)")
     if not layers: raise ModelError(f"{path} holds no LoRA layers for a UNet: use a LoRA file in kohya's or diffusers' format")
     return layers
+
+def _sgm_name(k: str) -> str:
+    for a, b in (("input_blocks", "down_blocks"), ("middle_block", "mid_block"), ("output_blocks", "up_blocks"), ("in_layers_2", "conv1"), ("out_layers_3", "conv2"),
+                 ("emb_layers_1", "time_emb_proj"), ("skip_connection", "conv_shortcut")): k = k.replace(a, b)
+    return k
 
 def _lora_fits(mod, down, up) -> bool:
     w = getattr(mod, "weight", None)
@@ -491,14 +519,14 @@ def fuse_lora(unet,               # network to change in place
             w.copy_((w.float()+d.reshape(w.shape).to(w.device)).to(w.dtype))
     return unet
 
-# %% ../nbs/04_models.ipynb #d278089a
+# %% ../nbs/04_models.ipynb #7a8573a6
 def attach_lora(unet, layers: dict, name: str="lcm"):
     "Attach a LoRA without fusing it (through peft), so that its strength can be changed with `unet.set_adapters`."
     sd = {f"unet.{k}.lora_{c}.weight": (d if c == "A" else u) for k, (d, u, _) in layers.items() for c in "AB"}
     unet.load_lora_adapter(sd, prefix="unet", adapter_name=name, network_alphas={f"unet.{k}.alpha": s*d.shape[0] for k, (d, _, s) in layers.items()})
     return unet
 
-# %% ../nbs/04_models.ipynb #81df7b91
+# %% ../nbs/04_models.ipynb #dae87378
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass
@@ -551,12 +579,14 @@ class Components:
 def _quiet():
     "Silence the libraries' own bars and load reports: what matters becomes an error here."
     import diffusers, transformers
-    old = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity(); bars = transformers.logging.is_progress_bar_enabled()
-    diffusers.logging.set_verbosity_error(); transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
+    old = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity(); logs = (diffusers.logging, transformers.logging)
+    bars = [x.is_progress_bar_enabled() for x in logs]
+    for x in logs: x.set_verbosity_error(); x.disable_progress_bar()
     try: yield
     finally:
-        diffusers.logging.set_verbosity(old[0]); transformers.logging.set_verbosity(old[1])
-        if bars: transformers.logging.enable_progress_bar()
+        for x, v, b in zip(logs, old, bars):
+            x.set_verbosity(v)
+            if b: x.enable_progress_bar()
 
 def _load_part(cls, folder, precision="fp32"):
     "Load one network from its folder and insist that configuration and weights belong together."
@@ -570,9 +600,14 @@ def _load_part(cls, folder, precision="fp32"):
     bad = [k for k in info.get("missing_keys", ())]+[k if isinstance(k, str) else k[0] for k in info.get("mismatched_keys", ())]
     if not cls.startswith("CLIP"): bad += list(info.get("unexpected_keys", ()))
     if bad: raise ModelError(f"{folder}: {len(bad)} weights, such as {bad[0]}, do not fit the configuration beside them: fetch or copy the model again")
+    return _own_memory(m)
+
+def _own_memory(m, dtype=None):
+    "Copy mapped weights into memory of their own: kernels round differently on unaligned addresses, and equal weights shall give equal bits."
+    for p in m.parameters(): p.data = p.data.to(dtype or p.dtype, copy=True)
     return m.eval().requires_grad_(False)
 
-# %% ../nbs/04_models.ipynb #25b44cae
+# %% ../nbs/04_models.ipynb #54f255ec
 def _places(spec, controlnet, lora, vae) -> dict:
     "Say where each component should come from: {component: (class, Source)}."
     sub = lambda name: replace(spec.base, folder="/".join(x for x in (spec.base.folder, name) if x))
@@ -619,28 +654,33 @@ def load_model(name,                     # registry name, local folder, .safeten
     if precision not in PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
     if spec.family == "flow": raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use it as a comparator")
     adapter = spec.lora if lora is True else Source(str(lora)) if lora else None
+    single = Path(spec.path) if spec.path and Path(spec.path).is_file() else None
     places = _places(spec, _pick_controlnet(spec, controlnet), adapter, vae); mini = _MINI.get(spec.key) if spec.key in MODELS else None
     if mini:
         root = mini_path(spec.key, lora=bool(lora is True and fuse)); places.pop("lora" if lora is True and fuse else "", None)
         if lora is True and not fuse and spec.lora: places["lora"] = "", Source(str(weights_dir()/mini), spec.lora.folder, spec.lora.file)
         places = {k: (c, replace(s, repo=str(root)) if s.repo == spec.base.repo else s) for k, (c, s) in places.items()}
+    inside = _single_file_configs(single) if single else {}
+    if single: places = _beside(single, {k: v for k, v in places.items() if k not in inside or (k == "vae" and v[1].repo != str(single))}); inside = {k: v for k, v in inside.items() if k not in places}
     files = _resolve(spec, places)
     for k, (cls, _) in places.items():
         if cls and cls != "CLIPTokenizer":
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
-    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora))
+    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora), single, inside)
 
-def _load(spec, places, files, device, precision, fuse, prefused):
+def _load(spec, places, files, device, precision, fuse, prefused, single, inside):
     import torch
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu"); notes, mods, adapters = [], {}, []
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu"); notes, adapters = [], []
+    mods = load_single_file(single, inside, precision) if single else {}
+    if single and precision == "fp16" and "vae" in mods and mods["vae"].dtype == torch.float32: notes.append(_UPCAST)
     for k, (cls, _) in places.items():
         if not cls: continue
         if cls == "CLIPTokenizer": mods[k] = _load_tokenizer(files[k]); continue
         p = precision
         if k == "vae" and p == "fp16" and _read_json(files[k]/"config.json").get("force_upcast", cls == "AutoencoderKL"):
-            p = "fp32"; notes.append("the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)")
+            p = "fp32"; notes.append(_UPCAST)
         mods[k] = _load_part(cls, files[k], p)
     if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0))
     if "lora" in files:
@@ -648,10 +688,67 @@ def _load(spec, places, files, device, precision, fuse, prefused):
         adapters.append(dict(source=str(spec.lora or files["lora"].name), layers=len(layers), fused=fuse, scale=1.0))
     _check_fit(spec, mods)
     sched = _read_json(files["scheduler"]/"scheduler_config.json"); sched["_class_name"] = spec.scheduler
+    if single: files = dict(files, checkpoint=single)
     used = sorted({f for k, p in files.items() for f in ([p] if p.is_file() else p.glob("*.json") if k in ("scheduler", "tokenizer", "tokenizer_2") else [p/"config.json", *weight_files(p, precision)[1]])})
     c = Components(spec, mods["vae"], mods["unet"], mods.get("controlnet"), mods["tokenizer"], mods.get("tokenizer_2"), mods["text_encoder"], mods.get("text_encoder_2"),
                    sched, content_hash([file_hash(f) for f in used], precision), precision, tuple(adapters), tuple(notes), {k: str(p) for k, p in files.items()})
     return c.to(device)
+
+_UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
+
+def _beside(path, places):
+    "Point what a single-file checkpoint does not hold at the folder beside it, or at the original CLIP vocabulary and SDXL's noise schedule."
+    beside, out = path.with_suffix(""), {}
+    for k, (cls, src) in places.items():
+        if src.repo == str(path):
+            own = beside/k
+            if k.startswith("tokenizer"): own = own if own.is_dir() else openai_tokenizer(pad="!" if k.endswith("_2") else "<|endoftext|>")
+            if k == "scheduler" and not own.is_dir(): own = _default_scheduler()
+            src = Source(str(own))
+        out[k] = cls, src
+    return out
+
+def _default_scheduler() -> Path:
+    folder = cache_dir()/"scheduler-stable-diffusion"
+    if not (folder/"scheduler_config.json").is_file(): atomic_write(folder/"scheduler_config.json", json.dumps(_LCM_SCHED, indent=2).encode())
+    return folder
+
+def openai_tokenizer(pad: str="<|endoftext|>"  # padding token ("!" for SDXL's second tokenizer)
+                    ) -> Path:
+    "Write CLIP's original vocabulary in transformers' file format into the cache, from the copy that open-clip-torch carries."
+    from open_clip.tokenizer import SimpleTokenizer
+    folder = cache_dir()/f"clip-tokenizer{'-2' if pad == '!' else ''}"
+    if (folder/"tokenizer_config.json").is_file(): return folder
+    t = SimpleTokenizer(); names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    _write_tokenizer(folder, {names.get(k, k): i for k, i in t.encoder.items()}, sorted(t.bpe_ranks, key=t.bpe_ranks.get), pad)
+    return folder
+
+def load_single_file(path,                    # a checkpoint in the original key format
+                     configs: dict,           # {component: (class, config)}
+                     precision: str="fp32"    # key of `PRECISIONS`
+                    ) -> dict:
+    "Load the networks of a single-file checkpoint, {component: module}; raises `ModelError` if a weight is absent or has another shape."
+    import torch
+    from diffusers.loaders import single_file_utils as conv
+    from safetensors.torch import load_file
+    sd, out = load_file(path), {}; prefixes = next(v for v in _TEXT_KEYS.values() if any(k.startswith(v[0]) for k in sd))
+    for k, (cls, config) in configs.items():
+        m = build((cls, config), "meta")
+        try:
+            if k == "unet": w = conv.convert_ldm_unet_checkpoint(sd, m.config)
+            elif k == "vae": w = conv.convert_ldm_vae_checkpoint(sd, m.config)
+            elif k == "text_encoder": w = {n.removeprefix(prefixes[0]): t for n, t in sd.items() if n.startswith(prefixes[0])}
+            else: w = conv.convert_open_clip_checkpoint(m, sd, prefix=prefixes[1])
+            if cls.startswith("CLIP") and not hasattr(m, "text_model"): w = {n.removeprefix("text_model."): t for n, t in w.items()}
+            info = m.load_state_dict(w, strict=False, assign=True)
+        except (RuntimeError, KeyError, AttributeError, IndexError) as e: raise ModelError(f"{path}: its {k} does not fit the configuration ({str(e).splitlines()[0]}): use the folder layout instead") from e
+        bad = info.missing_keys+([] if cls.startswith("CLIP") else info.unexpected_keys)
+        if bad: raise ModelError(f"{path}: {len(bad)} weights of {k}, such as {bad[0]}, do not fit its configuration: use the folder layout instead")
+        for n, b in [(n, b) for n, b in m.named_buffers() if b.is_meta]:  # CLIP's position ids are not stored
+            owner, _, name = n.rpartition("."); m.get_submodule(owner).register_buffer(name, torch.arange(b.shape[-1]).expand(b.shape).clone(), persistent=False)
+        p = "fp32" if k == "vae" and precision == "fp16" and m.config.get("force_upcast", True) else precision
+        out[k] = _own_memory(m, getattr(torch, PRECISIONS[p]))
+    return out
 
 def _load_tokenizer(folder):
     from transformers import CLIPTokenizer
@@ -667,7 +764,153 @@ def _check_fit(spec, m):
         raise ModelError(f"model {spec.key!r}: the ControlNet's blocks {tuple(c.config.block_out_channels)} do not fit the UNet's {tuple(u.block_out_channels)}: use a ControlNet for {spec.family}")
     if m["vae"].config.latent_channels != u.out_channels: raise ModelError(f"model {spec.key!r}: the VAE has {m['vae'].config.latent_channels} latent channels, the UNet {u.out_channels}: these parts belong to different models")
 
-# %% ../nbs/04_models.ipynb #d6c670a3
+# %% ../nbs/04_models.ipynb #afd09870
+@dataclass(frozen=True)
+class Finding:
+    "The state of one component on this machine."
+    component: str   # "unet", "vae", ...
+    source: str      # where it comes from
+    state: str       # "ok", "missing" or "damaged"
+    bytes: int       # bytes on disk, or expected bytes if it is missing (0: unknown)
+    detail: str=""   # what is wrong
+
+@dataclass(frozen=True)
+class Diagnosis:
+    "What of a model is on this machine."
+    model: str         # its name
+    findings: tuple    # one `Finding` per component
+    command: str       # what gets the rest, "" if nothing is missing
+
+    @property
+    def ok(self) -> bool:
+        "True if everything is there and whole."
+        return all(f.state == "ok" for f in self.findings)
+
+    @property
+    def missing_bytes(self) -> int:
+        "Bytes still to fetch, as far as known."
+        return sum(f.bytes for f in self.findings if f.state != "ok")
+
+    def __str__(self):
+        rows = [f"{f.component:15}{f.state:9}{f.bytes/1e6:9.1f} MB  {f.source}{'  '+f.detail if f.detail else ''}" for f in self.findings]
+        end = "complete" if self.ok else f"{self.missing_bytes/1e9:.2f} GB to get: {self.command}"
+        return "\n".join([f"{self.model}: {end}", *rows])
+
+def diagnose(name,                     # model, as for `load_model`
+             precision: str="fp16",    # which weight variant is meant
+             controlnet=True           # as for `load_model`
+            ) -> Diagnosis:
+    "Report what is missing or damaged, how large it is, and the command that gets it; loads nothing."
+    spec = find_spec(name)
+    if spec.key in _MINI and not spec.path: return _diagnose_mini(spec)
+    if spec.family == "flow": places = {"pipeline": ("", spec.base)}
+    elif spec.path and Path(spec.path).is_file(): places = {"checkpoint": ("", Source(spec.path))}
+    else: places = _places(spec, _pick_controlnet(spec, controlnet), spec.lora, None)
+    expect = {k: ARCHITECTURES[a].parameters*(4 if precision == "fp32" else 2) for k, a in spec.parts().items()} if spec.arch else {"pipeline": int(spec.disk_gb*1e9)}
+    found = []
+    for k, (cls, src) in places.items():
+        root = locate(src); p = root and root/src.folder/src.file
+        if not p or not p.exists(): found.append(Finding(k, str(src), "missing", expect.get(k, 0))); continue
+        try:
+            files = [f for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file()]
+            if cls and cls != "CLIPTokenizer": _read_json(p/"config.json"); files = [p/"config.json", *weight_files(p, precision)[1]]
+            for f in files:
+                if f.suffix == ".safetensors": read_header(f)
+            found.append(Finding(k, str(src), "ok", sum(f.stat().st_size for f in files)))
+        except ModelError as e: found.append(Finding(k, str(src), "damaged", expect.get(k, 0), str(e)))
+    way = f"fastedit fetch {spec.key}" if not spec.path else f"copy the model to {spec.path} again"
+    return Diagnosis(spec.key, tuple(found), "" if all(f.state == "ok" for f in found) else way)
+
+def _diagnose_mini(spec):
+    root = weights_dir(); own = root/_MINI[spec.key]; rows = []
+    for k, p in {**{c: root/c for c in _SHARED}, "unet": own/"unet", **({"lora": own/"lcm-lora"} if spec.lora else {})}.items():
+        files = [f for f in p.glob("*") if f.is_file()]
+        try:
+            for f in files:
+                if f.suffix == ".safetensors": read_header(f)
+            rows.append(Finding(k, p.name, "ok" if files else "missing", sum(f.stat().st_size for f in files)))
+        except ModelError as e: rows.append(Finding(k, p.name, "damaged", 0, str(e)))
+    return Diagnosis(spec.key, tuple(rows), "" if all(r.state == "ok" for r in rows) else "pip install --force-reinstall fastedit")
+
+# %% ../nbs/04_models.ipynb #d6bf6242
+def _hub():
+    "The hub's client library; replaced in tests."
+    import huggingface_hub
+    return huggingface_hub
+
+def _wanted(names: list, cls: str, src: Source, precision: str) -> list:
+    "Choose the files of one component out of a repository's list of files."
+    inside = [n for n in names if n.startswith(src.folder+"/")] if src.folder else [n for n in names if "/" not in n]
+    if src.file: return [n for n in names if n == "/".join(x for x in (src.folder, src.file) if x)]
+    if not cls or cls == "CLIPTokenizer": return [n for n in inside if n.endswith((".json", ".txt"))]
+    config = [n for n in inside if n.endswith("config.json")]
+    for v in ((None, "fp16") if precision == "fp32" else ("fp16", None)):
+        stem = "|".join(("diffusion_pytorch_model", "model"))
+        mark = rf"(\.{v})?" if v else ""
+        pat = re.compile(rf"(.*/)?({stem}){mark}(-\d+-of-\d+)?{mark}\.safetensors(\.index{mark}\.json)?$")
+        hits = [n for n in inside if pat.match(n) and (v is None or f".{v}" in n)]
+        if hits: return config+hits
+    raise ModelError(f"{src} offers no safetensors weights, only formats that can run code when read: use another repository")
+
+def fetch(name,                     # model, as for `load_model`
+          precision: str="fp16",    # which weight variant to prefer
+          controlnet=True,          # as for `load_model`
+          quiet: bool=False         # no progress bars
+         ) -> Diagnosis:
+    "Download what a model needs into the hub's cache and verify sizes and SHA-256; raises `ModelError` in words if the hub cannot be reached or a file arrives damaged."
+    spec = find_spec(name)
+    if (spec.key in _MINI and spec.key in MODELS) or spec.path: return diagnose(name, precision, controlnet)
+    places = {"pipeline": ("", spec.base)} if spec.family == "flow" else _places(spec, _pick_controlnet(spec, controlnet), spec.lora, None)
+    hub, jobs = _hub(), {}
+    try:
+        for k, (cls, src) in places.items():
+            if os.path.exists(src.repo): continue
+            if (src.repo, src.revision) not in jobs: jobs[src.repo, src.revision] = {s.rfilename: s for s in hub.HfApi().model_info(src.repo, revision=src.revision, files_metadata=True).siblings}, {}
+            listed, wanted = jobs[src.repo, src.revision]
+            names = [n for n in listed if "/" in n and n.endswith((".json", ".txt", ".safetensors", ".model", ".jinja")) or n == "model_index.json"] if k == "pipeline" else _wanted(list(listed), cls, src, precision)
+            if not names: raise ModelError(f"{src} is not among the files of its repository at revision {src.revision!r}: correct the spec of {spec.key!r}")
+            wanted |= {n: listed[n] for n in names}
+        need = sum(s.size or 0 for _, w in jobs.values() for s in w.values()); cache = hub_cache(); cache.mkdir(parents=True, exist_ok=True)
+        if need > shutil.disk_usage(cache).free: raise ModelError(f"{spec.key!r} needs {need/1e9:.1f} GB and {cache} has {shutil.disk_usage(cache).free/1e9:.1f} GB free: free some space or set HF_HOME to another disk")
+        for (repo, rev), (_, wanted) in jobs.items():
+            if quiet: hub.utils.disable_progress_bars()
+            folder = Path(hub.snapshot_download(repo, revision=rev, allow_patterns=list(wanted), cache_dir=str(cache)))
+            for n, s in progress(wanted.items(), desc=f"checking {repo}", quiet=quiet): _verify(folder/n, s)
+    except FastEditError: raise
+    except Exception as e:
+        raise ModelError(f"{spec.key!r} could not be fetched ({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no details'}): check the network, and the repository's terms if it is gated; "
+                         f"or fetch it elsewhere and copy the folders to {hub_cache()}") from e
+    return diagnose(name, precision, controlnet)
+
+def _verify(path, listed):
+    "Compare a fetched file with the hub's size and SHA-256; a damaged one is removed."
+    if not path.is_file(): raise ModelError(f"{path.name} did not arrive: run the same command again")
+    sha = getattr(listed.lfs, "sha256", None); real = path.resolve(); st = real.stat()
+    if (listed.size is not None and st.st_size != listed.size) or (sha and _sha256(str(real), st.st_size, st.st_mtime_ns) != sha):
+        real.unlink(); path.unlink(missing_ok=True)
+        raise ModelError(f"{path.name} arrived damaged (its size or SHA-256 is not the hub's) and was removed: run the same command again")
+
+# %% ../nbs/04_models.ipynb #5b84fc98
+def working_size(spec: ModelSpec,      # the model
+                 width: int,           # picture's width, pixels
+                 height: int,          # picture's height, pixels
+                 area: int|None=None   # working area in pixels; None: the model's native one
+                ) -> tuple:
+    "Choose (width, height) near the model's area with the picture's aspect, in the model's multiples; extreme aspects are limited to 4:1."
+    if width < 1 or height < 1: raise OptionError(f"a picture of {width}x{height} has no area: use at least 1x1")
+    m, r = spec.multiple, min(4., max(.25, width/height)); area = area or spec.resolution**2
+    w, h = math.sqrt(area*r), math.sqrt(area/r)
+    sides = lambda x: sorted({max(m, math.floor(x/m)*m), max(m, math.ceil(x/m)*m)})
+    best = min(((a, b) for a in sides(w) for b in sides(h)), key=lambda s: abs(math.log(s[0]/s[1]/r))+abs(math.log(s[0]*s[1]/area)))
+    return best
+
+def load_preview(spec: ModelSpec, device: str="cpu"):
+    "Load the model's tiny VAE for previews; raises `ModelError` if it has none or it is not on this machine."
+    if spec.preview is None: raise ModelError(f"model {spec.key!r} has no tiny VAE for previews: use its own VAE")
+    src = VAES[spec.preview].source
+    return _load_part("AutoencoderTiny", _resolve(replace(spec, key=spec.preview), {"vae": ("AutoencoderTiny", src)})["vae"]).to(device)
+
+# %% ../nbs/04_models.ipynb #c4df8df3
 def clip_tokenizer(folder,              # where vocab.json, merges.txt and tokenizer_config.json are written
                    texts=(),            # training texts; without any, each byte is a token
                    vocab_size: int=1024,  # at most this many tokens
@@ -684,11 +927,15 @@ def clip_tokenizer(folder,              # where vocab.json, merges.txt and token
     merges = json.loads(t.to_str())["model"]["merges"]
     tokens = list(dict.fromkeys(base+["".join(m) for m in merges]))[:vocab_size-2]
     known = set(tokens); merges = [m for m in merges if "".join(m) in known and set(m) <= known]
-    vocab = {k: i for i, k in enumerate([*tokens, bos, eos])}; folder = Path(folder)
+    vocab = {k: i for i, k in enumerate([*tokens, bos, eos])}
+    _write_tokenizer(folder, vocab, merges, pad)
+    return len(vocab)
+
+def _write_tokenizer(folder, vocab, merges, pad):
+    folder = Path(folder); bos, eos = "<|startoftext|>", "<|endoftext|>"
     atomic_write(folder/"vocab.json", json.dumps(vocab, ensure_ascii=False).encode())
     atomic_write(folder/"merges.txt", ("#version: 0.2\n"+"".join(f"{a} {b}\n" for a, b in merges)).encode())
     atomic_write(folder/"tokenizer_config.json", json.dumps(dict(tokenizer_class="CLIPTokenizer", bos_token=bos, eos_token=eos, unk_token=eos, pad_token=pad, model_max_length=77)).encode())
-    return len(vocab)
 
 _LCM_SCHED = dict(_class_name="LCMScheduler", num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
     clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading", original_inference_steps=50, timestep_scaling=10.0)
@@ -751,7 +998,6 @@ def random_lora(path, unet, rank: int=4, seed: int=0, kohya: bool=False, alpha: 
 
 def random_weights(folder, seed: int=0) -> Path:
     "Write the layout of the package's embedded weights with random numbers (for `FASTEDIT_WEIGHTS`)."
-    from safetensors.torch import load_file
     folder = Path(folder)
     with tempfile.TemporaryDirectory() as d:
         a, b = random_model(Path(d)/"a", seed=seed), random_model(Path(d)/"b", seed=seed+1, w_embedding=True)
