@@ -10,7 +10,7 @@ cfg = parser["DEFAULT"]
 
 def lines(key: str, sep: str="\n") -> list: return [o.strip() for o in cfg[key].split(sep) if o.strip()]
 
-setup(version=cfg["version"], description=cfg["description"], author=cfg["author"], license=cfg["license"],
+setup(version=cfg["version"], description=cfg["description"], author=cfg["author"], license_expression=cfg["license"],
       keywords=lines("keywords", ","), classifiers=lines("classifiers"),
       long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
       install_requires=lines("requirements"),

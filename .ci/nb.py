@@ -1,5 +1,5 @@
 """Execute the notebooks, write README.md from one of them, and check that notebooks, modules and README belong together."""
-import argparse, ast, base64, filecmp, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
+import argparse, ast, base64, filecmp, hashlib, json, os, posixpath, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +8,7 @@ MAX_BYTES = 1_500_000
 SECONDS_PER_NOTEBOOK = 180   # the promise of every notebook on a CPU; `execute` warns above it
 CELL_TIMEOUT = 300           # seconds after which a cell counts as hanging
 HANDWRITTEN = {"__init__.py", "__main__.py"}
-LOCAL_PATH = re.compile(r"(?:file://|(?<![\w.~/:$}>*-]))/(?:work|farm|root|home|tmp|opt|Users)/[\w.-]+")
+LOCAL_PATH = re.compile(r"(?:file://|(?<![\w.~/:$}>*-]))/(?:work|farm|root|home|tmp|opt|Users)/[\w./-]*\w")
 
 # ---- reading notebooks
 
@@ -169,7 +169,7 @@ def check_imports(root: Path) -> list:
 def check_notebooks(root: Path) -> list:
     "notebook tests pass"
     with tempfile.TemporaryDirectory() as tmp:
-        done = run_tool("nbdev-test", "--n_workers", str(min(2, os.cpu_count() or 1)), "--cell_timeout", str(CELL_TIMEOUT), cwd=root,
+        done = run_tool("nbdev-test", "--n-workers", str(min(2, os.cpu_count() or 1)), "--cell-timeout", str(CELL_TIMEOUT), cwd=root,
                         OMP_NUM_THREADS="1", TQDM_DISABLE="1", XDG_CONFIG_HOME=tmp)
     return [tail(done, 60)] if done.returncode else []
 
@@ -223,7 +223,7 @@ def execute_all(paths: list, **kwargs) -> int:
 
 def relink(md: str, root: Path) -> str:
     "Point relative links, which start in nbs/, to the same files from the top of the project."
-    def swap(m): return f"{m[1]}nbs/{m[2]}" if (root/"nbs"/m[2].partition("#")[0]).is_file() else m[0]
+    def swap(m): return m[1] + posixpath.normpath(f"nbs/{m[2]}") if (root/"nbs"/m[2].partition("#")[0]).is_file() else m[0]
     return re.sub(r"(\]\(|(?:src|href)=\")(?!\w+:|#|/)([^)\"\s]+)", swap, md)
 
 def readme(nb: dict, root: Path) -> tuple:
