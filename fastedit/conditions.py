@@ -6,7 +6,7 @@
 __all__ = ['CONDITIONS', 'auto_thresholds', 'canny', 'edge_match', 'edge_f1', 'soft_edges', 'tile', 'hybrid', 'no_control',
            'control_map']
 
-# %% ../nbs/02_conditions.ipynb #5bfa9566
+# %% ../nbs/02_conditions.ipynb #3fe7fc96
 import math
 from functools import partial
 import cv2, numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from .core import ImageError, OptionError
 from .images import load_image
 
-# %% ../nbs/02_conditions.ipynb #dac9a0dc
+# %% ../nbs/02_conditions.ipynb #2cb49c81
 _FAINTEST = 10  # grey levels: a smaller sharp step is no edge to the automatic rules
 
 def _strength(a):
@@ -52,7 +52,7 @@ def canny(image,            # picture, anything that `load_image` takes; best al
         raise OptionError(f"canny thresholds low={low}, high={high}: low must be below high, both 0 or more, such as 100 and 200")
     return _as_map(cv2.Canny(a, low, high))
 
-# %% ../nbs/02_conditions.ipynb #1c31a115
+# %% ../nbs/02_conditions.ipynb #36e4bc7c
 def edge_match(edges_a,          # edge map, white on black, anything that `load_image` takes
                edges_b,          # edge map of the same size that it is held against
                tolerance: int=1  # distance at which two edge pixels still match, pixels in any of 8 directions
@@ -74,7 +74,7 @@ def edge_f1(edges_a,          # edge map, white on black, anything that `load_im
     p, r = edge_match(edges_a, edges_b, tolerance)
     return 2*p*r/(p+r) if p+r else 0.
 
-# %% ../nbs/02_conditions.ipynb #ea58a730
+# %% ../nbs/02_conditions.ipynb #ce077a93
 def soft_edges(image  # picture, anything that `load_image` takes
               ) -> Image.Image:
     "Draw the gradient magnitude (Scharr, largest colour channel), scaled so that the strongest edge is white; three equal channels."
@@ -102,7 +102,7 @@ def hybrid(maps: list,    # control maps of one size, anything that `load_image`
     if len(sizes := {m.shape[1::-1] for m in maps}) > 1: raise ImageError(f"control maps of sizes {sorted(sizes)} cannot be added: make one size")
     return Image.fromarray(sum(w*m for w, m in zip(weights, maps)).clip(0, 255).round().astype(np.uint8))
 
-# %% ../nbs/02_conditions.ipynb #ea4e3246
+# %% ../nbs/02_conditions.ipynb #77e4accd
 def no_control(image) -> None:
     "Give no control map: the edit runs without a ControlNet."
 

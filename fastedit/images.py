@@ -7,16 +7,18 @@ __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'load_image', 'image_grid', 'load_
            'plan_fit', 'fit', 'unfit', 'fit_mask', 'feather', 'composite', 'to_tensor', 'to_image', 'save_image',
            'read_metadata']
 
-# %% ../nbs/00_images.ipynb #db5d20ac
+# %% ../nbs/00_images.ipynb #985466af
 import io, json, math, os, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from .core import DataError, ImageError, MaskError, NumericalError, OptionError, atomic_write, canonical_json
+if TYPE_CHECKING: import torch
 
-# %% ../nbs/00_images.ipynb #f798027d
+# %% ../nbs/00_images.ipynb #85a83177
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 MIN_SIDE, MAX_SIDE = 8, 8192
 
@@ -35,7 +37,7 @@ def _declared_size(head):
     if head[12:16] == b"VP8L": return 1 + (n(21, 25) & 0x3fff), 1 + (n(21, 25) >> 14 & 0x3fff)
     return n(26, 28) & 0x3fff, n(28, 30) & 0x3fff
 
-# %% ../nbs/00_images.ipynb #cd8b955b
+# %% ../nbs/00_images.ipynb #d981176c
 def _stream(source):
     "Name and byte stream (ours to close) of a path, bytes or an open file."
     if isinstance(source, (bytes, bytearray, memoryview)): name, data = f"the picture ({len(source)} bytes)", bytes(source)
@@ -85,7 +87,7 @@ def _decode(source):
         raise ImageError(f"{name} is not a picture that can be read: give {', '.join(FORMATS)}, or open it elsewhere and save it as PNG") from e
     except Exception as e: raise ImageError(f"{name} is damaged or cut short ({e}): get a whole copy of it") from e
 
-# %% ../nbs/00_images.ipynb #ec8290a3
+# %% ../nbs/00_images.ipynb #c27d4c2a
 def _scale16(a): return ((a.astype(np.int32)*255 + 32767)//65535).astype(np.uint8)  # nearest of v/257, in integers
 
 def _from_array(a, name="the array"):
@@ -134,7 +136,7 @@ def load_image(source    # path, bytes, binary file object, PIL image, or numpy 
     name, im = _decode(source)
     return _to_rgb(im, name)
 
-# %% ../nbs/00_images.ipynb #bb8a464b
+# %% ../nbs/00_images.ipynb #159c749f
 def _wrap(text, font, width):
     lines = [""]
     for word in str(text).split():
@@ -170,7 +172,7 @@ def image_grid(images: list,       # pictures, anything that `load_image` takes;
         y += heads[r] + H + gap
     return grid
 
-# %% ../nbs/00_images.ipynb #c94cb7d8
+# %% ../nbs/00_images.ipynb #c4af3608
 def _mask_values(a, name):
     "Float32 (H,W) in [0,1] of any array."
     if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
@@ -210,7 +212,7 @@ def load_mask(source,                     # path, bytes, binary file object, PIL
         raise MaskError(f"the mask is {w}x{h} and the picture {W}x{H}: their shapes differ, so it is unclear where the mask lies. Make it {W}x{H}")
     return _resize_mask(mask, (W, H))
 
-# %% ../nbs/00_images.ipynb #8c740f1e
+# %% ../nbs/00_images.ipynb #21b263b4
 @lru_cache(64)
 def _buckets(area, multiple, max_aspect):
     side = math.sqrt(area); least = area*(1 - 1.6*multiple/side)
@@ -237,7 +239,7 @@ def choose_size(size: tuple[int, int],  # (width, height) of the picture, pixels
     if (w, h) in sizes: return w, h
     return min(sizes, key=lambda b: (round(abs(math.log(w*b[1]/(h*b[0]))), 9), -b[0]*b[1], -b[0]))
 
-# %% ../nbs/00_images.ipynb #2af18068
+# %% ../nbs/00_images.ipynb #514186d6
 @dataclass(frozen=True)
 class Fit:
     "What `fit` did: sizes are (width, height), the box is (left, top, right, bottom) in pixels of the model's picture."
@@ -308,7 +310,7 @@ def fit_mask(mask: np.ndarray,  # float32 (H,W) in [0,1], of the original size
     if 0 < small.max() < mask.max(): small = small*(mask.max()/small.max())
     return _pad(small, f).astype(np.float32)
 
-# %% ../nbs/00_images.ipynb #db2e4008
+# %% ../nbs/00_images.ipynb #cd1bbaf8
 def feather(mask: np.ndarray,  # float32 (H,W) in [0,1], 1 = edit
             radius: float      # width of the ramp, pixels, >= 0
            ) -> np.ndarray:
@@ -335,7 +337,7 @@ def composite(source: Image.Image,  # the original picture
     weight = (_feather(mask, feather)*255).round().astype(np.uint8)
     return Image.composite(edited, source, Image.fromarray(weight))  # exact at weights 0 and 255
 
-# %% ../nbs/00_images.ipynb #84025b10
+# %% ../nbs/00_images.ipynb #d8886cf3
 def to_tensor(image  # picture, anything that `load_image` takes
              ) -> "torch.Tensor":
     "Turn a picture into a float32 tensor (1,3,H,W) in [-1,1], as diffusers' `VaeImageProcessor.preprocess` does."
@@ -353,7 +355,7 @@ def to_image(x: "torch.Tensor"  # (1,3,H,W) or (3,H,W), nominally in [-1,1]; wha
     a = (x.detach()*0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((a*255).round().astype(np.uint8))
 
-# %% ../nbs/00_images.ipynb #fd6ec1df
+# %% ../nbs/00_images.ipynb #43182d35
 _USER_COMMENT, _EXIF_IFD, _SUFFIXES = 0x9286, 0x8769, {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def save_image(image,              # picture, anything that `load_image` takes
