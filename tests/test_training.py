@@ -1,0 +1,84 @@
+"Training: tokenizer, embeddings, the loop and its resumption, and the layout that is shipped."
+import csv, json
+import numpy as np, pytest, torch
+from fastedit import training as tr
+from fastedit.core import OptionError
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory):
+    return tr.load_tokenizer(tr.write_tokenizer(tmp_path_factory.mktemp("tok"), ["a", "red", "ball", "balloon", "watercolour"]))
+
+def test_every_trained_word_is_one_token(tok):
+    for w in ("a", "red", "ball", "balloon", "watercolour"): assert len(tok(w).input_ids) == 3
+
+@pytest.mark.parametrize("prompt", ["", "bicycle", "naïve café", "猫 \U0001F600", "\x00\n\t", "x"*5000, "[red] ball, (really)!"])
+def test_no_prompt_fails(tok, prompt):
+    ids = tr.tokens_of(tok, [prompt])
+    assert ids.shape == (1, tr.TOKENS) and int(ids.max()) < len(tok) and int(ids[0, 0]) == tok.bos_token_id
+    assert tok.eos_token_id in ids[0]
+
+def test_different_words_differ(tok):
+    assert not torch.equal(tr.tokens_of(tok, ["dog"]), tr.tokens_of(tok, ["cat"]))
+
+def test_merges_are_minimal_and_deterministic():
+    words = ["star", "start", "tart"]; m = tr.learn_merges(words)
+    assert m == tr.learn_merges(words[::-1]) and len(m) == len(set(m))
+
+def test_w_embedding_equals_diffusers():
+    from diffusers import LatentConsistencyModelPipeline as P
+    w = torch.tensor([0., 1.5, 7.]); assert torch.allclose(tr.w_embedding(w, 32), P.get_guidance_scale_embedding(None, w, 32), atol=1e-6)
+
+def test_boundary_and_schedule_equal_the_scheduler():
+    from diffusers import LCMScheduler
+    s = LCMScheduler(**tr.noise_schedule()); s.set_timesteps(4)
+    for t in (19, 259, 999):
+        skip, out = tr.boundary(torch.tensor([t])); a, b = s.get_scalings_for_boundary_condition_discrete(t)
+        assert float(skip) == pytest.approx(float(a), abs=1e-7) and float(out) == pytest.approx(float(b), abs=1e-7)
+    assert torch.allclose(tr.alphas_cumprod(), s.alphas_cumprod, atol=1e-6)
+
+def test_noise_and_back():
+    z, n, t = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16), torch.tensor([19, 499, 999])
+    assert torch.allclose(tr.to_x0(tr.add_noise(z, n, t), n, t), z, atol=1e-3)
+
+def test_orthogonal_updates_have_unit_singular_values():
+    for shape in ((16, 64), (64, 16), (20, 20)):
+        s = torch.linalg.svdvals(tr._orthogonal(torch.randn(*shape, generator=torch.Generator().manual_seed(0))))
+        assert .4 < float(s.min()) and float(s.max()) < 1.4
+
+def _toy(folder, steps, stop=None):
+    torch.manual_seed(0); net = torch.nn.Linear(8, 8)
+    def loss_fn(step, rng):
+        if step == stop: raise KeyboardInterrupt
+        x = torch.tensor(rng.standard_normal((16, 8))).float(); return (net(x)-x.flip(1)).square().mean(), {}
+    tr.fit("toy", dict(net=net), loss_fn, steps, folder, every=10, quiet=True); return net
+
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole = _toy(tmp_path/"a", 30)
+    with pytest.raises(KeyboardInterrupt): _toy(tmp_path/"b", 30, stop=25)
+    assert torch.equal(_toy(tmp_path/"b", 30).weight, whole.weight)
+    assert [int(r["step"]) for r in csv.DictReader(open(tmp_path/"b"/"toy.csv"))] == [10, 20, 30]
+
+def test_a_broken_loss_is_an_error_in_words(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(OptionError, match="became nan"): tr.fit("x", dict(net=net), lambda s, r: (net.weight.sum()*float("nan"), {}), 3, tmp_path, quiet=True)
+    with pytest.raises(OptionError, match="at least one"): tr.fit("x", dict(net=net), None, 0, tmp_path)
+
+def test_stages_say_what_they_need(tmp_path):
+    with pytest.raises(OptionError, match="has not been run"): tr._load(None, tmp_path, "vae")
+    with pytest.raises(OptionError, match="unknown"): tr.train("magic", tmp_path)
+
+def test_the_student_is_the_teacher_without_layers():
+    t, s = tr.new_unet(), tr.new_unet(True)
+    own, theirs = s.state_dict(), t.state_dict()
+    assert set(own) < set(theirs) and all(own[k].shape == theirs[k].shape for k in own) and "attentions" not in str([k for k in own if k.startswith("mid")])
+    w = tr.new_unet(True, True); assert set(w.state_dict())-set(own) == {"time_embedding.cond_proj.weight"}
+
+def test_control_residuals_fit_both_unets():
+    c = tr.new_controlnet(tr.new_unet()); x, t = torch.randn(1, 4, 16, 16), torch.tensor([499]); text = torch.randn(1, 32, 160), torch.randn(1, 96)
+    kw = tr.control_residuals(c, x, t, text, torch.rand(1, 3, 64, 64))
+    for pruned in (False, True):
+        u = tr.new_unet(pruned); assert torch.equal(tr.predict(u, x, t, text, **kw), tr.predict(u, x, t, text))   # its last layers start at zero
+
+def test_lcm_grid_is_the_schedulers():
+    from diffusers import LCMScheduler
+    s = LCMScheduler(); s.set_timesteps(50); assert tuple(s.timesteps.tolist()) == tr.LCM_GRID[::-1]
