@@ -78,16 +78,17 @@ def check_executed(root: Path) -> list:
     return bad
 
 def imported_modules(src: str) -> list:
-    "List the modules of fastedit that a piece of code imports, by import statement or by `import_module`; '' is the package itself."
-    tree, names = ast.parse(src), []
-    for node in ast.walk(tree):
+    "List what a piece of code imports from fastedit (or reads from the package itself), as names within the package; its version counts for nothing."
+    names = []
+    for node in ast.walk(ast.parse(src)):
         if isinstance(node, ast.Import): names += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(filter(None, ["fastedit" if node.level else "", node.module]))
-            names += [base, *(f"{base}.{a.name}" for a in node.names)] if base != "fastedit" else [f"fastedit.{a.name}" for a in node.names]
+            names += [base, *(f"{base}.{a.name}" for a in node.names)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name): names.append(f"{node.value.id}.{node.attr}")
         elif isinstance(node, ast.Call) and (getattr(node.func, "attr", None) or getattr(node.func, "id", None)) in ("import_module", "__import__"):
             names += [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-    return [n.partition(".")[2] for n in names if n.split(".")[0] == "fastedit"]
+    return [n.partition(".")[2] for n in names if n.startswith("fastedit.") and n != "fastedit.__version__"]
 
 def check_layers(root: Path) -> list:
     "exported cells import from earlier notebooks only, one module a notebook"
@@ -109,8 +110,8 @@ def check_layers(root: Path) -> list:
             for n in names:
                 owner = next((m for m in (n, n.rpartition(".")[0]) if m in home), None)
                 if owner is None:
-                    if not any(m.startswith(n + ".") for m in home) or not n:
-                        bad.append(f"{p.relative_to(root)}: imports fastedit{n and '.' + n}, which no notebook exports: import from the module that defines it")
+                    if not any(m.startswith(n + ".") for m in home):
+                        bad.append(f"{p.relative_to(root)}: imports fastedit.{n}, which no notebook exports: import from the module that defines it")
                 elif home[owner][0] >= rank: bad.append(f"{p.relative_to(root)}: imports fastedit.{owner} of {home[owner][1].name}, which is not an earlier notebook")
     return list(dict.fromkeys(bad))
 

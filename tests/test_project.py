@@ -122,7 +122,7 @@ def test_check_executed_finds_errors_missing_and_stale_stamps(project):
 def test_imported_modules_sees_every_form_of_import(src, want): assert want in nb_tool.imported_modules(src)
 
 def test_imported_modules_leaves_others_alone():
-    assert nb_tool.imported_modules("import torch, fasteditor\nfrom torch import nn\nfrom fastedit_tools import x\nload('fastedit.core')") == []
+    assert nb_tool.imported_modules("import torch, fasteditor\nfrom torch import nn\nfrom fastedit_tools import x\nload('fastedit.core')\nimport fastedit\nfastedit.__version__") == []
 
 def test_check_layers_accepts_earlier_and_refuses_later_notebooks(project):
     root = project(_00_core=module("core", "x = 1"), _10_ddcm=module("methods.ddcm", "from fastedit.core import x"),
@@ -132,7 +132,7 @@ def test_check_layers_accepts_earlier_and_refuses_later_notebooks(project):
     assert "nbs/05_memory.ipynb: imports fastedit.editor of 20_editor.ipynb" in bad
 
 @pytest.mark.parametrize("src, reason", [("from fastedit.core import x", "not an earlier notebook"), ("from fastedit import FastEditor", "no notebook exports"),
-                                         ("import fastedit", "no notebook exports"), ("%time x = 1", "no plain Python")])
+                                         ("import fastedit\nfastedit.FastEditor()", "no notebook exports"), ("%time x = 1", "no plain Python")])
 def test_check_layers_refuses(project, src, reason):
     [bad] = nb_tool.check_layers(project(_00_core=module("core", src)))
     assert bad.startswith("nbs/00_core.ipynb: ") and reason in bad
