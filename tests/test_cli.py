@@ -1,0 +1,162 @@
+"The command line: results on stdout, the rest on stderr, exit codes, one line per error, nothing half-written."
+import io, json, os, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+from fastedit import picturebook as pb
+from fastedit.cli import app
+from fastedit.core import Cancelled
+from fastedit.images import read_metadata
+from fastedit.models import random_model, random_weights
+
+ROOT = Path(__file__).parents[1]
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory): return random_model(tmp_path_factory.mktemp("model")/"tiny", channels=(16, 32, 32), width=16)
+
+@pytest.fixture
+def place(tmp_path, model, monkeypatch):
+    "An empty folder with one picture, as the current folder."
+    for k, v in dict(FASTEDIT_CACHE="cache", HF_HUB_CACHE="hub", FASTEDIT_MODELS="mirror", FASTEDIT_MODELS_TOML="none.toml", FASTEDIT_WEIGHTS="weights").items(): monkeypatch.setenv(k, str(tmp_path/"home"/v))
+    d = tmp_path/"here"; d.mkdir(); monkeypatch.chdir(d); Image.fromarray(pb.render(pb.sample_scene(5))).save("a.png")
+    return d
+
+def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
+
+def edit(model, *args, out="b.png"): return run("edit", "a.png", "a blue ball", "-o", out, "--model", model, *args)
+
+def says(r, code, *words):
+    "One clean line on stderr and the exit code."
+    assert r.exit_code == code, r.output
+    assert "Traceback" not in r.output and not r.stdout
+    for w in words: assert w in r.stderr
+    return r
+
+# --- edit
+
+def test_edit_writes_a_picture_that_knows_its_request(place, model):
+    r = edit(model, "--source-prompt", "a red ball", "--seed", 3, "--steps", 2)
+    assert r.exit_code == 0 and r.stdout.startswith("b.png: ddcm on ") and r.stdout.count("\n") == 1
+    m = read_metadata("b.png"); assert m["request"]["prompt"] == "a blue ball" and m["request"]["seed"] == 3 and m["timesteps"] == [999, 499]
+    again = edit(model, "--source-prompt", "a red ball", "--seed", 3, "--steps", 2, out="c.png")
+    assert again.exit_code == 0 and Path("b.png").read_bytes() == Path("c.png").read_bytes()
+    assert sorted(os.listdir()) == ["a.png", "b.png", "c.png"]
+
+def test_edit_passes_everything_on(place, model):
+    Image.fromarray(np.pad(np.full((24, 24), 255, np.uint8), 20)).save("m.png")
+    r = edit(model, "--method", "img2img", "--schedule", "stock", "--steps", 4, "--strength", .75, "--guidance", "linear:2:1", "--control", "canny", "--control-scale", .7, "--mask", "m.png",
+             "--size", "64x64", "--negative-prompt", "a cup", "--json", "--quiet", "--feather", 0)
+    d = json.loads(r.stdout); q = d["request"]; assert not r.stderr
+    assert (q["method"], q["schedule"], q["steps"], q["strength"], q["guidance"], q["control"], q["control_scale"], q["size"], q["negative_prompt"]) == (
+        "img2img", "stock", 4, .75, "linear:2:1", "canny", .7, [64, 64], "a cup")
+    assert d["timesteps"] == [759, 499, 259] and d["nfe"] == 5 and d["control_nfe"] == 5 and d["output"] == "b.png" and q["mask"]   # the last step's guidance is 1: no pair
+    a, b = (np.asarray(Image.open(f).convert("RGB")) for f in ("a.png", "b.png")); out = np.ones((64, 64), bool); out[20:44, 20:44] = False
+    assert (a[out] == b[out]).all() and (a[~out] != b[~out]).any()
+
+def test_notes_go_to_stderr_and_quiet_means_quiet(place, model):
+    frames = [Image.fromarray(pb.render(pb.sample_scene(i))) for i in (1, 2)]; frames[0].save("a.gif", save_all=True, append_images=frames[1:])
+    args = ("edit", "a.gif", "a blue ball", "-o", "b.webp", "--model", model, "--steps", 1)
+    r = run(*args); assert r.exit_code == 0 and "several frames" in r.stderr and "the empty prompt was used" in r.stderr and "note" not in r.stdout
+    r = run(*args, "--quiet"); assert r.exit_code == 0 and "the empty prompt" not in r.stderr and read_metadata("b.webp")["request"]["steps"] == 1
+
+BAD_USAGE = [(["--steps", "0"], "steps"), (["--steps", "four"], "integer"), (["--strength", "0"], "strength"), (["--strength", "nan"], "strength"), (["--strength", "1.2"], "strength"),
+    (["--method", "img2img", "--schedule", "stock", "--strength", "0.2"], "no step"), (["--method", "magic"], "img2img"), (["--control", "depth"], "canny"), (["--seed", "-1"], "seed"),
+    (["--schedule", "stock"], "schedule"), (["--guidance", "linear:1"], "curve"), (["--guidance", "-1"], "guidance"), (["--control-scale", "11"], "control_scale"), (["--size", "big"], "WIDTHxHEIGHT"),
+    (["--size", "65x64"], "multiples"), (["--option", "novalue"], "name=value"), (["--option", "speed=3"], "speed"), (["--frob"], "--frob"), (["--precision", "fp8"], "fp16"), (["--feather", "-1"], "feather")]
+
+@pytest.mark.parametrize("args, word", BAD_USAGE, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
+def test_bad_usage(place, model, args, word):
+    says(edit(model, *args), 2, word); assert os.listdir() == ["a.png"]
+
+def test_bad_outputs_and_prompts(place, model):
+    says(edit(model, out="b.bmp"), 2, ".png"); says(edit(model, out="."), 2); says(edit(model, out="a.png"), 2, "the picture itself")
+    says(edit(model, out="a.png/b.png"), 2, "not a folder"); says(run("edit", "a.png", "  ", "-o", "b.png"), 2, "prompt"); says(run("edit", "a.png", "a ball"), 2, "-o"); says(run("edit"), 2)
+    assert os.listdir() == ["a.png"]
+
+def test_failures(place, model):
+    Path("text.png").write_text("no picture"); Path("cut.png").write_bytes(Path("a.png").read_bytes()[:300]); Path("empty.png").touch(); Image.new("RGB", (4, 4)).save("tiny.png")
+    for name, word in dict(nowhere="exist", text="not a picture", cut="damaged", empty="empty", tiny="4x4").items():
+        says(run("edit", f"{name}.png", "a ball", "-o", "b.png", "--model", model), 1, word, f"{name}.png")
+    says(edit(model, "--mask", "text.png"), 1, "mask"); Image.new("L", (64, 64)).save("black.png"); says(edit(model, "--mask", "black.png"), 1, "selects no pixel")
+    says(edit("unknown"), 1, "unknown", "mini"); says(edit("mini"), 1, "mini"); says(edit("ssd-1b"), 1, "fastedit fetch ssd-1b")
+    Path("broken").mkdir(); says(edit("broken"), 1, "model_index.json")
+    assert not Path("b.png").exists()
+
+def test_interrupts_and_faults_leave_nothing(place, model, monkeypatch):
+    from fastedit.editor import FastEditor
+    for error, code, word in ((KeyboardInterrupt(), 130, "interrupted"), (Cancelled("stopped by its caller"), 1, "stopped"), (ZeroDivisionError("oops"), 1, "fault of fastedit"),
+                              (MemoryError(), 1, "memory"), (PermissionError(13, "Permission denied", "x"), 1, "permissions")):
+        monkeypatch.setattr(FastEditor, "__call__", lambda *a, **k: (_ for _ in ()).throw(error))
+        says(edit(model), code, word); assert os.listdir() == ["a.png"]
+
+# --- the other commands
+
+def test_help_and_version(place):
+    for args in ((), ("--help",), ("-h",)):
+        r = run(*args); assert r.exit_code == 0 and all(c in r.stdout for c in ("edit", "demo", "train", "doctor", "fetch"))
+    assert "fastedit demo" in run().stdout and run("--version").stdout.strip()
+    for c in ("edit", "demo", "train", "doctor", "fetch"): assert run(c, "--help").exit_code == 0
+    says(run("frobnicate"), 2, "frobnicate")
+
+def test_demo(place, monkeypatch):
+    from fastedit.reader import Reader
+    w = random_weights(place.parent/"w"); (w/"reader").mkdir(); torch.manual_seed(0); monkeypatch.setenv("FASTEDIT_WEIGHTS", str(w))
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in Reader().state_dict().items()}, w/"reader"/"model.safetensors")
+    r = run("demo", "--n", 1, "--out", "o", "--json", "-", "--model", "mini", "--seed", 4); assert r.exit_code == 0, r.output
+    d = json.loads(r.stdout); assert [x["method"] for x in d["rows"]] == ["img2img stock", "img2img continuous", "ddcm"] and d["seed"] == 4 and Image.open("o/comparison.png").width > 500
+    assert {"method", "model", "success", "ignored", "background_psnr", "target_psnr", "nfe", "seconds", "network_seconds", "n"} <= set(d["rows"][0])
+    r = run("demo", "--n", 1, "--out", "o", "--json", "f.json", "--model", "mini", "-q"); assert "img2img stock" in r.stdout and not r.stderr and json.loads(Path("f.json").read_text())["rows"]
+    says(run("demo", "--n", "0"), 2); says(run("demo", "--seed", "-1"), 2); says(run("demo", "--out", "a.png"), 2, "not a folder"); says(run("demo", "--json", "o"), 2, "folder")
+    says(run("demo", "--model", "nope", "--out", "p"), 1, "nope"); assert not Path("p").exists()
+
+def test_demo_without_weights(place): says(run("demo"), 1, "reader"); assert os.listdir() == ["a.png"]
+
+def test_train(place, monkeypatch):
+    from fastedit import training
+    seen = []
+    for f in ("train_vae", "train_lcm", "train_lcm_lora", "train_controlnet"): monkeypatch.setattr(training, f, lambda state, f=f, **kw: seen.append((f, str(state), kw)))
+    assert run("train", "vae").exit_code == run("train", "lcm", "--steps", 7, "--state", "s", "-q").exit_code == run("train", "lcm", "--model", "mini-s", "--batch", 2).exit_code == 0
+    assert seen == [("train_vae", "state", dict(quiet=False)), ("train_lcm_lora", "s", dict(quiet=True, steps=7)), ("train_lcm", "state", dict(quiet=False, batch=2))]
+    says(run("train", "everything"), 2, "vae"); says(run("train", "lcm", "--model", "sdxl"), 2, "mini-s"); says(run("train", "vae", "--steps", 0), 2); says(run("train"), 2)
+    says(run("train", "vae", "--state", "a.png"), 2, "not a folder")
+    monkeypatch.setattr(training, "train_vae", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt())); says(run("train", "vae"), 130, "checkpoint")
+
+def test_train_needs_the_earlier_stages(place): says(run("train", "controlnet", "--state", "s", "-q"), 2, "fastedit train") if (place/"s/pictures-60000.npy").exists() else None
+
+def test_doctor(place, model, monkeypatch):
+    r = run("doctor"); assert r.exit_code == 0 and all(w in r.stdout for w in ("torch", "device", "memory", "ssd-1b", "mini", "not here"))
+    d = json.loads(run("doctor", "--json").stdout); assert {m["model"] for m in d["models"]} >= {"mini", "sdxl"} and not any(m["available"] for m in d["models"])
+    r = run("doctor", model); assert r.exit_code == 0 and "complete" in r.stdout
+    r = run("doctor", "ssd-1b"); assert r.exit_code == 1 and "fastedit fetch ssd-1b" in r.stdout and "missing" in r.stdout
+    d = json.loads(run("doctor", "sdxl", "--json").stdout); assert not d["ok"] and d["missing_bytes"] > 10**9
+    says(run("doctor", "nope"), 1, "nope")
+
+def test_fetch(place, monkeypatch):
+    from fastedit import models
+    def hub(): raise ConnectionError("no network here")
+    monkeypatch.setattr(models, "_hub", lambda: type("Hub", (), dict(HfApi=staticmethod(hub))))
+    says(run("fetch", "ssd-1b"), 1, "no network here", "copy"); says(run("fetch", "nope"), 1, "nope"); says(run("fetch", "ssd-1b", "--precision", "int4"), 2, "fp16")
+
+# --- a real process
+
+def start(*args, **kw):
+    return subprocess.Popen([sys.executable, *args], cwd=kw.pop("cwd"), env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+def test_help_is_light(place):
+    code = "import sys; sys.argv = ['fastedit', '--help']\nfrom fastedit.cli import main\ntry: main()\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    out, err = start("-c", code, cwd=place).communicate(timeout=120); assert out.strip().endswith("0 False False") and "Usage: " in out and not err
+
+def test_ctrl_c(place, model):
+    "A real interrupt in the middle of an edit: 130, one line, nothing written."
+    code = f"""import os, signal, sys
+from fastedit import denoiser
+old = denoiser.Denoiser.decode
+def decode(self, z): os.kill(os.getpid(), signal.SIGINT); return old(self, z)
+denoiser.Denoiser.decode = decode
+sys.argv = ["fastedit", "edit", "a.png", "a ball", "-o", "b.png", "--model", {str(model)!r}, "--steps", "1"]
+from fastedit.cli import main
+main()"""
+    p = start("-c", code, cwd=place); out, err = p.communicate(timeout=300)
+    assert p.returncode == 130 and "interrupted" in err and "Traceback" not in err and not out and os.listdir() == ["a.png"]
