@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Text', 'Count', 'guidance_embedding', 'Denoiser', 'finite', 'Noise']
 
-# %% ../nbs/06_denoiser.ipynb #19b8fbd8
+# %% ../nbs/06_denoiser.ipynb #06a6988e
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ import torch
 from .core import ModelError, NumericalError, OptionError, PromptError
 from .schedules import NoiseSchedule, boundary
 
-# %% ../nbs/06_denoiser.ipynb #c870a3bf
+# %% ../nbs/06_denoiser.ipynb #f9daf026
 @dataclass(frozen=True)
 class Text:
     "Encoded prompts."
@@ -42,7 +42,7 @@ class Count:
     @property
     def network_seconds(self) -> float: return sum(self.seconds.values())
 
-# %% ../nbs/06_denoiser.ipynb #3677e482
+# %% ../nbs/06_denoiser.ipynb #0338ce79
 def guidance_embedding(w: torch.Tensor,  # guidance scale minus 1, (B,)
                        dim: int          # `unet.config.time_cond_proj_dim`
                       ) -> torch.Tensor:
@@ -170,17 +170,18 @@ class Denoiser:
                text: Text,              # B prompts, or one for all
                guidance=1.,             # guidance scale, a number or B of them
                control=0.,              # ControlNet scale of this step (a number, or one per residual); 0 leaves it out
+               negative: Text=None,     # what this call's CFG pushes away from, B texts or one for all; None: `self.negative`
                **kw                     # further keywords for the UNet
               ) -> torch.Tensor:
         "Ask the UNet once, with its guidance embedding or with `e0 + g*(e1-e0)` (Ho & Salimans 2022) in one batch; only rows with g != 1 cost a pair."
         x = x.to(self.device, self.dtype); n = len(x); text = text.repeat(n)
         g = torch.as_tensor(guidance, dtype=torch.float32).reshape(-1).expand(n) if not isinstance(guidance, (list, tuple)) else torch.tensor(guidance, dtype=torch.float32)
         if len(text) != n or len(g) != n: raise OptionError(f"{n} latents came with {len(text)} prompts and {len(g)} guidance scales")
-        tt = torch.tensor(int(t), device=self.device)
+        tt = torch.tensor(int(t), device=self.device); self.rows = [(False, i) for i in range(n)]   # what attention control needs to know
         if self.uses_w: return self._unet(x, tt, text, g-1, control, **kw)
         pair = [i for i in range(n) if g[i] != 1]
         if not pair: return self._unet(x, tt, text, None, control, **kw)
-        neg = self.negative.repeat(len(pair))
+        neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]; self.rows = [(True, i) for i in pair]+self.rows
         out = self._unet(torch.cat([x[pair], x]), tt, Text.stack(neg, text), None, control, **kw)
         e0, e1 = out[:len(pair)], out[len(pair):]; gg = g[pair].view(-1, 1, 1, 1).to(out)
         e = e1.clone(); e[pair] = e0+gg*(e1[pair]-e0)
@@ -201,7 +202,7 @@ class Denoiser:
         if not self.consistent: return x0
         skip, out = boundary(int(t)); return out*x0+skip*x
 
-# %% ../nbs/06_denoiser.ipynb #cfce6940
+# %% ../nbs/06_denoiser.ipynb #79a06470
 def finite(what: str, x: torch.Tensor) -> torch.Tensor:
     "Return `x` if every number in it is finite; else raise `NumericalError`."
     if torch.isfinite(x).all(): return x

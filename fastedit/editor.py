@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['EditRequest', 'EditResult', 'StageCache', 'pixel_hash', 'FastEditor', 'versions']
 
-# %% ../nbs/20_editor.ipynb #0c9917f9
-import base64, hashlib, html, io, json, platform, threading, time, warnings
+# %% ../nbs/20_editor.ipynb #794878c8
+import base64, hashlib, html, io, json, platform, threading, time
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np, torch
 from . import images, schedules
 from .conditions import CONDITIONS, control_map
-from .core import Cancelled, DataError, FastEditError, NumericalError, OptionError, PromptError, canonical_json, content_hash
+from .core import DataError, OptionError, PromptError, canonical_json, content_hash
 from .denoiser import Count, Denoiser, Noise, finite
-from .methods.base import Job, check_options, find_method
+from .methods.base import Job, check_model, check_options, find_method
 
-# %% ../nbs/20_editor.ipynb #3a9fab34
+# %% ../nbs/20_editor.ipynb #15bf4ccc
 @dataclass(frozen=True)
 class EditRequest:
     "An edit as data: the same request on the same weights gives the same bytes. None means the method's or the model's default."
@@ -29,7 +29,7 @@ class EditRequest:
     steps: int=None                # denoising steps, all of which run (except with schedule="stock")
     strength: float=None           # start time as a share of the schedule, 0..1
     guidance: object=None          # guidance scale, a number or a curve such as "linear:3:1"
-    source_guidance: float=1.      # guidance scale of the source branch
+    source_guidance: float=None    # guidance scale of the source branch
     control: str=None              # control map: "canny", "canny-auto", "none", ...
     control_scale: object=None     # ControlNet scale, a number >= 0 or a curve
     schedule: str=None             # "continuous" or, for img2img, "stock"
@@ -78,7 +78,7 @@ class EditRequest:
         if "request" not in found: raise DataError(f"{path} holds no fastedit request: only pictures saved by `edit.save` do")
         return cls.from_json(found["request"])
 
-# %% ../nbs/20_editor.ipynb #80ccd878
+# %% ../nbs/20_editor.ipynb #9d243a53
 @dataclass
 class EditResult:
     "An edited picture and the account of how it came to be."
@@ -129,7 +129,7 @@ class EditResult:
 def _png(image) -> bytes:
     b = io.BytesIO(); image.save(b, "PNG"); return b.getvalue()
 
-# %% ../nbs/20_editor.ipynb #9cb2bca9
+# %% ../nbs/20_editor.ipynb #a0fede03
 class StageCache:
     "Keep what stages computed, by the hash of everything that went in; the least recently used goes first when `limit` bytes are full."
     def __init__(self, limit: int=1 << 30): self.limit, self.items, self.hits, self.misses, self.bytes = limit, OrderedDict(), 0, 0, 0
@@ -150,7 +150,7 @@ def pixel_hash(image) -> str:
     "Hash a picture's size and pixels."
     a = np.asarray(image); return hashlib.sha256(str(a.shape).encode()+a.tobytes()).hexdigest()[:32]
 
-# %% ../nbs/20_editor.ipynb #aa7d9155
+# %% ../nbs/20_editor.ipynb #8685ae76
 class FastEditor:
     "Edit pictures by text with one loaded model. Same request, same bytes; stages are cached, so that a second prompt on a picture costs less."
     def __init__(self,
@@ -160,9 +160,7 @@ class FastEditor:
                  cache_bytes: int=1 << 30,  # what the stage cache may keep
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
         from fastedit.models import Components, load_model
-        if isinstance(model, Components): self.parts = model
-        elif isinstance(model, str) and model.startswith("random"): self.parts = model
-        else: self.parts = load_model(model, device=device, precision=precision, **load)
+        self.parts = model if isinstance(model, Components) else load_model(model, device=device, precision=precision, **load)
         self.cache, self._lock = StageCache(cache_bytes), threading.Lock()
 
     @property
@@ -184,6 +182,7 @@ class FastEditor:
             request = EditRequest(prompt=prompt, **dict(dict(model=self.spec.key, precision=self.parts.precision), **settings))
         elif prompt is not None or settings: raise OptionError("give either a request or a prompt with settings, not both: use dataclasses.replace(request, ...) to change a request")
         if request.model != self.spec.key: raise OptionError(f"this editor has the model {self.spec.key!r} loaded, the request asks for {request.model!r}: make FastEditor({request.model!r})")
+        if request.precision != self.parts.precision: raise OptionError(f"this editor runs in {self.parts.precision}, the request asks for {request.precision}: make FastEditor({request.model!r}, precision={request.precision!r})")
         with self._lock, torch.no_grad(): return self._edit(images.load_image(image), mask, request, on_step)
 
     # --- stages
@@ -192,22 +191,31 @@ class FastEditor:
         m, s, notes = find_method(r.method), self.spec, list(self.parts.notes)
         schedule = r.schedule or m.schedules[0]
         if schedule not in m.schedules: raise OptionError(f"method {m.key!r} has no schedule {schedule!r}: it has {', '.join(m.schedules)}")
-        guidance = r.guidance if r.guidance is not None else m.guidance if m.guidance is not None else s.guidance_default
-        scale = r.control_scale if r.control_scale is not None else m.control
-        control = r.control or ("canny" if self.parts.controlnet is not None and scale and r.control is None and (m.control or r.control_scale) else "none")
+        notes += check_model(m, self.parts)
+        def inside(g): return min(max(g, s.guidance_range[0]), s.guidance_range[1]) if g != 1 or s.guidance == "w-embedding" else g   # a method's own scale, as far as this model bears it
+        guidance = r.guidance if r.guidance is not None else inside(m.guidance) if m.guidance is not None else s.guidance_default
+        source_guidance = r.source_guidance if r.source_guidance is not None else inside(m.source_guidance)
+        scale = r.control_scale if r.control_scale is not None else m.control or (.5 if r.control not in (None, "none") else 0.)
+        control = r.control or ("canny" if scale and self.parts.controlnet is not None else "none")
         if control == "none": scale = 0.
         src = r.source_prompt
         if m.source_prompt and src is None: src = ""; notes.append(f"{m.key} compares with a source prompt and none was given: the empty prompt was used")
         for what, text in (("prompt", r.prompt), ("source prompt", src or "")):
-            n = self._denoiser().cut(text)
+            n = self.denoiser().cut(text)
             if n: notes.append(f"the last {n} tokens of the {what} did not fit the text encoder and were ignored")
         if s.key.startswith("mini") and not s.path and _photographic(source): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
-        return replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, control=control, control_scale=scale,
+        return replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
                        schedule=schedule, source_prompt=src, size=fit.model, options=check_options(m, r.options), image=pixel_hash(source),
                        mask=None if mask is None else pixel_hash(mask)), m, notes
 
-    def _denoiser(self, edges=None, negative=None, drop_w=False, count=None): return Denoiser(self.parts, edges, negative, drop_w, count)
+    def denoiser(self, **kw) -> Denoiser:
+        "Make a fresh `Denoiser` on this model, to look behind the scenes."
+        return Denoiser(self.parts, **kw)
+
+    def pixels(self, image, size: tuple=None) -> torch.Tensor:
+        "Fit a picture to the model as an edit does: (1, 3, H, W) in [-1, 1]."
+        return images.to_tensor(images.fit(images.load_image(image), self.spec.resolution, self.spec.multiple, size)[0])
 
     def _text(self, d, prompt): return self.cache.get(content_hash("text", self.parts.revision, prompt), lambda: d.text(prompt))
 
@@ -215,7 +223,7 @@ class FastEditor:
         start, seconds, count = time.perf_counter(), {}, Count()
         mask = None if mask is None else images.load_mask(mask, source.size)
         r, method, notes = self._resolve(request, source, mask); stock = r.schedule == "stock"
-        grid = schedules.stock_grid(r.steps, r.strength) if stock else schedules.continuous_grid(r.steps, r.strength)
+        grid = schedules.stock_grid(r.steps, r.strength) if stock else method.times(r.steps, r.strength, Denoiser(self.parts).consistent, **r.options)
         cuda = self.parts.unet.device.type == "cuda"
         if cuda: torch.cuda.reset_peak_memory_stats()
         def stage(name, make):
@@ -239,13 +247,18 @@ class FastEditor:
         # denoise
         n = len(grid)
         job = Job(d, finite("source latents", z0), target, src, grid, noise, [schedules.curve(r.guidance, i, n) for i in range(n)], r.source_guidance,
-                  [schedules.curve(r.control_scale, i, n, off=0.) for i in range(n)], small, r.options, on_step)
-        z = stage("denoise", lambda: finite("edited latents", method.run(job)))
+                  [schedules.curve(r.control_scale, i, n, off=0.) for i in range(n)], small, r.options, on_step, (r.source_prompt or "", r.prompt), x)
+        z = stage("denoise", lambda: method(job))
         # decode
-        out = stage("decode", lambda: images.to_image(d.decode(z)))
+        out = None if z is None else stage("decode", lambda: images.to_image(d.decode(finite("edited latents", z))))
         def finish():
-            back = images.unfit(out, fit)
-            return back if mask is None else images.composite(source, back, mask, r.feather)
+            if out is None: return source    # the method gives the source picture itself back
+            back, region = images.unfit(out, fit), mask
+            if job.found is not None:        # a region that the method found by itself
+                own = np.asarray(images.unfit(images.to_image(job.found.float().repeat(1, 3, 1, 1)*2-1).resize(r.size, 2), fit))[..., 0].astype(np.float32)/255
+                region = own if mask is None else mask*own
+                if not region.any(): return source
+            return back if region is None else images.composite(source, back, region, r.feather)
         image = stage("finish", finish); seconds["total"] = time.perf_counter()-start
         return EditResult(image, source, r, tuple(grid), count.nfe, count.control_nfe, seconds, count.network_seconds,
                           torch.cuda.max_memory_allocated() if cuda else None, tuple(notes), (), self.parts.revision, versions(), z)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'img2img']
 
-# %% ../../nbs/10_img2img.ipynb #5f8bfed3
+# %% ../../nbs/10_img2img.ipynb #1a0fc4ba
 import torch
 from .base import Job, Method
 
-# %% ../../nbs/10_img2img.ipynb #5255b3b0
+# %% ../../nbs/10_img2img.ipynb #f8105c50
 def img2img(job: Job) -> torch.Tensor:
     "Noise `z0` to the first time, then `z = f(x, t, tgt)` and `x = a'*z + s'*n` at each next one (Meng et al. 2022; Luo et al. 2023)."
     d, grid = job.d, job.grid; x = d.schedule.noised(job.z0, job.noise(), grid[0])
