@@ -6,17 +6,17 @@
 __all__ = ['SIDE', 'FOLDERS', 'COUNTS', 'runs_error', 'decode_mask', 'encode_mask', 'strip_brackets', 'Entry', 'Problem',
            'DataSet', 'read_data', 'write_standin']
 
-# %% ../nbs/31_piebench.ipynb #14d08e96
+# %% ../nbs/31_piebench.ipynb #21e74ed1
 import csv, hashlib, io, json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from .core import DataError, ImageError, MaskError, OptionError, atomic_write
 from .images import FORMATS, MAX_SIDE, MIN_SIDE, load_image, load_mask
 from .picturebook import EDIT_TYPES, mask_to_runs
 
-# %% ../nbs/31_piebench.ipynb #0c0dd0e2
+# %% ../nbs/31_piebench.ipynb #36b3a524
 SIDE = 512  # of PIE-Bench's pictures
 
 def runs_error(runs, pixels: int, clip: bool=False) -> str:
@@ -50,7 +50,7 @@ def encode_mask(mask                 # (H, W), bool or 0..1; from 0.5 on it is t
     if m.ndim != 2: raise MaskError(f"a mask of shape {m.shape} cannot be encoded: give (H, W)")
     return mask_to_runs(m >= .5)
 
-# %% ../nbs/31_piebench.ipynb #8b59f90f
+# %% ../nbs/31_piebench.ipynb #3dba91de
 def strip_brackets(prompt: str) -> str:
     "Remove the square brackets that mark the changed words, and nothing else."
     return prompt.replace("[", "").replace("]", "")
@@ -101,7 +101,7 @@ class Entry:
         for v in views: page.paste(v, (x, 0)); x += v.width + 4
         return page
 
-# %% ../nbs/31_piebench.ipynb #03f2bb61
+# %% ../nbs/31_piebench.ipynb #83837b26
 @dataclass(frozen=True)
 class Problem:
     "What is wrong with one field of one entry."
@@ -163,7 +163,7 @@ class _Checked:
         if why := runs_error(v, size[0]*size[1], overrun == "clip"): self.bad(field, why); return None
         return tuple(v)
 
-# %% ../nbs/31_piebench.ipynb #7bea6704
+# %% ../nbs/31_piebench.ipynb #6302a4a5
 def _read_text(path):
     if path.stat().st_size > 2**29:
         raise DataError(f"{path.name} has {path.stat().st_size>>20} MiB, more than the 512 that a list of edits can need: is it the right file?")
@@ -248,7 +248,7 @@ def _read_table(path, size, border, overrun, decode):
                              bool(border)))
     return "table", entries, problems, len(entries) + len({p.id for p in problems})
 
-# %% ../nbs/31_piebench.ipynb #c6cbdfd6
+# %% ../nbs/31_piebench.ipynb #edd218ea
 def _queue(entries, seed):
     "Order of entries in which each beginning has the types in proportion."
     rank = lambda e: hashlib.sha256(f"{seed}/{e.id}".encode()).hexdigest()
@@ -348,7 +348,7 @@ def read_data(path,                      # folder, mapping_file.json, .csv or .j
     if not entries: raise DataError(f"{root.name} holds no entries: is it the right folder?")
     return DataSet(kind, root, tuple(entries), tuple(problems), bad)
 
-# %% ../nbs/31_piebench.ipynb #83ee92d4
+# %% ../nbs/31_piebench.ipynb #955f537d
 FOLDERS = ("0_random_140", "1_change_object_80", "2_add_object_80", "3_delete_object_80", "4_change_attribute_content_40",
            "5_change_attribute_pose_40", "6_change_attribute_color_40", "7_change_attribute_material_40",
            "8_change_background_80", "9_change_style_80")
@@ -365,11 +365,11 @@ def _layout():
                 for i in range(COUNTS[t]//8): id = f"{t}{a}{b}{i:09}"; yield t, id, f"{folder}/{made}/{what}/{id}.jpg"
 
 def _blob(rng, size):
-    "Small made-up picture (H, W, 3) and its mask (H, W)."
-    x, y = np.meshgrid(*[np.linspace(0, 1, size, dtype=np.float32)]*2); c, r = rng.uniform(.3, .7, 2), rng.uniform(.12, .28, 2)
-    mask = ((x - c[0])/r[0])**2 + ((y - c[1])/r[1])**2 < 1
-    ground = rng.uniform(60, 200, 3) + rng.uniform(-40, 40, 3)*y[..., None]
-    return np.where(mask[..., None], rng.uniform(0, 255, 3), ground).clip(0, 255).astype(np.uint8), mask
+    "Small made-up picture (PIL RGB) and its mask (H, W)."
+    x, y, rx, ry = (int(v) for v in rng.uniform([.3, .3, .12, .12], [.7, .7, .28, .28])*size); ground, paint = rng.integers(20, 236, (2, 3)).tolist()
+    image, mask = Image.new("RGB", (size, size), tuple(ground)), Image.new("1", (size, size))
+    for im, fill in ((image, tuple(paint)), (mask, 1)): ImageDraw.Draw(im).ellipse((x - rx, y - ry, x + rx, y + ry), fill=fill)
+    return image, np.asarray(mask)
 
 def write_standin(folder,            # where to write
                   seed: int=0,       # of the made-up pictures
@@ -380,7 +380,7 @@ def write_standin(folder,            # where to write
     for k, (t, id, path) in enumerate(_layout()):
         taken[t] = taken.get(t, 0) + 1
         if taken[t] > math.ceil(COUNTS[t]*share): continue
-        image, mask = _blob(np.random.default_rng([seed, k]), SIDE); buf = io.BytesIO(); Image.fromarray(image).save(buf, "JPEG", quality=50)
+        image, mask = _blob(np.random.default_rng([seed, k]), SIDE); buf = io.BytesIO(); image.save(buf, "JPEG", quality=50)
         atomic_write(folder/"annotation_images"/path, buf.getvalue())
         mapping[id] = dict(image_path=path, original_prompt="a [round] blob on a plain ground", editing_prompt="a [square] blob on a plain ground",
                            editing_instruction="make the blob square", editing_type_id=str(t), blended_word="blob blob" if t % 2 else "",
