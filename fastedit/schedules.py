@@ -107,7 +107,7 @@ def _share(name, v):
     if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v <= 1: raise OptionError(f"{name}={v!r}: give a number from 0 to 1")
 
 # %% ../nbs/01_schedules.ipynb #90d604f1
-def boundary(t: int,                   # integer time
+def boundary(t,                        # integer time, or a tensor of them (B,)
              sigma_data: float=.5,     # as in LCMScheduler
              scaling: float=10.        # its `timestep_scaling`
             ) -> tuple:

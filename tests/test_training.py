@@ -26,19 +26,15 @@ def test_merges_are_minimal_and_deterministic():
 
 def test_w_embedding_equals_diffusers():
     from diffusers import LatentConsistencyModelPipeline as P
-    w = torch.tensor([0., 1.5, 7.]); assert torch.allclose(tr.w_embedding(w, 32), P.get_guidance_scale_embedding(None, w, 32), atol=1e-6)
+    w = torch.tensor([0., 1.5, 7.]); assert torch.allclose(tr.guidance_embedding(w, 32), P.get_guidance_scale_embedding(None, w, 32), atol=1e-6)
 
 def test_boundary_and_schedule_equal_the_scheduler():
     from diffusers import LCMScheduler
-    s = LCMScheduler(**tr.noise_schedule()); s.set_timesteps(4)
+    s = LCMScheduler(**tr.NOISE); s.set_timesteps(4)
     for t in (19, 259, 999):
         skip, out = tr.boundary(torch.tensor([t])); a, b = s.get_scalings_for_boundary_condition_discrete(t)
         assert float(skip) == pytest.approx(float(a), abs=1e-7) and float(out) == pytest.approx(float(b), abs=1e-7)
-    assert torch.allclose(tr.alphas_cumprod(), s.alphas_cumprod, atol=1e-6)
-
-def test_noise_and_back():
-    z, n, t = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16), torch.tensor([19, 499, 999])
-    assert torch.allclose(tr.to_x0(tr.add_noise(z, n, t), n, t), z, atol=1e-3)
+    assert torch.equal(tr.SCHEDULE.alphas_cumprod, s.alphas_cumprod)
 
 def test_orthogonal_updates_have_unit_singular_values():
     for shape in ((16, 64), (64, 16), (20, 20)):
@@ -63,7 +59,8 @@ def test_a_broken_loss_is_an_error_in_words(tmp_path):
     with pytest.raises(OptionError, match="became nan"): tr.fit("x", dict(net=net), lambda s, r: (net.weight.sum()*float("nan"), {}), 3, tmp_path, quiet=True)
     with pytest.raises(OptionError, match="at least one"): tr.fit("x", dict(net=net), None, 0, tmp_path)
 
-def test_stages_say_what_they_need(tmp_path):
+def test_stages_say_what_they_need(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path/"none"))
     with pytest.raises(OptionError, match="has not been run"): tr._load(None, tmp_path, "vae")
     with pytest.raises(OptionError, match="unknown"): tr.train("magic", tmp_path)
 
@@ -78,6 +75,11 @@ def test_control_residuals_fit_both_unets():
     kw = tr.control_residuals(c, x, t, text, torch.rand(1, 3, 64, 64))
     for pruned in (False, True):
         u = tr.new_unet(pruned); assert torch.equal(tr.predict(u, x, t, text, **kw), tr.predict(u, x, t, text))   # its last layers start at zero
+
+def test_a_new_machine_starts_from_the_packages_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path)); a, b = tr.new_vae(), tr.new_vae()
+    (tmp_path/"vae").mkdir(); a.half().save_pretrained(tmp_path/"vae")
+    tr._from_package(b, "vae"); assert all(torch.equal(p.float(), q) for p, q in zip(a.parameters(), b.parameters()))
 
 def test_lcm_grid_is_the_schedulers():
     from diffusers import LCMScheduler
