@@ -61,7 +61,7 @@ def test_a_broken_loss_is_an_error_in_words(tmp_path):
 
 def test_stages_say_what_they_need(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path/"none"))
-    with pytest.raises(OptionError, match="has not been run"): tr._load(None, tmp_path, "vae")
+    with pytest.raises(OptionError, match="has not been run"): tr._part(tmp_path, "vae")
     with pytest.raises(OptionError, match="unknown"): tr.train("magic", tmp_path)
 
 def test_the_student_is_the_teacher_without_layers():
