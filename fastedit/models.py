@@ -6,11 +6,12 @@
 __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'PRECISIONS', 'Architecture', 'build', 'count_parameters', 'Source',
            'Part', 'ModelSpec', 'user_models', 'read_models_toml', 'local_spec', 'find_spec', 'read_header',
            'weight_files', 'cache_dir', 'hub_cache', 'locate', 'weights_dir', 'model_index', 'file_hash', 'mini_path',
-           'read_lora', 'fuse_lora', 'attach_lora', 'Components', 'load_model', 'openai_tokenizer', 'load_single_file',
+           'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision', 'quantize',
+           'module_bytes', 'Components', 'default_device', 'load_model', 'openai_tokenizer', 'load_single_file',
            'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview', 'clip_tokenizer',
            'tiny_configs', 'random_model', 'random_lora', 'random_weights']
 
-# %% ../nbs/04_models.ipynb #75e507f9
+# %% ../nbs/04_models.ipynb #72be65e2
 import hashlib, json, math, os, re, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -18,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, progress
 
-# %% ../nbs/04_models.ipynb #8ee78f49
+# %% ../nbs/04_models.ipynb #09136b06
 @dataclass(frozen=True)
 class Architecture:
     "A network as data: its class, its configuration and how many parameters that makes."
@@ -66,7 +67,7 @@ ARCHITECTURES = {k: Architecture(*v) for k, v in {
                                           hidden_act="gelu", projection_dim=512), 340_387_840),
 }.items()}
 
-# %% ../nbs/04_models.ipynb #f7748254
+# %% ../nbs/04_models.ipynb #f7240dd5
 def _class(name: str):
     "Find a network class by name; only these classes are ever instantiated."
     import diffusers, transformers
@@ -95,7 +96,7 @@ def count_parameters(module) -> int:
     "Count the weights of a module."
     return sum(p.numel() for p in module.parameters())
 
-# %% ../nbs/04_models.ipynb #096f52cd
+# %% ../nbs/04_models.ipynb #d70314eb
 @dataclass(frozen=True)
 class Source:
     "Where a component's files are: a repository on the hub (or a local folder), a folder in it, or one file in it."
@@ -118,23 +119,26 @@ class Part:
 
 _XLBASE, _FIX = "462165984030d82259a11f4367a4eed129e94a7b", "207b116dae70ace3637169f1ddd2434b91b3a8cd"
 CONTROLNETS = {p.key: p for p in (
-    Part("canny-sdxl-small", Source("diffusers/controlnet-canny-sdxl-1.0-small"), "controlnet-sdxl-small", "sdxl", "openrail++", notes="no attention; fits beside SSD-1B on 6 GB"),
+    Part("canny-sdxl-small", Source("diffusers/controlnet-canny-sdxl-1.0-small"), "controlnet-sdxl-small", "sdxl", "openrail++",
+         notes="no attention; fits beside SSD-1B on 6 GB"),
     Part("canny-sdxl-mid", Source("diffusers/controlnet-canny-sdxl-1.0-mid"), "controlnet-sdxl-mid", "sdxl", "openrail++"),
-    Part("canny-sdxl", Source("diffusers/controlnet-canny-sdxl-1.0"), "controlnet-sdxl", "sdxl", "openrail++", notes="as large as SSD-1B's UNet"),
+    Part("canny-sdxl", Source("diffusers/controlnet-canny-sdxl-1.0", revision="eb115a19a10d14909256db740ed109532ab1483c"), "controlnet-sdxl", "sdxl",
+         "openrail++", notes="as large as SSD-1B's UNet"),
     Part("canny-sd15", Source("lllyasviel/control_v11p_sd15_canny"), "controlnet-sd15", "sd15", "openrail"))}
 VAES = {p.key: p for p in (
-    Part("sdxl-fp16-fix", Source("madebyollin/sdxl-vae-fp16-fix", revision=_FIX), "vae-sdxl-fp16-fix", "sdxl", "mit", notes="the same VAE in fp16 and in fp32"),
+    Part("sdxl-fp16-fix", Source("madebyollin/sdxl-vae-fp16-fix", revision=_FIX), "vae-sdxl-fp16-fix", "sdxl", "mit",
+         notes="the same VAE in fp16 and in fp32"),
     Part("sdxl-original", Source("stabilityai/sdxl-vae"), "vae-sdxl", "sdxl", "mit", fp16=False, notes="overflows in fp16: kept in fp32"),
     Part("taesdxl", Source("madebyollin/taesdxl"), "taesd", "sdxl", "mit", notes="previews"),
-    Part("taesd", Source("madebyollin/taesd"), "taesd", "sd15", "mit", notes="previews"))}
+    Part("taesd", Source("madebyollin/taesd", revision="614f76814bbe30edbe2e627ace1c2234c81a2c0e"), "taesd", "sd15", "mit", notes="previews"))}
 
-# %% ../nbs/04_models.ipynb #462711e9
+# %% ../nbs/04_models.ipynb #9c5ab5c2
 @dataclass(frozen=True)
 class ModelSpec:
     "One model as data."
     key: str                              # name that the user types
-    family: str                           # "sdxl" (two text encoders, size conditioning), "sd15" (one text encoder), "flow" (through a diffusers pipeline)
-    base: Source                          # repository in diffusers' folder layout: text encoders, tokenizers, scheduler, and UNet and VAE if not given apart
+    family: str                           # "sdxl" (two text encoders), "sd15" (one text encoder), "flow" (through a diffusers pipeline)
+    base: Source                          # repository in diffusers' folder layout; gives whatever is not given apart below
     unet: Source|None=None                # another UNet than the base's
     lora: Source|None=None                # LoRA for exactly this UNet
     controlnet: str|None=None             # default ControlNet, key of `CONTROLNETS`; "own" for one in the base folder
@@ -174,7 +178,8 @@ class ModelSpec:
 
 _XL = dict(family="sdxl", text_archs=("clip-l", "clip-bigg"), vae="sdxl-fp16-fix", preview="taesdxl", multiple=64, controlnet="canny-sdxl-small")
 _XLB = Source("stabilityai/stable-diffusion-xl-base-1.0", revision=_XLBASE)
-_SSDB, _15B = Source("segmind/SSD-1B"), Source("stable-diffusion-v1-5/stable-diffusion-v1-5")
+_SSDB = Source("segmind/SSD-1B", revision="60987f37e94cd59c36b1cba832b9f97b57395a10")
+_15B = Source("stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14")
 _V15 = dict(family="sd15", text_archs=("clip-l",), vae_arch="vae-sd15", preview="taesd", arch="sd15", resolution=512, controlnet="canny-sd15")
 def _lcm(name, file="pytorch_lora_weights.safetensors"): return Source(f"latent-consistency/{name}", file=file)
 _W = dict(guidance="w-embedding", guidance_range=(3.0, 13.0), guidance_default=8.0)
@@ -187,9 +192,12 @@ MODELS = {s.key: s for s in (
     ModelSpec("sdxl", base=_XLB, lora=_lcm("lcm-lora-sdxl"), arch="sdxl", licence="openrail++", **_XL),
     ModelSpec("lcm-sdxl", base=_XLB, unet=Source("latent-consistency/lcm-sdxl"), arch="lcm-sdxl", licence="openrail++", **_XL, **_W),
     ModelSpec("sd15-lcm", base=_15B, lora=_lcm("lcm-lora-sdv1-5"), licence="creativeml-openrail-m", **_V15),
-    ModelSpec("sdxl-turbo", base=Source("stabilityai/sdxl-turbo"), arch="sdxl", resolution=512, scheduler="EulerAncestralDiscreteScheduler",
+    ModelSpec("sdxl-turbo", base=Source("stabilityai/sdxl-turbo", revision="71153311d3dbb46851df1931d3ca6e939de83304"), arch="sdxl", resolution=512,
+              scheduler="EulerAncestralDiscreteScheduler",
               licence="sai-nc-community", notes="research licence", **_XL, **_N),
-    ModelSpec("sd-turbo", family="sd15", base=Source("stabilityai/sd-turbo"), arch="sd21", text_archs=("clip-h",), vae_arch="vae-sd15", preview="taesd",
+    ModelSpec("sd-turbo", family="sd15", base=Source("stabilityai/sd-turbo", revision="b261bac6fd2cf515557d5d0707481eafa0485ec2"), arch="sd21",
+              text_archs=("clip-h",), vae_arch="vae-sd15",
+              preview="taesd",
               resolution=512, scheduler="EulerDiscreteScheduler", licence="sai-nc-community", notes="SD 2.1's UNet: no ControlNet listed fits", **_N),
     ModelSpec("sdxl-lightning", base=_XLB, lora=Source("ByteDance/SDXL-Lightning", file="sdxl_lightning_4step_lora.safetensors"), arch="sdxl",
               scheduler="EulerDiscreteScheduler", licence="openrail++", notes="trailing timesteps", **_XL, **_N),
@@ -199,7 +207,8 @@ MODELS = {s.key: s for s in (
               scheduler="TCDScheduler", licence="mit", **_XL, **_N),
     ModelSpec("sd15", base=_15B, scheduler="DDIMScheduler", guidance_range=(1.0, 15.0), guidance_default=7.5, default_steps=50,
               licence="creativeml-openrail-m", notes="not distilled: for the inversion methods", **_V15),
-    ModelSpec("instruct-pix2pix", base=Source("timbrooks/instruct-pix2pix"), licence="mit", scheduler="EulerAncestralDiscreteScheduler",
+    ModelSpec("instruct-pix2pix", base=Source("timbrooks/instruct-pix2pix", revision="31519b5cb02a7fd89b906d88731cd4d6a7bbf88d"), licence="mit",
+              scheduler="EulerAncestralDiscreteScheduler",
               guidance_range=(1.0, 15.0), guidance_default=7.5, default_steps=50, notes="follows an instruction; 8-channel UNet",
               **{**_V15, "arch": "sd15-instruct", "controlnet": None}),
     ModelSpec("magicbrush", base=Source("vinesmsuic/magicbrush-jul7"), licence="cc-by-4.0", scheduler="EulerAncestralDiscreteScheduler",
@@ -214,7 +223,8 @@ MODELS = {s.key: s for s in (
     ModelSpec("flux-kontext", "flow", Source("black-forest-labs/FLUX.1-Kontext-dev"), scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
               pipeline="FluxKontextPipeline", multiple=16, guidance="w-embedding", guidance_range=(1.0, 5.0), guidance_default=2.5, default_steps=28,
               precisions=("bf16",), variants=(), licence="flux-1-dev-non-commercial", disk_gb=33.8, notes="comparator; gated repository"),
-    ModelSpec("mini", "sdxl", Source("mini"), lora=Source("mini", "lcm-lora", "pytorch_lora_weights.safetensors"), controlnet="own", resolution=64, multiple=16,
+    ModelSpec("mini", "sdxl", Source("mini"), lora=Source("mini", "lcm-lora", "pytorch_lora_weights.safetensors"), controlnet="own", resolution=64,
+              multiple=16,
               vae_factor=4, variants=(), licence="apache-2.0", notes="knows drawn scenes only"),
     ModelSpec("mini-s", "sdxl", Source("mini-s"), controlnet="own", resolution=64, multiple=16, vae_factor=4, variants=(), licence="apache-2.0",
               guidance="w-embedding", guidance_range=(2.0, 6.0), guidance_default=4.0, notes="knows drawn scenes only; pruned, full LCM UNet"),
@@ -222,7 +232,7 @@ MODELS = {s.key: s for s in (
               scheduler="DDIMScheduler", guidance_range=(1.0, 8.0), guidance_default=4.0, default_steps=25, notes="mini without its LCM-LoRA"),
 )}
 
-# %% ../nbs/04_models.ipynb #45d7811f
+# %% ../nbs/04_models.ipynb #5870f82b
 def user_models() -> dict:
     "Read the user's own models from `FASTEDIT_MODELS_TOML` or ~/.config/fastedit/models.toml; empty if there are none."
     path = Path(os.environ.get("FASTEDIT_MODELS_TOML") or Path.home()/".config"/"fastedit"/"models.toml")
@@ -236,7 +246,8 @@ def read_models_toml(path  # TOML file: one table per model, keys as in `ModelSp
     except ImportError: import tomli as tomllib
     path = Path(path)
     try: tables = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise ModelError(f"{path}: not readable as TOML ({e}): one [name] table per model") from e
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ModelError(f"{path}: not readable as TOML ({e}): one [name] table per model") from e
     return {k: _spec_from_table(k, t, path) for k, t in tables.items()}
 
 def _spec_from_table(key, t, path):
@@ -257,13 +268,14 @@ def _spec_from_table(key, t, path):
     if not {"family", "base"} <= set(t): raise ModelError(f"{path} [{key}]: needs `like`, or `path`, or `family` and `base`")
     return ModelSpec(key=key, **t)
 
-# %% ../nbs/04_models.ipynb #5d641812
+# %% ../nbs/04_models.ipynb #5b0fccf6
 _ALLOWED = {"AutoencoderKL", "AutoencoderTiny", "UNet2DConditionModel", "ControlNetModel", "CLIPTextModel", "CLIPTextModelWithProjection"}
 
 def _read_json(path) -> dict:
     try: d = json.loads(Path(path).read_text())
     except FileNotFoundError as e: raise ModelError(f"{path} is missing: the model folder is incomplete; copy or fetch it again") from e
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e: raise ModelError(f"{path} is not readable as JSON ({e}): copy or fetch it again") from e
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ModelError(f"{path} is not readable as JSON ({e}): copy or fetch it again") from e
     if not isinstance(d, dict): raise ModelError(f"{path} holds no JSON object: copy or fetch it again")
     return d
 
@@ -273,7 +285,8 @@ def local_spec(path,           # folder with model_index.json, or a single-file 
     "Describe a local model from its own configuration files; raises `ModelError` if it is not one."
     path = Path(path); key = key or path.stem
     if path.is_file():
-        if path.suffix != ".safetensors": raise ModelError(f"{path} is not a .safetensors file: other formats can run code when read and are refused; convert it first")
+        if path.suffix != ".safetensors":
+            raise ModelError(f"{path} is not a .safetensors file: other formats can run code when read and are refused; convert it first")
         return _single_file_spec(path, key)
     if not path.is_dir(): raise ModelError(f"{path} does not exist: give a folder with model_index.json, or a .safetensors checkpoint")
     index = _read_json(path/"model_index.json")
@@ -282,10 +295,12 @@ def local_spec(path,           # folder with model_index.json, or a single-file 
         if len(v) != 2 or v[0] not in ("diffusers", "transformers", "stable_diffusion"):
             raise ModelError(f"{path/'model_index.json'}: {name} asks for code of its own ({v}): such models are never run")
     for name in ("unet", "vae", "text_encoder"):
-        if not (path/name).is_dir(): raise ModelError(f"{path}/{name} is missing: this is no complete Stable Diffusion folder; copy or fetch it again")
+        if not (path/name).is_dir():
+            raise ModelError(f"{path}/{name} is missing: this is no complete Stable Diffusion folder; copy or fetch it again")
     unet, vae = _read_json(path/"unet"/"config.json"), _read_json(path/"vae"/"config.json")
     xl = unet.get("addition_embed_type") == "text_time"
-    if xl and not (path/"text_encoder_2").is_dir(): raise ModelError(f"{path}/text_encoder_2 is missing: an SDXL UNet needs two text encoders; copy or fetch it again")
+    if xl and not (path/"text_encoder_2").is_dir():
+        raise ModelError(f"{path}/text_encoder_2 is missing: an SDXL UNet needs two text encoders; copy or fetch it again")
     sched = _read_json(path/"scheduler"/"scheduler_config.json") if (path/"scheduler").is_dir() else {}
     return _describe(key, path, unet, vae, sched, (path/"controlnet").is_dir())
 
@@ -293,9 +308,11 @@ def _describe(key, path, unet, vae, sched, controlnet, **kw):
     "Make a spec from the configurations of a model."
     w, factor = bool(unet.get("time_cond_proj_dim")), 2**(len(vae.get("block_out_channels", (0,)*4))-1)
     lcm = w or sched.get("_class_name") == "LCMScheduler"
-    return replace(ModelSpec(key, "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15", Source(str(path)), path=str(path), controlnet="own" if controlnet else None,
+    return replace(ModelSpec(key, "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15", Source(str(path)), path=str(path),
+                             controlnet="own" if controlnet else None,
         resolution=_side(unet.get("sample_size") or 64)*factor, vae_factor=factor, multiple=factor*2**(len(unet["block_out_channels"])-1),
-        scheduler=sched.get("_class_name", "LCMScheduler" if w else "DDIMScheduler"), guidance="w-embedding" if w else "cfg", default_steps=4 if lcm else 25,
+        scheduler=sched.get("_class_name", "LCMScheduler" if w else "DDIMScheduler"), guidance="w-embedding" if w else "cfg",
+        default_steps=4 if lcm else 25,
         prediction=sched.get("prediction_type", "epsilon"), guidance_range=(2.0, 13.0) if w else (1.0, 2.0) if lcm else (1.0, 15.0),
         guidance_default=5.0 if w else 1.5 if lcm else 7.5, licence="unknown", notes="local"), **kw)
 
@@ -308,11 +325,16 @@ def _single_file_configs(path) -> dict:
     path = Path(path); head = read_header(path); beside = path.with_suffix("")
     family = next((f for f, ks in _TEXT_KEYS.items() if any(k.startswith(ks[0]) for k in head)), None)
     n = sum(math.prod(t["shape"]) for k, t in head.items() if k.startswith("model.diffusion_model."))
-    if not n or family is None: raise ModelError(f"{path} is not a checkpoint of SDXL's or SD1.5's kind in the original key format: use such a file, or a folder in diffusers' layout")
-    names = [("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"), ("text_encoder", "CLIPTextModel")]+[("text_encoder_2", "CLIPTextModelWithProjection")]*(family == "sdxl")
+    if not n or family is None:
+        raise ModelError(f"{path} is not a checkpoint of SDXL's or SD1.5's kind in the original key format: use such a file, or a folder in "
+                         f"diffusers' layout")
+    names = [("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"),
+             ("text_encoder", "CLIPTextModel")]+[("text_encoder_2", "CLIPTextModelWithProjection")]*(family == "sdxl")
     if (beside/"unet"/"config.json").is_file(): return {k: (c, _read_json(beside/k/"config.json")) for k, c in names}
     arch = next((a for a, v in ARCHITECTURES.items() if v.cls == "UNet2DConditionModel" and v.parameters == n), None)
-    if arch is None: raise ModelError(f"{path}: a UNet of {n:,} parameters is none that is known ({', '.join(MODELS)}): put its configuration files into {beside}/unet, vae, ...")
+    if arch is None:
+        raise ModelError(f"{path}: a UNet of {n:,} parameters is none that is known ({', '.join(MODELS)}): put its configuration files into "
+                         f"{beside}/unet, vae, ...")
     archs = dict(unet=arch, vae=f"vae-{family}", text_encoder="clip-l", text_encoder_2="clip-bigg")
     return {k: (c, ARCHITECTURES[archs[k]].config) for k, c in names}
 
@@ -330,12 +352,13 @@ def find_spec(name  # registry name, user model, local folder, .safetensors file
     mine = user_models()
     if text in mine: return mine[text]
     if Path(text).expanduser().exists(): return local_spec(Path(text).expanduser())
-    raise ModelError(f"model {text!r} is unknown: use one of {', '.join([*MODELS, *mine])}, or the path of a folder with model_index.json or of a .safetensors file")
+    raise ModelError(f"model {text!r} is unknown: use one of {', '.join([*MODELS, *mine])}, or the path of a folder with model_index.json or of a "
+                     f".safetensors file")
 
-# %% ../nbs/04_models.ipynb #ee73087c
+# %% ../nbs/04_models.ipynb #91e974a2
 def read_header(path  # a .safetensors file
                ) -> dict:
-    "Read the header of a safetensors file, {tensor name: {dtype, shape, data_offsets}}; raises `ModelError` if the file is cut off or of another kind."
+    "Read a safetensors file's header, {tensor: {dtype, shape, data_offsets}}; raises `ModelError` if it is cut off or of another kind."
     path = Path(path); again = "fetch or copy it again"
     try:
         size = path.stat().st_size
@@ -343,7 +366,8 @@ def read_header(path  # a .safetensors file
             n = int.from_bytes(f.read(8), "little")
             if size < 8 or n > min(size-8, 100_000_000): raise ModelError(f"{path} is not a whole safetensors file ({size} bytes): {again}")
             head = json.loads(f.read(n))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e: raise ModelError(f"{path} is not a readable safetensors file ({e}): {again}") from e
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ModelError(f"{path} is not a readable safetensors file ({e}): {again}") from e
     if not isinstance(head, dict): raise ModelError(f"{path} is not a safetensors file: {again}")
     head.pop("__metadata__", None)
     try: end = max((t["data_offsets"][1] for t in head.values()), default=0)
@@ -363,13 +387,14 @@ def weight_files(folder,                  # a component's folder, with config.js
             index = folder/f"{stem}.safetensors.index{v}.json"
             if index.is_file():
                 files = [folder/x for x in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-                if lost := [f.name for f in files if not f.is_file()]: raise ModelError(f"{folder} lacks {', '.join(lost)} of {len(files)} shards: fetch or copy them again")
+                if lost := [f.name for f in files if not f.is_file()]:
+                    raise ModelError(f"{folder} lacks {', '.join(lost)} of {len(files)} shards: fetch or copy them again")
                 if files: return variant, files
     if any(folder.glob("*.bin")) or any(folder.glob("*.ckpt")):
         raise ModelError(f"{folder} has only pickled weights, which can run code when read and are refused: convert them to safetensors")
     raise ModelError(f"{folder} has no .safetensors weights: fetch or copy the model again")
 
-# %% ../nbs/04_models.ipynb #4d26f5f7
+# %% ../nbs/04_models.ipynb #8df17c00
 def cache_dir() -> Path:
     "Name the folder where fastedit keeps what it assembles: `FASTEDIT_CACHE` or ~/.cache/fastedit."
     return Path(os.environ.get("FASTEDIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"fastedit")
@@ -382,17 +407,18 @@ def hub_cache() -> Path:
 def locate(source: Source  # where a component should be
           ) -> Path|None:
     "Find a source on this machine without any network: the repository's local folder, or None."
-    for root in filter(None, (source.repo if os.path.exists(source.repo) else "", os.environ.get("FASTEDIT_MODELS") and f"{os.environ['FASTEDIT_MODELS']}/{source.repo}")):
+    for root in filter(None, (source.repo if os.path.exists(source.repo) else "",
+                              os.environ.get("FASTEDIT_MODELS") and f"{os.environ['FASTEDIT_MODELS']}/{source.repo}")):
         if Path(root).exists(): return Path(root)
     repo = hub_cache()/f"models--{source.repo.replace('/', '--')}"
     ref = repo/"refs"/source.revision
     snap = repo/"snapshots"/(ref.read_text().strip() if ref.is_file() else source.revision)
     return snap if snap.is_dir() else None
 
-# %% ../nbs/04_models.ipynb #e588e1c3
+# %% ../nbs/04_models.ipynb #46874448
 _MINI = {"mini": "mini", "mini-s": "mini-s", "mini-teacher": "mini"}
 _SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "controlnet")
-_FORMAT = 1  # raise when the assembled folder's form changes
+_FORMAT = 2  # raise when the assembled folder's form changes
 
 def weights_dir() -> Path:
     "Name the folder of the embedded weights: `FASTEDIT_WEIGHTS`, or weights/ in the package."
@@ -403,16 +429,19 @@ def model_index(family: str="sdxl") -> dict:
     t, d = "transformers", "diffusers"
     parts = dict(vae=[d, "AutoencoderKL"], text_encoder=[t, "CLIPTextModel"], tokenizer=[t, "CLIPTokenizer"], unet=[d, "UNet2DConditionModel"],
                  controlnet=[d, "ControlNetModel"], scheduler=[d, "LCMScheduler"], feature_extractor=[None, None], image_encoder=[None, None])
-    if family != "sdxl": return {"_class_name": "StableDiffusionControlNetImg2ImgPipeline", **parts, "safety_checker": [None, None], "requires_safety_checker": False}
-    return {"_class_name": "StableDiffusionXLControlNetImg2ImgPipeline", **parts, "text_encoder_2": [t, "CLIPTextModelWithProjection"], "tokenizer_2": [t, "CLIPTokenizer"],
+    if family != "sdxl":
+        return {"_class_name": "StableDiffusionControlNetImg2ImgPipeline", **parts, "safety_checker": [None, None], "requires_safety_checker": False}
+    return {"_class_name": "StableDiffusionXLControlNetImg2ImgPipeline", **parts, "text_encoder_2": [t, "CLIPTextModelWithProjection"],
+            "tokenizer_2": [t, "CLIPTokenizer"],
             "force_zeros_for_empty_prompt": False, "requires_aesthetics_score": False}
 
 @lru_cache(maxsize=256)
 def _sha256(path, size, mtime):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
 
 def file_hash(path) -> str:
-    "Hash a file's content; files of the hub's cache carry their hash in their name, and weights over 256 MB are sampled (64 blocks) beside their size and header."
+    "Hash a file's content; the hub's cache has the hash in the file's name, and weights over 256 MB are sampled in 64 blocks."
     path = Path(path); real = path.resolve(); st = real.stat()
     if len(real.name) == 64 and set(real.name) <= set("0123456789abcdef"): return real.name
     if st.st_size <= 256*2**20: return _sha256(str(real), st.st_size, st.st_mtime_ns)
@@ -431,9 +460,11 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher")
     files = {f"{c}/{f.name}": f for c in _SHARED for f in sorted((root/c).glob("*")) if f.is_file()}
     files |= {f"unet/{f.name}": f for f in sorted((own/"unet").glob("*")) if f.is_file()}
     if "unet/config.json" not in files or "vae/config.json" not in files:
-        raise ModelError(f"the embedded model {name!r} is not in {root}: install fastedit with its package data, or point FASTEDIT_WEIGHTS at a weights folder")
+        raise ModelError(f"the embedded model {name!r} is not in {root}: install fastedit with its package data, or point FASTEDIT_WEIGHTS at a "
+                         f"weights folder")
     fuse = lora and _MINI[name] == "mini"
-    if fuse and not adapter.is_file(): raise ModelError(f"{adapter} is missing: install fastedit with its package data, or use mini_path('mini', lora=False)")
+    if fuse and not adapter.is_file():
+        raise ModelError(f"{adapter} is missing: install fastedit with its package data, or use mini_path('mini', lora=False)")
     teacher = _MINI[name] == "mini" and not lora
     key = content_hash(_FORMAT, {k: file_hash(f) for k, f in files.items()}, file_hash(adapter) if fuse else "", teacher)
     dest = cache_dir()/f"{_MINI[name]}{'-teacher' if teacher else ''}-{key}"
@@ -443,10 +474,11 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher")
         tmp = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
     except OSError as e: raise ModelError(f"cannot write to {dest.parent} ({e.strerror}): set FASTEDIT_CACHE to a folder of your own") from e
     try:
-        for k, f in files.items(): (tmp/k).parent.mkdir(exist_ok=True); shutil.copyfile(f, tmp/k)
+        for k, f in files.items(): (tmp/k).parent.mkdir(exist_ok=True); _copy_fp32(f, tmp/k)
         if fuse: _fuse_file(tmp/"unet", adapter)
         if teacher: (tmp/"scheduler"/"scheduler_config.json").write_text(json.dumps(_ddim_config(tmp/"scheduler"), indent=2))
-        (tmp/"model_index.json").write_text(json.dumps(dict(model_index(), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]), indent=2))
+        (tmp/"model_index.json").write_text(json.dumps(dict(model_index(), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]),
+                                                       indent=2))
         tmp.chmod(0o755)
         if dest.exists() and not all((dest/k).is_file() for k in [*files, "model_index.json"]): dest.rename(tmp.with_name(tmp.name+".broken"))
         try: tmp.rename(dest)
@@ -456,6 +488,15 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher")
     finally:
         for p in (tmp, tmp.with_name(tmp.name+".broken")): shutil.rmtree(p, ignore_errors=True)
     return dest
+
+def _copy_fp32(source, dest):
+    "Copy one file of a model folder; weights become fp32 and configurations forget their fp16, or stock loaders would mix the two."
+    from safetensors.torch import load_file, save_file
+    if source.suffix == ".safetensors":
+        save_file({k: v.float().contiguous() if v.is_floating_point() else v for k, v in load_file(source).items()}, dest, {"format": "pt"})
+    elif source.name == "config.json":
+        dest.write_text(json.dumps({k: v for k, v in _read_json(source).items() if k not in ("dtype", "torch_dtype")}, indent=2))
+    else: shutil.copyfile(source, dest)
 
 def _ddim_config(folder) -> dict:
     c = _read_json(Path(folder)/"scheduler_config.json")
@@ -469,8 +510,9 @@ def _fuse_file(folder, adapter):
     fuse_lora(unet, read_lora(adapter, unet))
     save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, Path(folder)/"diffusion_pytorch_model.safetensors", {"format": "pt"})
 
-# %% ../nbs/04_models.ipynb #49ef88e5
-_DOWN, _UP = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"), (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", "_lora.up.weight")
+# %% ../nbs/04_models.ipynb #26debcd8
+_DOWN, _UP = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"), (".lora_up.weight", ".lora_B.weight",
+                                                                                                 ".lora.up.weight", "_lora.up.weight")
 
 def read_lora(path,  # a LoRA's .safetensors file, in kohya's or diffusers' key format
               unet   # the UNet that it is for
@@ -491,13 +533,16 @@ def read_lora(path,  # a LoRA's .safetensors file, in kohya's or diffusers' key 
         name = flat.get(name.replace(".", "_")) or flat.get(name.replace(".", "_")+"_0")  # old diffusers files write to_out for to_out.0
         if name is None or up is None or not _lora_fits(mods[name], down, up): lost.append(stem); continue
         layers[name] = (down, up, float(alpha)/down.shape[0] if alpha is not None else 1.0)
-    if lost: raise ModelError(f"{path} does not fit this UNet: {len(lost)} of {len(lost)+len(layers)} layers, such as {lost[0]}, are not there or have another shape. "
+    if lost:
+        raise ModelError(f"{path} does not fit this UNet: {len(lost)} of {len(lost)+len(layers)} layers, such as {lost[0]}, are not there or have "
+                         f"another shape. "
                               "Each UNet needs its own LoRA (SSD-1B: lcm-lora-ssd-1b, SDXL: lcm-lora-sdxl, SD1.5: lcm-lora-sdv1-5)")
     if not layers: raise ModelError(f"{path} holds no LoRA layers for a UNet: use a LoRA file in kohya's or diffusers' format")
     return layers
 
 def _sgm_name(k: str) -> str:
-    for a, b in (("input_blocks", "down_blocks"), ("middle_block", "mid_block"), ("output_blocks", "up_blocks"), ("in_layers_2", "conv1"), ("out_layers_3", "conv2"),
+    for a, b in (("input_blocks", "down_blocks"), ("middle_block", "mid_block"), ("output_blocks", "up_blocks"), ("in_layers_2", "conv1"),
+                 ("out_layers_3", "conv2"),
                  ("emb_layers_1", "time_emb_proj"), ("skip_connection", "conv_shortcut")): k = k.replace(a, b)
     return k
 
@@ -519,16 +564,95 @@ def fuse_lora(unet,               # network to change in place
             w.copy_((w.float()+d.reshape(w.shape).to(w.device)).to(w.dtype))
     return unet
 
-# %% ../nbs/04_models.ipynb #7a8573a6
+# %% ../nbs/04_models.ipynb #350b9f98
 def attach_lora(unet, layers: dict, name: str="lcm"):
     "Attach a LoRA without fusing it (through peft), so that its strength can be changed with `unet.set_adapters`."
     sd = {f"unet.{k}.lora_{c}.weight": (d if c == "A" else u) for k, (d, u, _) in layers.items() for c in "AB"}
     unet.load_lora_adapter(sd, prefix="unet", adapter_name=name, network_alphas={f"unet.{k}.alpha": s*d.shape[0] for k, (d, _, s) in layers.items()})
     return unet
 
-# %% ../nbs/04_models.ipynb #dae87378
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# %% ../nbs/04_models.ipynb #5129dfeb
+@dataclass(frozen=True)
+class Precision:
+    "How weights are kept and arithmetic is done."
+    key: str               # name that the user types
+    compute: str           # floating type of the arithmetic on a GPU
+    compute_cpu: str       # and on a CPU
+    weights: str=""        # "" (as computed), "float8", "int8", "int4" or "nf4"
+    devices: tuple=("cpu", "cuda", "mps")  # where it works
+    needs: str=""          # package that it needs beyond fastedit's own
+    notes: str=""          # what a user should know
 
+PRECISIONS = {p.key: p for p in (
+    Precision("fp32", "float32", "float32", notes="the reference"),
+    Precision("fp16", "float16", "float16", notes="half the memory; the original SDXL VAE stays in fp32; slow on a CPU"),
+    Precision("bf16", "bfloat16", "bfloat16", notes="no overflow, 3 digits; slow on processors without it"),
+    Precision("fp8", "bfloat16", "float32", "float8", ("cpu", "cuda"), notes="weights widened layer by layer (diffusers' layerwise casting); norms "
+                                                                             "and embeddings keep their type"),
+    Precision("int8", "bfloat16", "float32", "int8", ("cpu", "cuda"), "torchao", "weights of linear layers, one scale a row"),
+    Precision("int4", "bfloat16", "float32", "int4", ("cuda",), "torchao", "weights of linear layers, groups of 128; torchao needs its CUDA kernels"),
+    Precision("nf4", "bfloat16", "float32", "nf4", ("cuda",), "bitsandbytes", "weights of linear layers, blocks of 64"))}
+
+def compute_dtype(precision: str, device: str="cpu") -> str:
+    "Name the floating type in which a precision computes on a device."
+    p = PRECISIONS[precision]
+    return p.compute_cpu if str(device).startswith("cpu") else p.compute
+
+def check_precision(precision: str, device: str="cpu") -> Precision:
+    "Find a precision; raises `OptionError` if it is unknown, or does not work on this device or without a package that is absent."
+    from importlib.util import find_spec as find_package
+    if precision not in PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
+    p, kind = PRECISIONS[precision], str(device).split(":")[0]
+    usable = ", ".join(k for k, v in PRECISIONS.items() if kind in v.devices and not v.needs)
+    if kind not in p.devices: raise OptionError(f"precision {precision!r} does not work on {kind}: use {usable}")
+    if p.needs and find_package(p.needs) is None:
+        raise OptionError(f"precision {precision!r} needs {p.needs}: pip install {p.needs}, or use {usable}")
+    return p
+
+def quantize(module,             # network in its compute type
+             precision: str,     # key of `PRECISIONS`
+             device: str="cpu"   # where it will run
+            ):
+    "Quantise a network's weights in place; leaves it as it is for the plain precisions."
+    import torch
+    kind = check_precision(precision, device).weights
+    if kind == "float8":
+        from diffusers.hooks import apply_layerwise_casting
+        apply_layerwise_casting(module, torch.float8_e4m3fn, getattr(torch, compute_dtype(precision, device)), skip_modules_pattern=_FP8_SKIP)
+    elif kind in ("int8", "int4"):
+        with _quiet():
+            from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+            quantize_(module.to(device), Int8WeightOnlyConfig() if kind == "int8" else Int4WeightOnlyConfig(group_size=128))
+    elif kind == "nf4":
+        import bitsandbytes as bnb
+        for name, lin in [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)]:
+            new = bnb.nn.Linear4bit(lin.in_features, lin.out_features, lin.bias is not None, compute_dtype=lin.weight.dtype, quant_type="nf4")
+            new.weight = bnb.nn.Params4bit(lin.weight.data, requires_grad=False, quant_type="nf4"); new.bias = lin.bias
+            owner, _, leaf = name.rpartition("."); setattr(module.get_submodule(owner), leaf, new)
+    return module
+
+_FP8_SKIP = ("pos_embed", "patch_embed", "norm", "embedding", "^proj_in$", "^proj_out$")
+
+def module_bytes(module,                 # a network, on any device, also meta, in plain numbers
+                 precision: str="fp16",  # key of `PRECISIONS`
+                 device: str="cuda"      # for the compute type
+                ) -> int:
+    "Count the bytes that a network's weights and buffers take in a precision, to the byte."
+    import re as _re, torch
+    kind, wide = PRECISIONS[precision].weights, getattr(torch, compute_dtype(precision, device)).itemsize
+    cast = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d); total = 0
+    for name, m in module.named_modules():
+        for leaf, p in m.named_parameters(recurse=False):
+            n, lin = p.numel(), isinstance(m, torch.nn.Linear) and leaf == "weight"
+            if kind == "float8" and isinstance(m, cast) and not any(_re.search(x, name) for x in _FP8_SKIP): total += n
+            elif kind == "int8" and lin: total += n+5*p.shape[0]          # scale fp32 and zero point int8 a row
+            elif kind == "int4" and lin: total += n//2+4*(n//128)         # scale and zero point bf16 a group
+            elif kind == "nf4" and lin: total += n//2+4*math.ceil(n/64)   # scale fp32 a block
+            else: total += n*wide
+        for b in m.buffers(recurse=False): total += b.numel()*(wide if b.is_floating_point() else b.element_size())
+    return total
+
+# %% ../nbs/04_models.ipynb #3e915def
 @dataclass
 class Components:
     "A loaded model: the networks, the scheduler's configuration, and what exactly they are."
@@ -546,6 +670,7 @@ class Components:
     adapters: tuple=()          # one dict per LoRA: source, layers, scale, fused
     notes: tuple=()             # what was done differently from what was asked, in words
     files: dict=field(default_factory=dict, repr=False)  # component -> folder or file
+    execution: object=None      # device that computes, where weights come and go; None: where the UNet is
 
     def modules(self) -> dict:
         "List the networks that are there, {name: module}."
@@ -558,8 +683,9 @@ class Components:
 
     @property
     def device(self):
-        "The UNet's device."
-        return next(self.unet.parameters()).device
+        "The device that computes."
+        import torch
+        return torch.device(self.execution) if self.execution is not None else next(self.unet.parameters()).device
 
     @property
     def dtype(self):
@@ -588,18 +714,21 @@ def _quiet():
             x.set_verbosity(v)
             if b: x.enable_progress_bar()
 
-def _load_part(cls, folder, precision="fp32"):
+def _load_part(cls, folder, precision="fp32", device="cpu"):
     "Load one network from its folder and insist that configuration and weights belong together."
     import torch
-    dtype = getattr(torch, PRECISIONS.get(precision, "float32")); variant, files = weight_files(folder, precision)
-    kw = dict(variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **({"dtype": dtype} if cls.startswith("CLIP") else {"torch_dtype": dtype}))
+    dtype = getattr(torch, compute_dtype(precision, device)); variant, files = weight_files(folder, precision)
+    kw = dict(variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True,
+              **({"dtype": dtype} if cls.startswith("CLIP") else {"torch_dtype": dtype}))
     try:
         with _quiet(): m, info = _class(cls).from_pretrained(str(folder), **kw)
     except Exception as e:
-        raise ModelError(f"{folder} cannot be loaded as {cls}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}. Fetch or copy the model again") from e
+        raise ModelError(f"{folder} cannot be loaded as {cls}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}. Fetch or "
+                         f"copy the model again") from e
     bad = [k for k in info.get("missing_keys", ())]+[k if isinstance(k, str) else k[0] for k in info.get("mismatched_keys", ())]
     if not cls.startswith("CLIP"): bad += list(info.get("unexpected_keys", ()))
-    if bad: raise ModelError(f"{folder}: {len(bad)} weights, such as {bad[0]}, do not fit the configuration beside them: fetch or copy the model again")
+    if bad:
+        raise ModelError(f"{folder}: {len(bad)} weights, such as {bad[0]}, do not fit the configuration beside them: fetch or copy the model again")
     return _own_memory(m)
 
 def _own_memory(m, dtype=None):
@@ -607,17 +736,20 @@ def _own_memory(m, dtype=None):
     for p in m.parameters(): p.data = p.data.to(dtype or p.dtype, copy=True)
     return m.eval().requires_grad_(False)
 
-# %% ../nbs/04_models.ipynb #54f255ec
+# %% ../nbs/04_models.ipynb #b7bff089
 def _places(spec, controlnet, lora, vae) -> dict:
     "Say where each component should come from: {component: (class, Source)}."
     sub = lambda name: replace(spec.base, folder="/".join(x for x in (spec.base.folder, name) if x))
     d = dict(scheduler=("", sub("scheduler")), tokenizer=("CLIPTokenizer", sub("tokenizer")), text_encoder=("CLIPTextModel", sub("text_encoder")))
-    if spec.family == "sdxl": d |= dict(tokenizer_2=("CLIPTokenizer", sub("tokenizer_2")), text_encoder_2=("CLIPTextModelWithProjection", sub("text_encoder_2")))
+    if spec.family == "sdxl":
+        d |= dict(tokenizer_2=("CLIPTokenizer", sub("tokenizer_2")), text_encoder_2=("CLIPTextModelWithProjection", sub("text_encoder_2")))
     d["unet"] = "UNet2DConditionModel", spec.unet or sub("unet")
     v = vae or spec.vae
     d["vae"] = "AutoencoderKL", sub("vae") if v in (None, "own") else VAES[v].source if v in VAES else Source(str(v))
     if d["vae"][1].repo.split("/")[-1].startswith("taesd"): d["vae"] = "AutoencoderTiny", d["vae"][1]
-    if controlnet: d["controlnet"] = "ControlNetModel", sub("controlnet") if controlnet == "own" else CONTROLNETS[controlnet].source if controlnet in CONTROLNETS else Source(str(controlnet))
+    known = CONTROLNETS.get(controlnet)
+    if controlnet:
+        d["controlnet"] = "ControlNetModel", known.source if known else sub("controlnet") if controlnet == "own" else Source(str(controlnet))
     if lora: d["lora"] = "", lora
     return d
 
@@ -629,7 +761,8 @@ def _resolve(spec, places) -> dict:
         if p and p.exists(): found[k] = p
         else: lost.append(f"{k} ({s})")
     if not lost: return found
-    way = (f"run `fastedit fetch {spec.key}` once while online ({spec.size_gb():.1f} GB in fp16), or use model 'mini'" if not spec.path and spec.key in MODELS
+    way = (f"run `fastedit fetch {spec.key}` once while online ({spec.size_gb():.1f} GB in fp16), or use model 'mini'" if not spec.path
+           and spec.key in MODELS
            else "copy the missing parts there, or correct the path")
     raise ModelError(f"model {spec.key!r} is not complete on this machine: {', '.join(lost)} not found. To get it: {way}")
 
@@ -637,9 +770,17 @@ def _pick_controlnet(spec, controlnet):
     if controlnet is True: return spec.controlnet
     if not controlnet: return None
     c = CONTROLNETS.get(controlnet)
-    if c is None and controlnet != "own" and not Path(controlnet).exists(): raise ModelError(f"controlnet {controlnet!r} is unknown: use one of {', '.join(CONTROLNETS)}, a folder, or False")
-    if c and spec.arch and c.family != spec.family: raise ModelError(f"controlnet {controlnet!r} is for {c.family} models and {spec.key!r} is {spec.family}: use {', '.join(k for k, v in CONTROLNETS.items() if v.family == spec.family) or 'none'}")
+    if c is None and controlnet != "own" and not Path(controlnet).exists():
+        raise ModelError(f"controlnet {controlnet!r} is unknown: use one of {', '.join(CONTROLNETS)}, a folder, or False")
+    if c and spec.arch and c.family != spec.family:
+        raise ModelError(f"controlnet {controlnet!r} is for {c.family} models and {spec.key!r} is {spec.family}: use "
+                         f"{', '.join(k for k, v in CONTROLNETS.items() if v.family == spec.family) or 'none'}")
     return controlnet
+
+def default_device() -> str:
+    "Name the device to use when none is asked for."
+    import torch
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 def load_model(name,                     # registry name, local folder, .safetensors file or `ModelSpec`
                device: str|None=None,    # torch device; None: CUDA if there is one, else CPU
@@ -651,8 +792,9 @@ def load_model(name,                     # registry name, local folder, .safeten
               ) -> Components:
     "Load a model from this machine; raises `ModelError` before anything is loaded if a part is absent, damaged or does not fit."
     spec = find_spec(name)
-    if precision not in PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
-    if spec.family == "flow": raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use it as a comparator")
+    device = device or default_device(); check_precision(precision, device)
+    if spec.family == "flow":
+        raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use it as a comparator")
     adapter = spec.lora if lora is True else Source(str(lora)) if lora else None
     single = Path(spec.path) if spec.path and Path(spec.path).is_file() else None
     places = _places(spec, _pick_controlnet(spec, controlnet), adapter, vae); mini = _MINI.get(spec.key) if spec.key in MODELS else None
@@ -661,7 +803,9 @@ def load_model(name,                     # registry name, local folder, .safeten
         if lora is True and not fuse and spec.lora: places["lora"] = "", Source(str(weights_dir()/mini), spec.lora.folder, spec.lora.file)
         places = {k: (c, replace(s, repo=str(root)) if s.repo == spec.base.repo else s) for k, (c, s) in places.items()}
     inside = _single_file_configs(single) if single else {}
-    if single: places = _beside(single, {k: v for k, v in places.items() if k not in inside or (k == "vae" and v[1].repo != str(single))}); inside = {k: v for k, v in inside.items() if k not in places}
+    if single:
+        places = _beside(single, {k: v for k, v in places.items() if k not in inside or (k == "vae" and v[1].repo != str(single))})
+        inside = {k: v for k, v in inside.items() if k not in places}
     files = _resolve(spec, places)
     for k, (cls, _) in places.items():
         if cls and cls != "CLIPTokenizer":
@@ -672,8 +816,7 @@ def load_model(name,                     # registry name, local folder, .safeten
 
 def _load(spec, places, files, device, precision, fuse, prefused, single, inside):
     import torch
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu"); notes, adapters = [], []
-    mods = load_single_file(single, inside, precision) if single else {}
+    notes, adapters = [], []; mods = load_single_file(single, inside, precision, device) if single else {}
     if single and precision == "fp16" and "vae" in mods and mods["vae"].dtype == torch.float32: notes.append(_UPCAST)
     for k, (cls, _) in places.items():
         if not cls: continue
@@ -681,17 +824,23 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
         p = precision
         if k == "vae" and p == "fp16" and _read_json(files[k]/"config.json").get("force_upcast", cls == "AutoencoderKL"):
             p = "fp32"; notes.append(_UPCAST)
-        mods[k] = _load_part(cls, files[k], p)
+        mods[k] = _load_part(cls, files[k], p, device)
     if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0))
     if "lora" in files:
         layers = read_lora(files["lora"], mods["unet"]); (fuse_lora if fuse else attach_lora)(mods["unet"], layers)
         adapters.append(dict(source=str(spec.lora or files["lora"].name), layers=len(layers), fused=fuse, scale=1.0))
     _check_fit(spec, mods)
+    for k in ("unet", "controlnet", "text_encoder", "text_encoder_2"):
+        if k in mods: quantize(mods[k], precision, device)
     sched = _read_json(files["scheduler"]/"scheduler_config.json"); sched["_class_name"] = spec.scheduler
     if single: files = dict(files, checkpoint=single)
-    used = sorted({f for k, p in files.items() for f in ([p] if p.is_file() else p.glob("*.json") if k in ("scheduler", "tokenizer", "tokenizer_2") else [p/"config.json", *weight_files(p, precision)[1]])})
-    c = Components(spec, mods["vae"], mods["unet"], mods.get("controlnet"), mods["tokenizer"], mods.get("tokenizer_2"), mods["text_encoder"], mods.get("text_encoder_2"),
-                   sched, content_hash([file_hash(f) for f in used], precision), precision, tuple(adapters), tuple(notes), {k: str(p) for k, p in files.items()})
+    used = sorted({f for k, p in files.items() for f in ([p] if p.is_file() else p.glob("*.json")
+                                            if k in ("scheduler", "tokenizer", "tokenizer_2")
+                                            else [p/"config.json", *weight_files(p, precision)[1]])})
+    c = Components(spec, mods["vae"], mods["unet"], mods.get("controlnet"), mods["tokenizer"], mods.get("tokenizer_2"), mods["text_encoder"],
+                   mods.get("text_encoder_2"),
+                   sched, content_hash([file_hash(f) for f in used], precision), precision, tuple(adapters), tuple(notes),
+                   {k: str(p) for k, p in files.items()})
     return c.to(device)
 
 _UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
@@ -725,7 +874,8 @@ def openai_tokenizer(pad: str="<|endoftext|>"  # padding token ("!" for SDXL's s
 
 def load_single_file(path,                    # a checkpoint in the original key format
                      configs: dict,           # {component: (class, config)}
-                     precision: str="fp32"    # key of `PRECISIONS`
+                     precision: str="fp32",   # key of `PRECISIONS`
+                     device: str="cpu"        # where it will run
                     ) -> dict:
     "Load the networks of a single-file checkpoint, {component: module}; raises `ModelError` if a weight is absent or has another shape."
     import torch
@@ -741,13 +891,15 @@ def load_single_file(path,                    # a checkpoint in the original key
             else: w = conv.convert_open_clip_checkpoint(m, sd, prefix=prefixes[1])
             if cls.startswith("CLIP") and not hasattr(m, "text_model"): w = {n.removeprefix("text_model."): t for n, t in w.items()}
             info = m.load_state_dict(w, strict=False, assign=True)
-        except (RuntimeError, KeyError, AttributeError, IndexError) as e: raise ModelError(f"{path}: its {k} does not fit the configuration ({str(e).splitlines()[0]}): use the folder layout instead") from e
+        except (RuntimeError, KeyError, AttributeError, IndexError) as e:
+            raise ModelError(f"{path}: its {k} does not fit the configuration ({str(e).splitlines()[0]}): use the folder layout instead") from e
         bad = info.missing_keys+([] if cls.startswith("CLIP") else info.unexpected_keys)
         if bad: raise ModelError(f"{path}: {len(bad)} weights of {k}, such as {bad[0]}, do not fit its configuration: use the folder layout instead")
         for n, b in [(n, b) for n, b in m.named_buffers() if b.is_meta]:  # CLIP's position ids are not stored
-            owner, _, name = n.rpartition("."); m.get_submodule(owner).register_buffer(name, torch.arange(b.shape[-1]).expand(b.shape).clone(), persistent=False)
+            owner, _, name = n.rpartition(".")
+            m.get_submodule(owner).register_buffer(name, torch.arange(b.shape[-1]).expand(b.shape).clone(), persistent=False)
         p = "fp32" if k == "vae" and precision == "fp16" and m.config.get("force_upcast", True) else precision
-        out[k] = _own_memory(m, getattr(torch, PRECISIONS[p]))
+        out[k] = _own_memory(m, getattr(torch, compute_dtype(p, device)))
     return out
 
 def _load_tokenizer(folder):
@@ -758,13 +910,19 @@ def _load_tokenizer(folder):
 def _check_fit(spec, m):
     "Raise `ModelError` unless text encoders, ControlNet and VAE fit the UNet."
     u, cross = m["unet"].config, m["text_encoder"].config.hidden_size+(m["text_encoder_2"].config.hidden_size if "text_encoder_2" in m else 0)
-    if u.cross_attention_dim != cross: raise ModelError(f"model {spec.key!r}: the UNet reads text states of width {u.cross_attention_dim}, the text encoders give {cross}: these parts belong to different models")
+    if u.cross_attention_dim != cross:
+        raise ModelError(f"model {spec.key!r}: the UNet reads text states of width {u.cross_attention_dim}, the text encoders give {cross}: these "
+                         f"parts belong to different models")
     c = m.get("controlnet")
-    if c is not None and (tuple(c.config.block_out_channels), c.config.layers_per_block, c.config.cross_attention_dim) != (tuple(u.block_out_channels), u.layers_per_block, u.cross_attention_dim):
-        raise ModelError(f"model {spec.key!r}: the ControlNet's blocks {tuple(c.config.block_out_channels)} do not fit the UNet's {tuple(u.block_out_channels)}: use a ControlNet for {spec.family}")
-    if m["vae"].config.latent_channels != u.out_channels: raise ModelError(f"model {spec.key!r}: the VAE has {m['vae'].config.latent_channels} latent channels, the UNet {u.out_channels}: these parts belong to different models")
+    if c is not None and (tuple(c.config.block_out_channels), c.config.layers_per_block,
+                          c.config.cross_attention_dim) != (tuple(u.block_out_channels), u.layers_per_block, u.cross_attention_dim):
+        raise ModelError(f"model {spec.key!r}: the ControlNet's blocks {tuple(c.config.block_out_channels)} do not fit the UNet's "
+                         f"{tuple(u.block_out_channels)}: use a ControlNet for {spec.family}")
+    if m["vae"].config.latent_channels != u.out_channels:
+        raise ModelError(f"model {spec.key!r}: the VAE has {m['vae'].config.latent_channels} latent channels, the UNet {u.out_channels}: these "
+                         f"parts belong to different models")
 
-# %% ../nbs/04_models.ipynb #afd09870
+# %% ../nbs/04_models.ipynb #54790edd
 @dataclass(frozen=True)
 class Finding:
     "The state of one component on this machine."
@@ -806,7 +964,8 @@ def diagnose(name,                     # model, as for `load_model`
     if spec.family == "flow": places = {"pipeline": ("", spec.base)}
     elif spec.path and Path(spec.path).is_file(): places = {"checkpoint": ("", Source(spec.path))}
     else: places = _places(spec, _pick_controlnet(spec, controlnet), spec.lora, None)
-    expect = {k: ARCHITECTURES[a].parameters*(4 if precision == "fp32" else 2) for k, a in spec.parts().items()} if spec.arch else {"pipeline": int(spec.disk_gb*1e9)}
+    expect = {k: ARCHITECTURES[a].parameters*(4 if precision == "fp32" else 2)
+              for k, a in spec.parts().items()} if spec.arch else {"pipeline": int(spec.disk_gb*1e9)}
     found = []
     for k, (cls, src) in places.items():
         root = locate(src); p = root and root/src.folder/src.file
@@ -832,7 +991,7 @@ def _diagnose_mini(spec):
         except ModelError as e: rows.append(Finding(k, p.name, "damaged", 0, str(e)))
     return Diagnosis(spec.key, tuple(rows), "" if all(r.state == "ok" for r in rows) else "pip install --force-reinstall fastedit")
 
-# %% ../nbs/04_models.ipynb #d6bf6242
+# %% ../nbs/04_models.ipynb #d1fefcc2
 def _hub():
     "The hub's client library; replaced in tests."
     import huggingface_hub
@@ -857,7 +1016,7 @@ def fetch(name,                     # model, as for `load_model`
           controlnet=True,          # as for `load_model`
           quiet: bool=False         # no progress bars
          ) -> Diagnosis:
-    "Download what a model needs into the hub's cache and verify sizes and SHA-256; raises `ModelError` in words if the hub cannot be reached or a file arrives damaged."
+    "Download what a model needs and verify sizes and SHA-256; raises `ModelError` if the hub cannot be reached or a file arrives damaged."
     spec = find_spec(name)
     if (spec.key in _MINI and spec.key in MODELS) or spec.path: return diagnose(name, precision, controlnet)
     places = {"pipeline": ("", spec.base)} if spec.family == "flow" else _places(spec, _pick_controlnet(spec, controlnet), spec.lora, None)
@@ -865,20 +1024,28 @@ def fetch(name,                     # model, as for `load_model`
     try:
         for k, (cls, src) in places.items():
             if os.path.exists(src.repo): continue
-            if (src.repo, src.revision) not in jobs: jobs[src.repo, src.revision] = {s.rfilename: s for s in hub.HfApi().model_info(src.repo, revision=src.revision, files_metadata=True).siblings}, {}
+            if (src.repo, src.revision) not in jobs:
+                jobs[src.repo, src.revision] = {s.rfilename: s for s in hub.HfApi().model_info(src.repo, revision=src.revision,
+                                                                                               files_metadata=True).siblings}, {}
             listed, wanted = jobs[src.repo, src.revision]
-            names = [n for n in listed if "/" in n and n.endswith((".json", ".txt", ".safetensors", ".model", ".jinja")) or n == "model_index.json"] if k == "pipeline" else _wanted(list(listed), cls, src, precision)
-            if not names: raise ModelError(f"{src} is not among the files of its repository at revision {src.revision!r}: correct the spec of {spec.key!r}")
+            names = [n for n in listed if "/" in n and n.endswith((".json", ".txt", ".safetensors", ".model", ".jinja"))
+                     or n == "model_index.json"] if k == "pipeline" else _wanted(list(listed), cls, src, precision)
+            if not names:
+                raise ModelError(f"{src} is not among the files of its repository at revision {src.revision!r}: correct the spec of {spec.key!r}")
             wanted |= {n: listed[n] for n in names}
         need = sum(s.size or 0 for _, w in jobs.values() for s in w.values()); cache = hub_cache(); cache.mkdir(parents=True, exist_ok=True)
-        if need > shutil.disk_usage(cache).free: raise ModelError(f"{spec.key!r} needs {need/1e9:.1f} GB and {cache} has {shutil.disk_usage(cache).free/1e9:.1f} GB free: free some space or set HF_HOME to another disk")
+        if need > shutil.disk_usage(cache).free:
+            raise ModelError(f"{spec.key!r} needs {need/1e9:.1f} GB and {cache} has {shutil.disk_usage(cache).free/1e9:.1f} GB free: free some "
+                             f"space or set HF_HOME to another disk")
         for (repo, rev), (_, wanted) in jobs.items():
             if quiet: hub.utils.disable_progress_bars()
             folder = Path(hub.snapshot_download(repo, revision=rev, allow_patterns=list(wanted), cache_dir=str(cache)))
             for n, s in progress(wanted.items(), desc=f"checking {repo}", quiet=quiet): _verify(folder/n, s)
     except FastEditError: raise
     except Exception as e:
-        raise ModelError(f"{spec.key!r} could not be fetched ({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no details'}): check the network, and the repository's terms if it is gated; "
+        raise ModelError(f"{spec.key!r} could not be fetched ({type(e).__name__}: "
+                         f"{str(e).strip().splitlines()[0] if str(e).strip() else 'no details'}): check the network, and the repository's terms if "
+                         f"it is gated; "
                          f"or fetch it elsewhere and copy the folders to {hub_cache()}") from e
     return diagnose(name, precision, controlnet)
 
@@ -890,7 +1057,7 @@ def _verify(path, listed):
         real.unlink(); path.unlink(missing_ok=True)
         raise ModelError(f"{path.name} arrived damaged (its size or SHA-256 is not the hub's) and was removed: run the same command again")
 
-# %% ../nbs/04_models.ipynb #5b84fc98
+# %% ../nbs/04_models.ipynb #3b2ff2a9
 def working_size(spec: ModelSpec,      # the model
                  width: int,           # picture's width, pixels
                  height: int,          # picture's height, pixels
@@ -910,7 +1077,7 @@ def load_preview(spec: ModelSpec, device: str="cpu"):
     src = VAES[spec.preview].source
     return _load_part("AutoencoderTiny", _resolve(replace(spec, key=spec.preview), {"vae": ("AutoencoderTiny", src)})["vae"]).to(device)
 
-# %% ../nbs/04_models.ipynb #c4df8df3
+# %% ../nbs/04_models.ipynb #4a9c2943
 def clip_tokenizer(folder,              # where vocab.json, merges.txt and tokenizer_config.json are written
                    texts=(),            # training texts; without any, each byte is a token
                    vocab_size: int=1024,  # at most this many tokens
@@ -923,7 +1090,8 @@ def clip_tokenizer(folder,              # where vocab.json, merges.txt and token
     byte = sorted(pre_tokenizers.ByteLevel.alphabet()); base = byte+[b+"</w>" for b in byte]
     t = Tokenizer(models.BPE(end_of_word_suffix="</w>")); t.normalizer = normalizers.Lowercase()
     t.pre_tokenizer = CLIPTokenizer()._tokenizer.pre_tokenizer
-    t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=max(0, vocab_size-2), initial_alphabet=byte, end_of_word_suffix="</w>", show_progress=False))
+    t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=max(0, vocab_size-2), initial_alphabet=byte, end_of_word_suffix="</w>",
+                                                     show_progress=False))
     merges = json.loads(t.to_str())["model"]["merges"]
     tokens = list(dict.fromkeys(base+["".join(m) for m in merges]))[:vocab_size-2]
     known = set(tokens); merges = [m for m in merges if "".join(m) in known and set(m) <= known]
@@ -935,23 +1103,32 @@ def _write_tokenizer(folder, vocab, merges, pad):
     folder = Path(folder); bos, eos = "<|startoftext|>", "<|endoftext|>"
     atomic_write(folder/"vocab.json", json.dumps(vocab, ensure_ascii=False).encode())
     atomic_write(folder/"merges.txt", ("#version: 0.2\n"+"".join(f"{a} {b}\n" for a, b in merges)).encode())
-    atomic_write(folder/"tokenizer_config.json", json.dumps(dict(tokenizer_class="CLIPTokenizer", bos_token=bos, eos_token=eos, unk_token=eos, pad_token=pad, model_max_length=77)).encode())
+    atomic_write(folder/"tokenizer_config.json", json.dumps(dict(tokenizer_class="CLIPTokenizer", bos_token=bos, eos_token=eos, unk_token=eos,
+                                                                 pad_token=pad, model_max_length=77)).encode())
 
-_LCM_SCHED = dict(_class_name="LCMScheduler", num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
+_LCM_SCHED = dict(_class_name="LCMScheduler", num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                  prediction_type="epsilon",
     clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading", original_inference_steps=50, timestep_scaling=10.0)
 
 def tiny_configs(family: str="sdxl", channels: tuple=(32, 64, 64), w_embedding: bool=False, vocab: int=514, width: int=32) -> dict:
     "Write configurations of a small model, {component: (class, config)}, shaped as SDXL or SD1.5 is."
     xl = family == "sdxl"; g = next(n for n in (32, 16, 8, 4, 2, 1) if all(c % n == 0 for c in channels))
-    common = dict(block_out_channels=channels, layers_per_block=1, cross_attention_dim=width*2 if xl else width, norm_num_groups=g, attention_head_dim=4, in_channels=4,
+    common = dict(block_out_channels=channels, layers_per_block=1, cross_attention_dim=width*2 if xl else width, norm_num_groups=g,
+                  attention_head_dim=4, in_channels=4,
                   down_block_types=(_D, _C, _C) if xl else (_C, _C, _D))
-    if xl: common |= dict(use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6*8+width)
-    unet = dict(common, sample_size=16, out_channels=4, up_block_types=(_CU, _CU, _U) if xl else (_U, _CU, _CU), **(dict(time_cond_proj_dim=32) if w_embedding else {}))
-    text = dict(vocab_size=vocab, hidden_size=width, intermediate_size=2*width, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77, projection_dim=width,
+    if xl:
+        common |= dict(use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+                       projection_class_embeddings_input_dim=6*8+width)
+    unet = dict(common, sample_size=16, out_channels=4, up_block_types=(_CU, _CU, _U) if xl else (_U, _CU, _CU),
+                **(dict(time_cond_proj_dim=32) if w_embedding else {}))
+    text = dict(vocab_size=vocab, hidden_size=width, intermediate_size=2*width, num_hidden_layers=2, num_attention_heads=2,
+                max_position_embeddings=77, projection_dim=width,
                 bos_token_id=vocab-2, eos_token_id=vocab-1, pad_token_id=vocab-1)
-    vae = dict(in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",)*3, up_block_types=("UpDecoderBlock2D",)*3, block_out_channels=(8, 16, 16), layers_per_block=1,
+    vae = dict(in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",)*3, up_block_types=("UpDecoderBlock2D",)*3,
+               block_out_channels=(8, 16, 16), layers_per_block=1,
                latent_channels=4, norm_num_groups=8, sample_size=64, force_upcast=False)
-    d = dict(unet=("UNet2DConditionModel", unet), controlnet=("ControlNetModel", dict(common, conditioning_embedding_out_channels=(8, 16, 16))), vae=("AutoencoderKL", vae),
+    d = dict(unet=("UNet2DConditionModel", unet), controlnet=("ControlNetModel", dict(common, conditioning_embedding_out_channels=(8, 16, 16))),
+             vae=("AutoencoderKL", vae),
              text_encoder=("CLIPTextModel", text))
     if xl: d["text_encoder_2"] = "CLIPTextModelWithProjection", dict(text, hidden_act="gelu")
     return d
@@ -1003,6 +1180,7 @@ def random_weights(folder, seed: int=0) -> Path:
         a, b = random_model(Path(d)/"a", seed=seed), random_model(Path(d)/"b", seed=seed+1, w_embedding=True)
         for c in _SHARED: shutil.copytree(a/c, folder/c, dirs_exist_ok=True)
         for name, src in (("mini", a), ("mini-s", b)):
-            shutil.copytree(src/"unet", folder/name/"unet", dirs_exist_ok=True); shutil.copyfile(src/"model_index.json", folder/name/"model_index.json")
+            shutil.copytree(src/"unet", folder/name/"unet", dirs_exist_ok=True)
+            shutil.copyfile(src/"model_index.json", folder/name/"model_index.json")
         random_lora(folder/"mini"/"lcm-lora"/"pytorch_lora_weights.safetensors", _load_part("UNet2DConditionModel", a/"unet"), seed=seed)
     return folder

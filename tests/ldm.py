@@ -3,14 +3,16 @@ import re
 import torch
 
 def _resnet(k):
-    for a, b in (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"), ("conv2", "out_layers.3"), ("time_emb_proj", "emb_layers.1"), ("conv_shortcut", "skip_connection")):
+    for a, b in (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"), ("conv2", "out_layers.3"),
+                 ("time_emb_proj", "emb_layers.1"), ("conv_shortcut", "skip_connection")):
         k = k.replace(a, b)
     return k
 
 def unet_to_ldm(unet) -> dict:
     "Rename a UNet's weights to `model.diffusion_model.*`."
     n = unet.config.layers_per_block+1; out = {}
-    top = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "time_embedding.cond_proj": "time_embed.cond_proj", "conv_in": "input_blocks.0.0",
+    top = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "time_embedding.cond_proj": "time_embed.cond_proj",
+           "conv_in": "input_blocks.0.0",
            "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
     for k, v in unet.state_dict().items():
         stem, leaf = k.rsplit(".", 1)
@@ -35,8 +37,10 @@ def vae_to_ldm(vae) -> dict:
     n = len(vae.config.block_out_channels); out = {}
     for k, v in vae.state_dict().items():
         new = k.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        new = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", new); new = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", new)
-        new = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{n-1-int(m[1])}.block.", new); new = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{n-1-int(m[1])}.upsample", new)
+        new = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", new)
+        new = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", new)
+        new = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{n-1-int(m[1])}.block.", new)
+        new = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{n-1-int(m[1])}.upsample", new)
         new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1])+1}", new).replace("mid_block.attentions.0", "mid.attn_1")
         if "attn_1" in new:
             new = new.replace("group_norm", "norm").replace("to_q", "q").replace("to_k", "k").replace("to_v", "v").replace("to_out.0", "proj_out")
@@ -51,7 +55,8 @@ def clip_to_ldm(text, prefix) -> dict:
 def openclip_to_ldm(text, prefix) -> dict:
     "Rename an OpenCLIP text encoder's weights; q, k, v become one projection."
     sd, out = text.state_dict(), {}
-    top = {"text_model.embeddings.position_embedding.weight": "positional_embedding", "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    top = {"text_model.embeddings.position_embedding.weight": "positional_embedding",
+           "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
            "text_model.final_layer_norm.weight": "ln_final.weight", "text_model.final_layer_norm.bias": "ln_final.bias"}
     for k, v in sd.items():
         if k in top: out[prefix+top[k]] = v
@@ -60,7 +65,9 @@ def openclip_to_ldm(text, prefix) -> dict:
             new = k.replace("text_model.encoder.layers.", "transformer.resblocks.").replace("self_attn.q_proj.", "attn.in_proj_")
             out[prefix+new] = torch.cat([sd[k.replace("q_proj", x)] for x in ("q_proj", "k_proj", "v_proj")])
         elif "k_proj" not in k and "v_proj" not in k:
-            new = k.replace("text_model.encoder.layers.", "transformer.resblocks.").replace("self_attn", "attn").replace("layer_norm", "ln_").replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")
+            new = k.replace("text_model.encoder.layers.", "transformer.resblocks.").replace("self_attn",
+                                                    "attn").replace("layer_norm", "ln_").replace("mlp.fc1",
+                                                                                                 "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")
             out[prefix+new] = v
     return out
 

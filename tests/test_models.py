@@ -14,7 +14,8 @@ from fastedit.core import ModelError, OptionError
 def _home(tmp_path_factory, monkeypatch):
     "No test sees the user's own models or caches."
     d = tmp_path_factory.getbasetemp()
-    for k, v in dict(FASTEDIT_CACHE="cache", HF_HUB_CACHE="hub", FASTEDIT_MODELS="mirror", FASTEDIT_MODELS_TOML="none.toml").items(): monkeypatch.setenv(k, str(d/v))
+    for k, v in dict(FASTEDIT_CACHE="cache", HF_HUB_CACHE="hub", FASTEDIT_MODELS="mirror", FASTEDIT_MODELS_TOML="none.toml").items():
+        monkeypatch.setenv(k, str(d/v))
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -31,16 +32,20 @@ def eps(c, size=16, seed=0):
     "One noise prediction of a small model."
     g = torch.Generator().manual_seed(seed); cross = c.unet.config.cross_attention_dim
     x, e = torch.randn(1, 4, size, size, generator=g), torch.randn(1, 77, cross, generator=g)
-    kw = dict(added_cond_kwargs=dict(text_embeds=torch.randn(1, cross//2, generator=g), time_ids=torch.zeros(1, 6))) if c.text_encoder_2 is not None else {}
-    with torch.no_grad(): return c.unet(x.to(c.dtype), 500, e.to(c.dtype), **{k: {a: b.to(c.dtype) for a, b in v.items()} for k, v in kw.items()}).sample.float()
+    kw = dict(added_cond_kwargs=dict(text_embeds=torch.randn(1, cross//2, generator=g),
+                                     time_ids=torch.zeros(1, 6))) if c.text_encoder_2 is not None else {}
+    with torch.no_grad():
+        return c.unet(x.to(c.dtype), 500, e.to(c.dtype), **{k: {a: b.to(c.dtype) for a, b in v.items()} for k, v in kw.items()}).sample.float()
 
 def copy(src, dst):
     shutil.copytree(src, dst); return dst
 
 # --- architectures and registry ---------------------------------------------------------------------------------------------------
 
-METHODS_TABLE = {"sdxl": 2_567_463_684, "ssd-1b": 1_331_334_404, "lcm-ssd-1b": 1_331_334_404+81_920, "lcm-sdxl": 2_567_463_684+81_920, "sd15": 859_520_964, "vae-sdxl": 83_653_863, "taesd": 2_445_063,
-    "controlnet-sdxl": 1_251_014_160, "controlnet-sdxl-mid": 270_942_480, "controlnet-sdxl-small": 160_111_120, "clip-l": 123_060_480, "clip-bigg": 694_659_840}
+METHODS_TABLE = {"sdxl": 2_567_463_684, "ssd-1b": 1_331_334_404, "lcm-ssd-1b": 1_331_334_404+81_920, "lcm-sdxl": 2_567_463_684+81_920,
+                 "sd15": 859_520_964, "vae-sdxl": 83_653_863, "taesd": 2_445_063,
+    "controlnet-sdxl": 1_251_014_160, "controlnet-sdxl-mid": 270_942_480, "controlnet-sdxl-small": 160_111_120, "clip-l": 123_060_480,
+    "clip-bigg": 694_659_840}
 
 @pytest.mark.parametrize("arch", list(M.ARCHITECTURES))
 def test_parameter_counts(arch):
@@ -57,7 +62,8 @@ def test_controlnet_residuals_fit_each_unet_they_are_offered_for(spec):
         cn = M.build(part.arch)
         ins = [b.resnets[0].in_channels for b in unet.down_blocks]
         assert [z.out_channels for z in cn.controlnet_down_blocks] == [s[0] for s in skips] and cn.controlnet_mid_block.out_channels == c[-1]
-        assert [b.resnets[0].in_channels for b in cn.down_blocks] == ins and [bool(b.downsamplers) for b in cn.down_blocks] == [bool(b.downsamplers) for b in unet.down_blocks]
+        assert [b.resnets[0].in_channels for b in cn.down_blocks] == ins and [bool(b.downsamplers)
+                                                for b in cn.down_blocks] == [bool(b.downsamplers) for b in unet.down_blocks]
 
 @pytest.mark.parametrize("unet,cn", [("ssd-1b", "controlnet-sdxl-small"), ("lcm-ssd-1b", "controlnet-sdxl-mid"), ("sd15", "controlnet-sd15")])
 def test_unet_takes_the_residuals_on_the_meta_device(unet, cn):
@@ -70,7 +76,8 @@ def test_unet_takes_the_residuals_on_the_meta_device(unet, cn):
 
 def test_registry_is_complete_and_consistent():
     for k, s in M.MODELS.items():
-        assert k == s.key and s.licence and s.scheduler and s.guidance in ("cfg", "w-embedding", "none") and s.guidance_range[0] <= s.guidance_default <= s.guidance_range[1]
+        assert k == s.key and s.licence and s.scheduler and s.guidance in ("cfg", "w-embedding",
+                                                "none") and s.guidance_range[0] <= s.guidance_default <= s.guidance_range[1]
         if s.arch:
             assert (s.guidance == "w-embedding") == bool(M.ARCHITECTURES[s.arch].config.get("time_cond_proj_dim")), "guidance kind is the UNet's own"
             cross = sum(M.ARCHITECTURES[a].config["hidden_size"] for a in s.text_archs)
@@ -86,12 +93,14 @@ def test_unknown_names_list_the_known_ones(bad):
 
 def test_toml(tmp_path, folders, monkeypatch):
     f = tmp_path/"m.toml"
-    f.write_text(f'[a]\nlike = "ssd-1b"\ndefault_steps = 6\n[b]\npath = "{folders["sd15"]}"\nguidance_default = 3.0\n[c]\nlike = "sdxl"\npath = "{folders["xl"]}"\n')
+    f.write_text(f'[a]\nlike = "ssd-1b"\ndefault_steps = 6\n[b]\npath = "{folders["sd15"]}"\nguidance_default = 3.0\n[c]\nlike = "sdxl"\npath = '
+                 f'"{folders["xl"]}"\n')
     got = M.read_models_toml(f)
     assert got["a"].default_steps == 6 and got["a"].unet == M.MODELS["ssd-1b"].unet and got["b"].family == "sd15" and got["b"].guidance_default == 3 and got["c"].lora == M.MODELS["sdxl"].lora
     monkeypatch.setenv("FASTEDIT_MODELS_TOML", str(f))
     assert M.load_model("b").spec.key == "b"
-    for text, word in (("[a]\nlike='x'", "like"), ("[a]\nlike='sdxl'\nstepz=4", "stepz"), ("a=1", "table"), ("[a", "TOML"), ("[a]\nbase='x'", "family"), ("[a]\nlike='sdxl'\nbase={repoo='x'}", "repoo")):
+    for text, word in (("[a]\nlike='x'", "like"), ("[a]\nlike='sdxl'\nstepz=4", "stepz"), ("a=1", "table"), ("[a", "TOML"),
+                       ("[a]\nbase='x'", "family"), ("[a]\nlike='sdxl'\nbase={repoo='x'}", "repoo")):
         f.write_text(text)
         with pytest.raises(ModelError, match=word): M.read_models_toml(f)
 
@@ -115,7 +124,8 @@ def test_stock_pipeline_loads_a_random_model(folders):
     pipe = P.from_pretrained(folders["xl"]); pipe.set_progress_bar_config(disable=True)
     for w, h in ((64, 64), (96, 48)):
         im = Image.new("RGB", (w, h), (200, 30, 20))
-        out = pipe("a ball", image=im, control_image=im, num_inference_steps=2, strength=1., guidance_scale=1.5, generator=torch.manual_seed(0)).images[0]
+        out = pipe("a ball", image=im, control_image=im, num_inference_steps=2, strength=1., guidance_scale=1.5,
+                   generator=torch.manual_seed(0)).images[0]
         assert out.size == (w, h)
 
 def test_mirror_and_hub_cache_are_found_offline(folders, tmp_path, monkeypatch):
@@ -158,17 +168,20 @@ def test_parts_that_do_not_belong_together(folders, tmp_path):
     with pytest.raises(ModelError, match="unet"): M.load_model(d)
     (d/"unet"/"config.json").write_text(json.dumps({**c, "layers_per_block": 2}))
     with pytest.raises(ModelError, match="unet"): M.load_model(d)
-    d = copy(folders["xl"], tmp_path/"b"); shutil.rmtree(d/"text_encoder"); other = M.random_model(tmp_path/"o", "sd15", width=32, channels=(16, 32, 32))
+    d = copy(folders["xl"], tmp_path/"b"); shutil.rmtree(d/"text_encoder")
+    other = M.random_model(tmp_path/"o", "sd15", width=32, channels=(16, 32, 32))
     copy(other/"text_encoder", d/"text_encoder")
     with pytest.raises(ModelError, match="width"): M.load_model(d)
     d = copy(folders["xl"], tmp_path/"c"); shutil.rmtree(d/"text_encoder_2")
     with pytest.raises(ModelError, match="text_encoder_2"): M.load_model(d)
-    with pytest.raises(ModelError, match="ControlNet"): M.load_model(folders["xl"], controlnet=str(M.random_model(tmp_path/"p", channels=(32, 32, 32), width=16)/"controlnet"))
+    with pytest.raises(ModelError, match="ControlNet"):
+        M.load_model(folders["xl"], controlnet=str(M.random_model(tmp_path/"p", channels=(32, 32, 32), width=16)/"controlnet"))
 
 def test_pickles_and_foreign_code_are_refused(folders, tmp_path):
     d = copy(folders["xl"], tmp_path/"a"); (d/"unet"/"diffusion_pytorch_model.safetensors").rename(d/"unet"/"diffusion_pytorch_model.bin")
     with pytest.raises(ModelError, match="pickled"): M.load_model(d)
-    d = copy(folders["xl"], tmp_path/"b"); i = json.loads((d/"model_index.json").read_text()); (d/"model_index.json").write_text(json.dumps({**i, "unet": ["my_code", "MyUNet"]}))
+    d = copy(folders["xl"], tmp_path/"b"); i = json.loads((d/"model_index.json").read_text())
+    (d/"model_index.json").write_text(json.dumps({**i, "unet": ["my_code", "MyUNet"]}))
     with pytest.raises(ModelError, match="code of its own"): M.load_model(d)
     f = tmp_path/"x.ckpt"; f.write_bytes(b"x")
     with pytest.raises(ModelError, match="safetensors"): M.load_model(f)
@@ -197,14 +210,16 @@ def test_lora_formats_fused_and_unfused(folders, tmp_path, kohya, alpha):
     if kohya: assert torch.equal(eps(fused), eps(M.load_model(folders["xl"], lora=same))) == (alpha is None), "both formats are the same LoRA; alpha scales it"
 
 def test_lora_with_original_block_names(folders, tmp_path):
-    base = M.load_model(folders["xl"]); f = M.random_lora(tmp_path/"l.safetensors", base.unet, kohya=True); sd = load_file(f); n = base.unet.config.layers_per_block+1
+    base = M.load_model(folders["xl"]); f = M.random_lora(tmp_path/"l.safetensors", base.unet, kohya=True); sd = load_file(f)
+    n = base.unet.config.layers_per_block+1
     keep = {k: v for k, v in sd.items() if "attentions" in k and "mid" not in k}; save_file(keep, tmp_path/"a.safetensors")
     import re
     def ldm(k):
         k = re.sub(r"down_blocks_(\d)_attentions_(\d)_", lambda m: f"input_blocks_{1+int(m[1])*n+int(m[2])}_1_", k)
         return re.sub(r"up_blocks_(\d)_attentions_(\d)_", lambda m: f"output_blocks_{int(m[1])*n+int(m[2])}_1_", k)
     save_file({ldm(k): v for k, v in keep.items()}, tmp_path/"b.safetensors")
-    assert torch.equal(eps(M.load_model(folders["xl"], lora=tmp_path/"a.safetensors")), eps(M.load_model(folders["xl"], lora=tmp_path/"b.safetensors")))
+    assert torch.equal(eps(M.load_model(folders["xl"], lora=tmp_path/"a.safetensors")),
+                       eps(M.load_model(folders["xl"], lora=tmp_path/"b.safetensors")))
 
 def test_lora_for_another_unet_is_an_error(folders, tmp_path):
     other = M.load_model(M.random_model(tmp_path/"o", channels=(16, 16, 48), width=16)); f = M.random_lora(tmp_path/"l.safetensors", other.unet)
@@ -239,13 +254,18 @@ def test_single_file_checkpoint_equals_the_folder(folders, tmp_path, kind):
 
 def test_mini_folders(weights, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(weights)); monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path/"c"))
-    p = M.mini_path("mini"); assert p == M.mini_path("mini") and p != M.mini_path("mini", lora=False) == M.mini_path("mini-teacher") and json.loads((p/"model_index.json").read_text())["scheduler"][1] == "LCMScheduler"
-    mini, loose, teacher, plain, s = M.load_model("mini"), M.load_model("mini", fuse=False), M.load_model("mini-teacher"), M.load_model("mini", lora=False), M.load_model("mini-s")
-    assert torch.allclose(eps(mini), eps(loose), atol=1e-4) and torch.equal(eps(teacher), eps(plain)) and not torch.allclose(eps(mini), eps(teacher), atol=1e-2)
+    p = M.mini_path("mini")
+    assert p == M.mini_path("mini") and p != M.mini_path("mini",
+                                            lora=False) == M.mini_path("mini-teacher") and json.loads((p/"model_index.json").read_text())["scheduler"][1] == "LCMScheduler"
+    mini, loose, teacher, plain, s = M.load_model("mini"), M.load_model("mini",
+                                            fuse=False), M.load_model("mini-teacher"), M.load_model("mini", lora=False), M.load_model("mini-s")
+    assert torch.allclose(eps(mini), eps(loose), atol=1e-4) and torch.equal(eps(teacher),
+                                                                            eps(plain)) and not torch.allclose(eps(mini), eps(teacher), atol=1e-2)
     assert teacher.scheduler["_class_name"] == "DDIMScheduler" and mini.scheduler_object().__class__.__name__ == "LCMScheduler" and s.unet.config.time_cond_proj_dim
     assert torch.equal(eps(M.load_model(p)), eps(mini)), "the folder and the name give the same networks"
     (p/"vae"/"config.json").unlink(); assert M.mini_path("mini") == p and (p/"vae"/"config.json").is_file(), "a damaged copy is made again"
-    assert sorted(x.name for x in (tmp_path/"c").iterdir()) == sorted({p.name, M.mini_path("mini-s").name, M.mini_path("mini-teacher").name}), "nothing half-made is left behind"
+    assert sorted(x.name for x in (tmp_path/"c").iterdir()) == sorted({p.name, M.mini_path("mini-s").name,
+                                                                       M.mini_path("mini-teacher").name}), "nothing half-made is left behind"
 
 def test_mini_path_is_safe_when_many_want_it_at_once(weights, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(weights)); monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path/"c")); got = []
@@ -304,7 +324,8 @@ class FakeHub:
     def HfApi(self): return self
     def model_info(self, repo, revision, files_metadata):
         lfs = lambda f: SimpleNamespace(sha256=hashlib.sha256(f.read_bytes()).hexdigest()) if f.suffix == ".safetensors" else None
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f.relative_to(self.src).as_posix(), size=f.stat().st_size, lfs=lfs(f)) for f in self.src.rglob("*") if f.is_file()])
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f.relative_to(self.src).as_posix(), size=f.stat().st_size, lfs=lfs(f))
+                                         for f in self.src.rglob("*") if f.is_file()])
     def snapshot_download(self, repo, revision, allow_patterns, cache_dir):
         self.asked = allow_patterns; d = Path(cache_dir)/f"models--{repo.replace('/', '--')}"; snap = d/"snapshots"/"c0ffee"
         for n in allow_patterns: (snap/n).parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(self.src/n, snap/n)
@@ -313,8 +334,10 @@ class FakeHub:
         return str(snap)
 
 def test_fetch_takes_only_what_is_needed_and_verifies(folders, tmp_path, monkeypatch):
-    src = copy(folders["xl"], tmp_path/"src"); (src/"unet"/"diffusion_pytorch_model.bin").write_bytes(b"pickle"); (src/"big_single_file.safetensors").write_bytes(b"x")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path/"hub")); spec = M.ModelSpec("mine", "sdxl", M.Source("someone/model"), controlnet="own"); hub = FakeHub(src)
+    src = copy(folders["xl"], tmp_path/"src"); (src/"unet"/"diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    (src/"big_single_file.safetensors").write_bytes(b"x")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path/"hub")); spec = M.ModelSpec("mine", "sdxl", M.Source("someone/model"), controlnet="own")
+    hub = FakeHub(src)
     monkeypatch.setattr(M, "_hub", lambda: hub)
     assert M.fetch(spec, quiet=True).ok and M.load_model(spec).spec.key == "mine"
     assert not any(n.endswith(".bin") or n.startswith("big") for n in hub.asked) and "unet/diffusion_pytorch_model.safetensors" in hub.asked
@@ -336,7 +359,8 @@ def test_fetch_offline_is_one_clear_error(monkeypatch):
     ("fp16", ["config.json", "diffusion_pytorch_model.safetensors", "x.bin", "other.safetensors"], "diffusion_pytorch_model.safetensors"),
     ("fp16", ["config.json", "model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json"], "model.fp16-00001-of-00001.safetensors")])
 def test_wanted_files(precision, names, want):
-    got = M._wanted(names, "UNet2DConditionModel", M.Source("a/b"), precision); assert want in got and "config.json" in got and not {"x.bin", "other.safetensors"} & set(got)
+    got = M._wanted(names, "UNet2DConditionModel", M.Source("a/b"), precision)
+    assert want in got and "config.json" in got and not {"x.bin", "other.safetensors"} & set(got)
     assert sum(n.endswith(".safetensors") for n in got) == 1
 
 def test_wanted_refuses_pickles():
