@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EditRequest', 'EditResult', 'StageCache', 'pixel_hash', 'FastEditor', 'versions']
 
-# %% ../nbs/20_editor.ipynb #794878c8
+# %% ../nbs/20_editor.ipynb #736baea2
 import base64, hashlib, html, io, json, platform, threading, time
 from collections import OrderedDict
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +17,7 @@ from .core import DataError, OptionError, PromptError, canonical_json, content_h
 from .denoiser import Count, Denoiser, Noise, finite
 from .methods.base import Job, check_model, check_options, find_method
 
-# %% ../nbs/20_editor.ipynb #15bf4ccc
+# %% ../nbs/20_editor.ipynb #fade7c8c
 @dataclass(frozen=True)
 class EditRequest:
     "An edit as data: the same request on the same weights gives the same bytes. None means the method's or the model's default."
@@ -78,7 +78,7 @@ class EditRequest:
         if "request" not in found: raise DataError(f"{path} holds no fastedit request: only pictures saved by `edit.save` do")
         return cls.from_json(found["request"])
 
-# %% ../nbs/20_editor.ipynb #9d243a53
+# %% ../nbs/20_editor.ipynb #86037619
 @dataclass
 class EditResult:
     "An edited picture and the account of how it came to be."
@@ -129,7 +129,7 @@ class EditResult:
 def _png(image) -> bytes:
     b = io.BytesIO(); image.save(b, "PNG"); return b.getvalue()
 
-# %% ../nbs/20_editor.ipynb #a0fede03
+# %% ../nbs/20_editor.ipynb #958e26db
 class StageCache:
     "Keep what stages computed, by the hash of everything that went in; the least recently used goes first when `limit` bytes are full."
     def __init__(self, limit: int=1 << 30): self.limit, self.items, self.hits, self.misses, self.bytes = limit, OrderedDict(), 0, 0, 0
@@ -150,7 +150,7 @@ def pixel_hash(image) -> str:
     "Hash a picture's size and pixels."
     a = np.asarray(image); return hashlib.sha256(str(a.shape).encode()+a.tobytes()).hexdigest()[:32]
 
-# %% ../nbs/20_editor.ipynb #8685ae76
+# %% ../nbs/20_editor.ipynb #12ae54af
 class FastEditor:
     "Edit pictures by text with one loaded model. Same request, same bytes; stages are cached, so that a second prompt on a picture costs less."
     def __init__(self,
@@ -191,7 +191,7 @@ class FastEditor:
         m, s, notes = find_method(r.method), self.spec, list(self.parts.notes)
         schedule = r.schedule or m.schedules[0]
         if schedule not in m.schedules: raise OptionError(f"method {m.key!r} has no schedule {schedule!r}: it has {', '.join(m.schedules)}")
-        notes += check_model(m, self.parts)
+        notes += check_model(m, self.parts, check_options(m, r.options))
         def inside(g): return min(max(g, s.guidance_range[0]), s.guidance_range[1]) if g != 1 or s.guidance == "w-embedding" else g   # a method's own scale, as far as this model bears it
         guidance = r.guidance if r.guidance is not None else inside(m.guidance) if m.guidance is not None else s.guidance_default
         source_guidance = r.source_guidance if r.source_guidance is not None else inside(m.source_guidance)

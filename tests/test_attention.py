@@ -30,7 +30,7 @@ def test_words_of_several_tokens_are_aligned(tok):
     assert (al.same[blue] == 0).all() and torch.allclose(al.mapper[:, blue].sum(0), torch.ones(len(blue))) and abs(al.mapper[red][:, blue].sum()-len(blue)) < 1e-5
     assert (al.same[list(al.target_spans[al.target.index("snowy")])] == 0).all() and al.mapper[:, list(al.target_spans[al.target.index("snowy")])].sum() == 0
     assert set(al.changed[0]) == set(red) and set(al.changed[1]) == set(blue) | set(al.target_spans[al.target.index("snowy")])
-    assert al.mapper.shape == (T, T) and al.mapper[0, 0] == 1 and al.mapper[-1, -1] == 1
+    assert al.mapper.shape == (T, T) and al.mapper[0, 0] == 1 and al.mapper[:, -1].sum() == 1
 
 @pytest.mark.parametrize("a,b", [("", ""), ("", "a ball"), ("a ball", ""), ("ball "*100, "star "*100), ("a, b!", "A B"), ("ein Bär läuft", "ein Hund läuft")])
 def test_alignment_of_odd_prompts(tok, a, b):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'ddcm', 'ddcm_uac']
 
-# %% ../../nbs/11_ddcm.ipynb #5e59f98d
+# %% ../../nbs/11_ddcm.ipynb #84d8a635
 import torch
 from .base import Job, Method, Option, REGION
 
-# %% ../../nbs/11_ddcm.ipynb #50710821
+# %% ../../nbs/11_ddcm.ipynb #79311852
 def ddcm(job: Job) -> torch.Tensor:
     "From `z = z0`: for each t one noise n, `xs = a*z0+s*n`, `xt = a*z+s*n`, then `z = z0 + f(xt, tgt) - f(xs, src)` (InfEdit, Xu et al. 2024, algorithm 2)."
     from fastedit.denoiser import Text

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['METHODS', 'img2img']
 
-# %% ../../nbs/10_img2img.ipynb #1a0fc4ba
+# %% ../../nbs/10_img2img.ipynb #8fb82688
 import torch
-from .base import Job, Method
+from .base import STEPPERS, Job, Method, Option, pairs
 
-# %% ../../nbs/10_img2img.ipynb #f8105c50
+# %% ../../nbs/10_img2img.ipynb #29704b14
 def img2img(job: Job) -> torch.Tensor:
     "Noise `z0` to the first time, then `z = f(x, t, tgt)` and `x = a'*z + s'*n` at each next one (Meng et al. 2022; Luo et al. 2023)."
     d, grid = job.d, job.grid; x = d.schedule.noised(job.z0, job.noise(), grid[0])
-    for i, t in enumerate(grid):
-        z = job.keep(d.clean(x, t, job.target, job.guidance[i], job.control[i]))
+    step, last = STEPPERS[job.options.get("sampler", "lcm")], None
+    for i, (t, prev) in enumerate(pairs(grid)):
+        z = job.keep(d.clean(x, t, job.target, job.guidance[i], job.control[i])); a, s = d.schedule.levels(t, x)
         job.tell(i, t, x, z)
-        if i+1 < len(grid): x = d.schedule.noised(z, job.noise(), grid[i+1])
-    return z
+        x, last = step(d.schedule, x, (x-a*z)/s, z, t, prev, last, job.noise)
+    return x
 
 METHODS = {"img2img": Method("img2img", "noise the source and denoise it under the target prompt", img2img, nfe=lambda steps, cfg, **_: cfg*steps, steps=4, strength=.5,
-                             control=.5, schedules=("continuous", "stock"), cite="Meng et al. 2022 (SDEdit); Luo et al. 2023 (LCM)")}
+                             control=.5, schedules=("continuous", "stock"), options=dict(sampler=Option("lcm", doc="how to go from a clean prediction to the next time", choices=tuple(STEPPERS))), cite="Meng et al. 2022 (SDEdit); Luo et al. 2023 (LCM)")}

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['METHODS', 'identity', 'vae', 'instruct', 'leditspp']
 
-# %% ../../nbs/19_others.ipynb #02345b95
+# %% ../../nbs/19_others.ipynb #7594a60e
 from contextlib import contextmanager
 import time
 import torch
 from ..core import OptionError
 from .base import Job, Method, Option, ddim, many_grid, pairs
 
-# %% ../../nbs/19_others.ipynb #d5729255
+# %% ../../nbs/19_others.ipynb #461c22a2
 def identity(job: Job) -> None:
     "Return nothing, which stands for the source picture itself."
 
@@ -20,7 +20,7 @@ def vae(job: Job) -> torch.Tensor:
     "Return the source latents: what the VAE alone does to a picture."
     return job.z0
 
-# %% ../../nbs/19_others.ipynb #8a763234
+# %% ../../nbs/19_others.ipynb #c4ec2a5f
 def instruct(job: Job) -> torch.Tensor:
     "Sample from noise with `e = e(0,0) + si*(e(I,0)-e(0,0)) + st*(e(I,T)-e(I,0))` (Brooks et al. 2023, equation 3)."
     from fastedit.denoiser import Text
@@ -33,7 +33,7 @@ def instruct(job: Job) -> torch.Tensor:
         z = job.keep(z); x = ddim(d.schedule, z, e, prev); job.tell(i, t, x, z)
     return x
 
-# %% ../../nbs/19_others.ipynb #201b231c
+# %% ../../nbs/19_others.ipynb #9289016a
 @contextmanager
 def _observed(d, on_call):
     "Count and time calls of the UNet that do not come from the denoiser, tell `on_call` before each one, and restore the attention processors."
@@ -54,7 +54,7 @@ def leditspp(job: Job) -> torch.Tensor:
     if len(job.z0) != 1: raise OptionError(f"method 'leditspp' edits one picture at a time, not {len(job.z0)}")
     if any(v % 32 for v in pixels.shape[-2:]): raise OptionError(f"method 'leditspp' needs sides that are multiples of 32, not {tuple(pixels.shape[-2:])}: give another size")
     parts = dict(vae=p.vae, unet=p.unet, text_encoder=p.text_encoder, tokenizer=p.tokenizer, scheduler=diffusers.DPMSolverMultistepScheduler.from_config(
-        {k: v for k, v in p.scheduler.items() if not k.startswith("_")}, algorithm_type="sde-dpmsolver++", solver_order=2))
+        {k: p.scheduler[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type") if k in p.scheduler}, algorithm_type="sde-dpmsolver++", solver_order=2))
     pipe = diffusers.LEditsPPPipelineStableDiffusionXL(**parts, text_encoder_2=p.text_encoder_2, tokenizer_2=p.tokenizer_2, add_watermarker=False) if xl else \
            diffusers.LEditsPPPipelineStableDiffusion(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True); src, tgt = job.prompts; guided = job.source_guidance > 1   # the SD 1.5 pipeline needs a scale above 1 to encode its prompts at all
@@ -66,7 +66,7 @@ def leditspp(job: Job) -> torch.Tensor:
         state["phase"] = "edit"
         return pipe(editing_prompt=[tgt], edit_guidance_scale=job.guidance[0], edit_threshold=o["threshold"], use_intersect_mask=False, output_type="latent", callback_on_step_end=on_step, generator=job.noise.generators[0]).images
 
-# %% ../../nbs/19_others.ipynb #12053f79
+# %% ../../nbs/19_others.ipynb #0087a89b
 def _ledits_nfe(steps, cfg, source_cfg, **_): return 3*steps, 4*steps   # the inversion is guided only with a source prompt and scale, in SD 1.5's pipeline always
 def _none(steps, strength, consistent, **_): return ()
 def _many(steps, strength, consistent, **_): return many_grid(steps, strength)
