@@ -198,6 +198,21 @@ def test_original_vae_stays_in_fp32_when_the_rest_is_fp16(folders, tmp_path):
 def test_controlnet_of_another_family_is_refused(folders):
     with pytest.raises(ModelError, match="canny-sdxl-small"): M.load_model("ssd-1b", controlnet="canny-sd15")
     with pytest.raises(ModelError, match="unknown"): M.load_model(folders["xl"], controlnet="cany")
+    with pytest.raises(ModelError, match="use False"): M.load_model("sd-turbo", controlnet="canny-sd15")
+
+# --- precision --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("precision,error", [("fp8", .5), ("int8", .05)])
+def test_quantised_weights(folders, precision, error):
+    if precision == "int8": pytest.importorskip("torchao")
+    a, q = M.load_model(folders["xl"], device="cpu"), M.load_model(folders["xl"], device="cpu", precision=precision)
+    x, y = eps(a), eps(q); assert 0 < (x-y).abs().max() < error*x.abs().max() and q.vae.dtype == torch.float32
+    assert M.module_bytes(a.unet, precision, "cpu") < .8*M.module_bytes(a.unet, "fp32", "cpu")
+
+def test_precisions_that_cannot_work_are_refused(folders, monkeypatch):
+    with pytest.raises(OptionError, match="does not work on cpu: use fp32"): M.load_model(folders["xl"], device="cpu", precision="int4")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OptionError, match="pip install torchao"): M.load_model(folders["xl"], device="cpu", precision="int8")
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------------------
 

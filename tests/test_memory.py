@@ -1,0 +1,203 @@
+"Memory: the meter, predictions against real runs and against the table, plans, policies, the ladder on a simulated device."
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from fastedit import memory as Q, models as M
+from fastedit.core import MemoryPlanError, OptionError
+
+GIB = 2**30
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return M.load_model(M.random_model(tmp_path_factory.mktemp("m"), channels=(16, 32, 32), width=16), device="cpu")
+
+# --- the meter --------------------------------------------------------------------------------------------------------------------
+
+def test_meter_counts_storages_not_views():
+    x = torch.zeros(256, 256)
+    with Q.live_tensors().ignore(x) as m:
+        a = x.t(); b = a[3:]; c = x+1; d = c.view(-1); c.mul_(2)
+        assert m.live == x.nbytes
+        del c; assert m.live == x.nbytes, "a view keeps its storage alive"
+        del d; assert m.live == 0
+        e = (x+1)+1
+    assert (m.live, m.peak) == (x.nbytes, 2*x.nbytes) and a is not None and b is not None and e is not None
+
+def test_meter_limit_raises_out_of_memory():
+    with pytest.raises(torch.OutOfMemoryError), Q.live_tensors(limit=1000): torch.zeros(1000)
+    with pytest.raises(torch.OutOfMemoryError), Q.live_tensors(limit=5000, weights=4000): torch.zeros(1000)
+    with Q.live_tensors(limit=5000, weights=900) as m: torch.zeros(1000)
+    assert m.most == 4900
+
+def real_and_fake(arch, part, side, batch, factor):
+    m = M.build(arch, "cpu"); E = lambda *s, d=None: torch.zeros(s, dtype=d or torch.float32)
+    call = Q._call(m, part, side, side, batch, factor, E, torch)
+    with torch.no_grad(), Q.live_tensors().ignore(*m.parameters(), *m.buffers()) as real: call()
+    return real, Q.trace(arch, part, side, batch=batch, dtype="float32", factor=factor)
+
+@pytest.mark.parametrize("name,part", [("unet", "eps"), ("controlnet", "control"), ("vae", "encode"), ("vae", "decode"), ("text_encoder", "text")])
+def test_prediction_equals_the_live_tensors_of_a_real_run(name, part):
+    real, fake = real_and_fake(M.tiny_configs(channels=(16, 32, 32), width=16)[name], part, 64, 2, 4)
+    assert abs(fake.peak/real.peak-1) < .1 and fake.flops >= .95*real.flops > 0
+
+def test_activations_are_linear_in_batch_and_number_size():
+    c = M.tiny_configs(channels=(16, 32, 32), width=16)["controlnet"]
+    a, b, h = (Q.trace(c, "control", 64, batch=n, dtype=d, factor=4) for n, d in ((1, "float32"), (3, "float32"), (1, "float16")))
+    assert abs(b.peak/a.peak/3-1) < .02 and abs(h.peak/a.peak*2-1) < .05 and abs(b.flops/a.flops/3-1) < .02
+
+# --- full-size figures ------------------------------------------------------------------------------------------------------------
+
+TABLE = {("sdxl", "eps", 1024): 6.76, ("ssd-1b", "eps", 1024): 4.21, ("controlnet-sdxl", "control", 1024): 3.02,
+         ("controlnet-sdxl-mid", "control", 1024): .78,
+         ("controlnet-sdxl-small", "control", 1024): .57, ("vae-sdxl", "encode", 1024): 4.88, ("vae-sdxl", "decode", 1024): 10.47,
+         ("taesd", "encode", 1024): .49,
+         ("taesd", "decode", 1024): .57, ("sd15", "eps", 512): .803}
+PEAKS = {("vae-sdxl", "encode", 1024): 1.26, ("vae-sdxl", "decode", 1024): 1.50}  # GiB
+
+@pytest.mark.parametrize("key", list(TABLE))
+def test_operations_match_the_published_table(key): assert abs(Q.TRACES[key][1]/1e12/TABLE[key]-1) < .02
+
+def test_peaks_match_the_published_table():
+    assert abs((Q.TRACES["clip-l", "text", 0][1]+Q.TRACES["clip-bigg", "text", 0][1])/1e12/.111-1) < .02
+    for k, gib in PEAKS.items(): assert abs(Q.TRACES[k][0]/GIB/gib-1) < .02
+    for batch, gib in ((1, .21), (2, .42), (8, 1.68)):  # the UNet with the residuals that it is given
+        u = Q.call_cost("ssd-1b", "eps", 1024, 1024, batch).peak+Q.residual_numbers(M.ARCHITECTURES["ssd-1b"].config, 128, 128)*2*batch
+        assert abs(u/GIB/gib-1) < .05
+    assert abs(Q.predict_memory("ssd-1b", vae_tile=512).stages[-1].activations/GIB/.38-1) < .1
+
+@pytest.mark.parametrize("arch,part,side", [("taesd", "decode", 512), ("vae-sdxl", "decode", 512), ("controlnet-sdxl-small", "control", 512)])
+def test_traced_again(arch, part, side):
+    t = Q.trace(arch, part, side); assert (t.peak, t.flops) == Q.TRACES[arch, part, side]
+
+def test_between_the_tabulated_sizes():
+    for arch, part in (("sdxl", "eps"), ("vae-sdxl", "decode")):
+        a, b, c = (Q.call_cost(arch, part, s, s) for s in (512, 768, 1024))
+        assert a.peak < b.peak < c.peak and a.flops < b.flops < c.flops and abs(a.peak*4/c.peak-1) < .01
+    assert Q.call_cost("sdxl", "eps", 512, 2048).flops == pytest.approx(Q.call_cost("sdxl", "eps", 1024, 1024).flops, rel=1e-6)
+
+# --- weights, predictions, plans --------------------------------------------------------------------------------------------------
+
+def test_weights_are_exact():
+    w = Q.weight_bytes("ssd-1b", "fp16"); ids = 77*8
+    assert w["unet"] == 2*1_331_416_324 and w["controlnet"] == 2*160_111_120 and w["vae"] == 2*83_653_863 and w["text_encoder"] == 2*123_060_480+ids
+    assert Q.weight_bytes("sd15-lcm", "fp32")["unet"] == 4*859_520_964
+    assert Q.weight_bytes(M.replace(M.MODELS["ssd-1b"], vae="sdxl-original"), "fp16")["vae"] == 4*83_653_863, "the original VAE stays in fp32"
+
+def test_loaded_model_weighs_what_was_predicted(parts):
+    for p in ("fp32", "fp16", "bf16"):
+        assert Q.weight_bytes(parts.spec.path, p, device="cuda") == {k: b//(1 if p == "fp32"
+                                                else 2)+(77*8//2 if "text" in k and p != "fp32" else 0) for k, b in parts.weight_bytes().items()}
+    fp8 = M.load_model(parts.spec.path, precision="fp8", device="cpu")
+    assert Q.weight_bytes(parts.spec.path, "fp8", device="cpu") == fp8.weight_bytes()
+
+def test_policies_order_the_peaks():
+    peak = {r: Q.predict_memory("ssd-1b", residency=r).peak for r in Q.RESIDENCIES}
+    moved = {r: Q.predict_memory("ssd-1b", residency=r).moved for r in Q.RESIDENCIES}
+    assert peak["resident"] > peak["text-cached"] > peak["model-offload"] > peak["group-offload"] >= peak["sequential"]
+    assert moved["resident"] == 0 < moved["text-cached"] < moved["model-offload"] < moved["group-offload"] == moved["sequential"]
+    assert abs(moved["text-cached"]/1.64e9-1) < .01 and moved["model-offload"] < 9.6e9, "against 9.6 GB of the published system"
+    p = Q.predict_memory("ssd-1b"); assert p.worst.stage == "decode" and p.peak/GIB > 5.9 and "peak" in str(p)
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(["ssd-1b", "sdxl", "sd15-lcm"]), st.floats(.3, 90), st.integers(1, 8), st.sampled_from([None, "fp16", "fp32", "fp8"]))
+def test_a_plan_fits_or_is_refused_in_words(model, budget, batch, precision):
+    try: p = Q.plan(model, budget, batch=batch, precision=precision)
+    except MemoryPlanError as e: assert "needs at least" in str(e) and ("fit" in str(e) or "device" in str(e)); return
+    assert p.prediction.required <= budget*GIB and precision in (None, p.prediction.precision) and p.settings.residency == p.prediction.residency
+
+def test_more_memory_never_makes_a_plan_slower():
+    card = Q.CARDS["RTX 3060 12GB"]; rows = Q.plan_table("sdxl", steps=2)
+    assert [r["budget_gb"] for r in rows] == [4, 6, 8, 12, 16, 24]
+    times = [Q.estimate_seconds(Q.plan("sdxl", b).prediction, card) for b in (6, 8, 12, 24)]; assert times[-1] == min(times)
+    assert Q.plan("ssd-1b", 6).prediction.residency == "text-cached" and Q.plan("ssd-1b", 12).prediction.residency == "resident"
+
+def test_refusals_name_the_smallest_change():
+    with pytest.raises(MemoryPlanError, match="512x512"): Q.plan("sdxl", 1)
+    assert Q.plan("sdxl", 1, size=(512, 512)).prediction.required <= GIB
+    with pytest.raises(MemoryPlanError, match="device with"): Q.plan("ssd-1b", .4)
+    for bad in (0, -1, float("nan")):
+        with pytest.raises(OptionError): Q.plan("ssd-1b", bad)
+    with pytest.raises(OptionError, match="unknown"): Q.predict_memory("ssd-1b", residency="nowhere")
+    with pytest.raises(OptionError, match="unknown"): Q.predict_memory("ssd-1b", precision="fp17")
+    with pytest.raises(OptionError, match="pipeline"): Q.predict_memory("flux2-klein")
+
+def test_estimate_is_of_the_published_order():
+    "Six seconds were measured with offload on this card, three executed steps with CFG."
+    s = Q.estimate_seconds(Q.predict_memory("ssd-1b-lora", residency="model-offload", steps=3), Q.CARDS["RTX 3060 Laptop 6GB"]); assert 3 < s < 9
+
+# --- policies carried out, tiles --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("policy", list(Q.RESIDENCIES))
+def test_mover_keeps_what_the_policy_says(parts, policy):
+    before = {n: t.clone() for k, m in parts.modules().items() for n, t in ((f"{k}.{n}", t) for n, t in m.state_dict().items())}
+    meter = Q.live_tensors(); mover = Q.Mover(parts, policy, "cpu", meter); size, keeps = parts.weight_bytes(), set(Q.RESIDENCIES[policy].keeps)
+    assert parts.device == torch.device("cpu") and mover.on == keeps
+    for stage, need in Q.STAGES.items():
+        with mover.stage(stage): assert mover.on == keeps | set(need) and meter.weights == sum(size[k] for k in mover.on)
+        assert mover.on == keeps
+    assert mover.moved == sum(size[k] for k in keeps)+sum(size[k] for need in Q.STAGES.values() for k in need if k not in keeps)
+    mover.release(); assert not mover.on and parts.execution is None
+    assert all(torch.equal(before[f"{k}.{n}"], t) for k, m in parts.modules().items() for n, t in m.state_dict().items())
+
+def test_tiles_are_close_to_the_whole_and_leave_no_trace(parts):
+    z = torch.randn(1, 4, 32, 48, generator=torch.manual_seed(0)); keep = parts.vae.tile_sample_min_size
+    with torch.no_grad(): whole, same, tiled = (Q.decode(parts.vae, z, t) for t in (None, 256, 64))
+    assert torch.equal(whole, same) and tiled.shape == whole.shape and not torch.equal(tiled,
+                                            whole) and (tiled-whole).abs().mean() < .5*whole.std() and parts.vae.tile_sample_min_size == keep
+    with torch.no_grad(), Q.live_tensors() as a: Q.decode(parts.vae, z)
+    with torch.no_grad(), Q.live_tensors() as b: Q.decode(parts.vae, z, 64)
+    assert b.peak < .8*a.peak
+
+# --- the ladder -------------------------------------------------------------------------------------------------------------------
+
+def climb(need, start=Q.MemorySettings(), **kw):
+    "Run an edit that needs as much as `need` says for its settings."
+    tried = []
+    def run(s):
+        tried.append(s)
+        if need(s): raise torch.OutOfMemoryError("simulated: out of memory\nlong story")
+        return "picture"
+    return *Q.run_with_fallbacks(run, start, **kw), tried
+
+def test_ladder_takes_the_cheapest_rung_that_helps():
+    assert climb(lambda s: False)[:2] == ("picture", ())
+    out, used, tried = climb(lambda s: s.residency != "text-cached")
+    assert [r.key for r in used] == ["free-caches", "vae-tiling",
+                                     "text-cached"] and tried[0] == tried[1] and tried[-1] == Q.MemorySettings("text-cached", 512)
+    assert [r.key for r in climb(lambda s: s.residency != "model-offload",
+                                 Q.MemorySettings("text-cached", 512))[1]] == ["free-caches",
+                                                                               "model-offload"], "rungs that change nothing are left out"
+    assert [r.key for r in climb(lambda s: s.area_scale == 1, smaller=True)[1]][-1] == "smaller-area"
+
+def test_ladder_ends_in_one_clear_error():
+    with pytest.raises(MemoryPlanError, match="model-offload.*Buy a larger card") as e: climb(lambda s: s.area_scale == 1, advice="Buy a larger card")
+    assert "smaller-area" not in str(e.value) and "long story" not in str(e.value)
+
+def test_other_errors_are_not_swallowed():
+    def run(s): raise RuntimeError("shape mismatch")
+    with pytest.raises(RuntimeError, match="shape"): Q.run_with_fallbacks(run)
+    assert Q.out_of_memory(MemoryError()) and Q.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory")) and not Q.out_of_memory(ValueError("out of memory"))
+
+def test_ladder_on_a_simulated_device(parts):
+    def run(limit):
+        def f(s):
+            meter = Q.live_tensors(limit); mover = Q.Mover(parts, s.residency, "cpu", meter)
+            meter.ignore(*(t for m in parts.modules().values() for t in [*m.parameters(), *m.buffers()]))
+            try:
+                with torch.no_grad(), meter:
+                    with mover.stage("denoise"): torch.zeros(1000)
+                    with mover.stage("decode"): Q.decode(parts.vae, torch.zeros(1, 4, 32, 32), s.vae_tile and 64)
+                return meter.most
+            finally: mover.release()
+        return f
+    full, tile, text, away = (run(None)(s) for s in (Q.MemorySettings(), Q.MemorySettings(vae_tile=512), Q.MemorySettings("text-cached", 512),
+                                                     Q.MemorySettings("model-offload", 512)))
+    assert full > tile > text > away
+    for limit, keys in ((full, []), (full-1, ["free-caches", "vae-tiling"]), (tile-1, ["free-caches", "vae-tiling", "text-cached"]),
+                        (text-1, ["free-caches", "vae-tiling", "text-cached", "model-offload"])):
+        most, used = Q.run_with_fallbacks(run(limit)); assert most <= limit and [r.key for r in used] == keys
+    with pytest.raises(MemoryPlanError): Q.run_with_fallbacks(run(away-1))
+
+def test_automatic_settings():
+    assert Q.auto_settings("ssd-1b", device="cpu") == Q.MemorySettings()
+    assert Q.auto_settings("ssd-1b", device="cuda", free=24*GIB).residency == "resident" and Q.auto_settings("ssd-1b", device="cuda", free=int(5.5*GIB)).residency == "text-cached"
+    with pytest.raises(MemoryPlanError): Q.auto_settings("ssd-1b", device="cuda", free=GIB//4)
