@@ -7,8 +7,8 @@ __all__ = ['BACKBONES', 'PROFILES', 'mse', 'psnr', 'ssim_map', 'ssim', 'Clip', '
            'lpips_distance', 'dino_input', 'self_similarity', 'structure_distance', 'clip_score',
            'directional_similarity', 'Metric', 'Pair', 'Batch', 'profile_metrics', 'Scorer']
 
-# %% ../nbs/30_metrics.ipynb #ccf5b6ba
-import hashlib, math, os, time, warnings
+# %% ../nbs/30_metrics.ipynb #1ab23eb3
+import hashlib, math, os, warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from PIL import Image
 from .core import FastEditError, ImageError, ModelError, OptionError, PromptError
 from .models import cache_dir, weights_dir
 
-# %% ../nbs/30_metrics.ipynb #9c2cee1f
+# %% ../nbs/30_metrics.ipynb #22dc329a
 def mse(a, b,             # (B, 3, H, W) in 0..1
         weight=None       # (B, 1, H, W), or None: all pixels count alike
        ) -> torch.Tensor: # (B,)
@@ -52,7 +52,7 @@ def ssim(a, b, weight=None) -> torch.Tensor:
     s = ssim_map(a, b, weight)
     return s.mean((1, 2, 3)) if weight is None else (s*weight).sum((1, 2, 3))/weight.sum((1, 2, 3))
 
-# %% ../nbs/30_metrics.ipynb #ad57ef28
+# %% ../nbs/30_metrics.ipynb #67fa1ae4
 _CLIPS = {"clip-vit-b16": "ViT-B-16-quickgelu", "clip-vit-l14": "ViT-L-14-quickgelu"}  # OpenAI's weights need QuickGELU
 _TRUNKS = {"lpips-squeeze": ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights"), "lpips-alex": ("alex", "alexnet", "AlexNet_Weights"),
            "lpips-vgg": ("vgg", "vgg16", "VGG16_Weights")}
@@ -152,12 +152,12 @@ def _build(name, folder, random):
         model = timm.create_model("vit_base_patch8_224", pretrained=False, num_classes=0)
         if path: _fill(model, _tensors(path), path)
         return Dino(model)
+    state = _tensors(path) if path else None
     import lpips
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's notice about the `pretrained` argument that lpips still uses
         model = lpips.LPIPS(net=_TRUNKS[name][0], pnet_rand=True, verbose=False)  # the linear layers ship with the package, the trunk does not
     if path:
-        state = _tensors(path)
         try: trunk = {k: state["features." + k.split(".", 1)[1]] for k in model.net.state_dict()}
         except KeyError as e: raise ModelError(f"{path.name} has no {e}: fetch it again") from None
         _fill(model.net, trunk, path)
@@ -176,7 +176,7 @@ def load_backbone(name: str,          # a key of `BACKBONES`
             if random is not None: torch.manual_seed(random)
             net = _build(name, folder, random)
     except FastEditError: raise
-    except ImportError as e: raise ModelError(f"{BACKBONES[name]} needs the package {e.name}: pip install 'fastedit[metrics]'") from e
+    except ImportError as e: raise ModelError(f"{BACKBONES[name]} needs the package {e.name}, which fastedit requires: run pip install --upgrade fastedit") from e
     except Exception as e:
         raise ModelError(f"{BACKBONES[name]} cannot be loaded ({type(e).__name__}: {str(e)[:160]}): fetch its weights again") from e
     (net if isinstance(net, torch.nn.Module) else net.model).to(device)
@@ -208,7 +208,7 @@ def fetch_backbones(names=None,        # which; None: all public ones
         except Exception as e: out[name] = f"failed: {type(e).__name__}: {' '.join(str(e).split())[:160]}"
     return out
 
-# %% ../nbs/30_metrics.ipynb #41fd64d2
+# %% ../nbs/30_metrics.ipynb #c3192aae
 @torch.no_grad()
 def lpips_distance(model,            # from `load_backbone("lpips-...")`
                    a, b,             # (B, 3, H, W) in 0..1
@@ -249,7 +249,7 @@ def directional_similarity(image_a, image_b, text_a, text_b) -> torch.Tensor:
     di, dt = image_b - image_a, text_b - text_a; n = di.norm(dim=-1)*dt.norm(dim=-1)
     return torch.where(n > 1e-6, (di*dt).sum(-1)/n.clamp_min(1e-12), torch.nan)
 
-# %% ../nbs/30_metrics.ipynb #41b43b1f
+# %% ../nbs/30_metrics.ipynb #5d355626
 @dataclass(frozen=True)
 class Metric:
     "One number per edit, with everything that one needs to know about it."
@@ -319,7 +319,7 @@ class Batch:
         def compute(images): return net.keys(dino_input(_unit(images), net.side, benchmark))
         return self.scorer.features((name, benchmark), [getattr(p, which) for p in self.pairs], compute)
 
-# %% ../nbs/30_metrics.ipynb #84ffe3c5
+# %% ../nbs/30_metrics.ipynb #23c8a782
 _WANG, _ZHANG, _TUM = "Wang et al. 2004", "Zhang et al. 2018", "Tumanyan et al. 2022"
 _HESSEL, _GAL, _JU = "Hessel et al. 2021", "Gal et al. 2022", "Ju et al. 2023"
 _PIXEL = {"psnr": (psnr, True, (0, math.inf), "PSNR in dB"), "ssim": (ssim, True, (-1, 1), "SSIM, Gaussian 11x11 window"),
@@ -416,7 +416,7 @@ def profile_metrics(profile: str="corrected" # "pnp", "whole", "corrected" or "d
     if profile not in PROFILES: raise OptionError(f"no profile is called {profile!r}: choose among {', '.join(PROFILES)}")
     return tuple(PROFILES[profile]())
 
-# %% ../nbs/30_metrics.ipynb #7e1fadde
+# %% ../nbs/30_metrics.ipynb #60c05785
 class Scorer:
     "Score edits under one profile; rows are dicts from metric name to number or None."
     def __init__(self,
