@@ -60,8 +60,9 @@ def atomic_write(path,        # where the file shall be
         os.chmod(tmp, 0o666 & ~_umask())
         os.replace(tmp, path)
     except OSError as e:
-        if tmp and os.path.exists(tmp): os.unlink(tmp)
         raise FastEditError(f"cannot write {path}: {e.strerror or e}; nothing was changed. Free some space or choose another folder.") from e
+    finally:
+        if tmp and os.path.exists(tmp): os.unlink(tmp)   # also after Ctrl-C
     return path
 
 def _umask() -> int:
