@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EditRequest', 'EditResult', 'StageCache', 'pixel_hash', 'FastEditor', 'versions']
 
-# %% ../nbs/20_editor.ipynb #736baea2
+# %% ../nbs/20_editor.ipynb #2c126ae0
 import base64, hashlib, html, io, json, platform, threading, time
 from collections import OrderedDict
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +17,7 @@ from .core import DataError, OptionError, PromptError, canonical_json, content_h
 from .denoiser import Count, Denoiser, Noise, finite
 from .methods.base import Job, check_model, check_options, find_method
 
-# %% ../nbs/20_editor.ipynb #fade7c8c
+# %% ../nbs/20_editor.ipynb #2acd88ce
 @dataclass(frozen=True)
 class EditRequest:
     "An edit as data: the same request on the same weights gives the same bytes. None means the method's or the model's default."
@@ -44,6 +44,7 @@ class EditRequest:
     def __post_init__(self):
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str): raise PromptError(f"{name}={getattr(self, name)!r} is not text")
+        if not isinstance(self.source_prompt, (str, type(None))): raise PromptError(f"source_prompt={self.source_prompt!r} is not text")
         if not self.prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
         if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000):
             raise OptionError(f"steps={self.steps!r}: give a whole number from 1 to 1000")
@@ -53,9 +54,14 @@ class EditRequest:
         for name, lo, hi in (("guidance", 0, 100), ("source_guidance", 0, 100), ("control_scale", 0, 10)):
             v = getattr(self, name)
             if isinstance(v, (int, float)) and (isinstance(v, bool) or not lo <= v <= hi): raise OptionError(f"{name}={v!r}: give a number from {lo} to {hi}, or a curve")
+            if isinstance(v, str) and name == "source_guidance": raise OptionError(f"source_guidance={v!r}: give a number from 0 to 100")
             if isinstance(v, str): schedules.curve(v, 0, 1)
         if self.control is not None and self.control not in CONDITIONS: raise OptionError(f"control={self.control!r}: use one of {', '.join(CONDITIONS)}")
-        if self.size is not None: object.__setattr__(self, "size", tuple(self.size))
+        if not isinstance(self.options, dict): raise OptionError(f"options={self.options!r}: give a dict from name to value")
+        if self.size is not None:
+            size = tuple(self.size) if isinstance(self.size, (list, tuple)) else ()
+            if len(size) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in size): raise OptionError(f"size={self.size!r}: give (width, height) in pixels")
+            object.__setattr__(self, "size", size)
 
     @property
     def json(self) -> str: return canonical_json(self)
@@ -65,8 +71,10 @@ class EditRequest:
     @classmethod
     def from_json(cls, text: str) -> "EditRequest":
         "Read a request back; raises `DataError` for unknown fields."
-        try: d = json.loads(text) if isinstance(text, str) else dict(text)
-        except ValueError as e: raise DataError(f"this is not a request in JSON: {e}") from e
+        try:
+            d = json.loads(text) if isinstance(text, str) else dict(text)
+            if not isinstance(d, dict): raise ValueError(f"{type(d).__name__} instead of an object")
+        except (ValueError, TypeError) as e: raise DataError(f"this is not a request in JSON: {e}") from e
         unknown = set(d)-{f.name for f in fields(cls)}
         if unknown: raise DataError(f"a request has no field {', '.join(sorted(unknown))}: it was written by another version")
         return cls(**d)
@@ -78,7 +86,7 @@ class EditRequest:
         if "request" not in found: raise DataError(f"{path} holds no fastedit request: only pictures saved by `edit.save` do")
         return cls.from_json(found["request"])
 
-# %% ../nbs/20_editor.ipynb #86037619
+# %% ../nbs/20_editor.ipynb #73054e45
 @dataclass
 class EditResult:
     "An edited picture and the account of how it came to be."
@@ -129,7 +137,7 @@ class EditResult:
 def _png(image) -> bytes:
     b = io.BytesIO(); image.save(b, "PNG"); return b.getvalue()
 
-# %% ../nbs/20_editor.ipynb #958e26db
+# %% ../nbs/20_editor.ipynb #8240183e
 class StageCache:
     "Keep what stages computed, by the hash of everything that went in; the least recently used goes first when `limit` bytes are full."
     def __init__(self, limit: int=1 << 30): self.limit, self.items, self.hits, self.misses, self.bytes = limit, OrderedDict(), 0, 0, 0
@@ -150,7 +158,7 @@ def pixel_hash(image) -> str:
     "Hash a picture's size and pixels."
     a = np.asarray(image); return hashlib.sha256(str(a.shape).encode()+a.tobytes()).hexdigest()[:32]
 
-# %% ../nbs/20_editor.ipynb #12ae54af
+# %% ../nbs/20_editor.ipynb #43f8489a
 class FastEditor:
     "Edit pictures by text with one loaded model. Same request, same bytes; stages are cached, so that a second prompt on a picture costs less."
     def __init__(self,
