@@ -1,5 +1,5 @@
 "The command line: results on stdout, the rest on stderr, exit codes, one line per error, nothing half-written."
-import io, json, os, subprocess, sys, time
+import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image

@@ -1,5 +1,5 @@
 "Models: registry, real folder layouts with small random weights, checks before loading, LoRA, single files, fetching."
-import hashlib, json, os, shutil, sys, threading
+import hashlib, json, shutil, sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 import pytest, torch

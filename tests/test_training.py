@@ -1,6 +1,6 @@
 "Training: tokenizer, embeddings, the loop and its resumption, and the layout that is shipped."
-import csv, json
-import numpy as np, pytest, torch
+import csv
+import pytest, torch
 from fastedit import training as tr
 from fastedit.core import OptionError
 
