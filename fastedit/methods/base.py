@@ -6,7 +6,7 @@
 __all__ = ['STEPPERS', 'REGION', 'Job', 'smooth', 'changed_region', 'ddim', 'posterior', 'pairs', 'many_grid', 'Option', 'Method',
            'method_names', 'find_method', 'check_options', 'check_model', 'cost', 'method_table']
 
-# %% ../../nbs/09_methods.ipynb #9fd599c6
+# %% ../../nbs/09_methods.ipynb #76637be0
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,7 +14,7 @@ import torch
 from ..core import ModelError, OptionError
 from ..schedules import even_grid, lcm_grid
 
-# %% ../../nbs/09_methods.ipynb #2b40ddb5
+# %% ../../nbs/09_methods.ipynb #34746d0e
 @dataclass
 class Job:
     "Everything that a method is given; latents are (B, 4, h, w)."
@@ -52,7 +52,7 @@ class Job:
         if self.found is not None: mask = self.found if mask is None else mask*self.found
         return z if mask is None else mask*z+(1-mask)*base
 
-# %% ../../nbs/09_methods.ipynb #b0a75d26
+# %% ../../nbs/09_methods.ipynb #4a5460b2
 def smooth(m: torch.Tensor) -> torch.Tensor:
     "Average (B, 1, h, w) over 3x3 neighbours."
     return torch.nn.functional.avg_pool2d(torch.nn.functional.pad(m, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -64,7 +64,7 @@ def changed_region(change: torch.Tensor,  # (B, 1, h, w), not negative
     m = smooth(change); top = m.amax((-2, -1), keepdim=True)
     return smooth(((m > threshold*top) & (top > 1e-6)).to(change))
 
-# %% ../../nbs/09_methods.ipynb #a2a99a66
+# %% ../../nbs/09_methods.ipynb #c97da14e
 def ddim(schedule,              # `NoiseSchedule`
          x0: torch.Tensor,      # predicted clean latents
          eps: torch.Tensor,     # predicted noise
@@ -94,7 +94,7 @@ def many_grid(steps: int, strength: float, consistent: bool=False) -> tuple:
     if steps > top: raise OptionError(f"strength={strength:g} leaves {top} times, fewer than steps={steps}: use fewer steps or more strength")
     return even_grid(steps, top)
 
-# %% ../../nbs/09_methods.ipynb #7e806894
+# %% ../../nbs/09_methods.ipynb #588abb6c
 def _dpmpp(sc, x, e, z, t, prev, last, noise):
     "Second order multistep DPM-Solver++ (Lu et al. 2022, algorithm 2), first order at both ends."
     (a, s), (a1, s1) = sc.levels(t, x), sc.levels(prev, x)
@@ -113,7 +113,7 @@ def _tcd(sc, x, e, z, t, prev, last, noise, gamma=.3):
 
 STEPPERS = dict(ddim=_ddim, euler=_ddim, dpmpp=_dpmpp, ddpm=_ddpm, lcm=_lcm, tcd=_tcd)   # (schedule, x, e, z, t, prev, memory, noise) -> x', memory
 
-# %% ../../nbs/09_methods.ipynb #f90d8e65
+# %% ../../nbs/09_methods.ipynb #6b9b9242
 @dataclass(frozen=True)
 class Option:
     "One option of a method: its default, its range, what it does."
@@ -164,7 +164,7 @@ def _watched(job):
     tok = job.d.parts.tokenizer; job.watch = WordRegion(tok, *job.prompts, words=job.options.get("words", ""))
     return controlled(job.d, [job.watch], len(job.z0))
 
-# %% ../../nbs/09_methods.ipynb #69d21411
+# %% ../../nbs/09_methods.ipynb #dae1f7d8
 _WHERE = {"img2img": "img2img", "ddcm": "ddcm", "turbo": "turbo", "edit_friendly": "edit_friendly", "chord": "chord", "ddim": "ddim", "p2p": "p2p", "direct": "p2p",
           "negative_prompt_inversion": "p2p", "null_text": "p2p", "masactrl": "masactrl_pnp", "pnp": "masactrl_pnp", "renoise": "renoise", "leditspp": "others", "instruct": "others",
           "identity": "others", "vae": "others"}   # method -> module under fastedit.methods
@@ -221,7 +221,7 @@ def cost(method: Method,
     n = method.nfe(steps=steps, cfg=2 if pair else 1, source_cfg=2 if source_pair else 1, **{**{k: o.default for k, o in method.options.items()}, **options})
     return n if isinstance(n, tuple) else (n, n)
 
-# %% ../../nbs/09_methods.ipynb #9a1b19b2
+# %% ../../nbs/09_methods.ipynb #9c0c8d64
 def method_table(names: tuple=None  # None: all
                 ) -> list:
     "List the registry as rows: key, title, needs, steps, strength, NFE with CFG, options."

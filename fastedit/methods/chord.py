@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'chord']
 
-# %% ../../nbs/14_chord.ipynb #b0f9a489
+# %% ../../nbs/14_chord.ipynb #76e64c08
 import torch
 from .base import Job, Method, Option, REGION
 
-# %% ../../nbs/14_chord.ipynb #35c4b223
+# %% ../../nbs/14_chord.ipynb #5e07b8b8
 def chord(job: Job) -> torch.Tensor:
     "`z += [d*D(t) + t*D(t-d)]/(t+d)`, `D(t) = f(a*z+s*n, tgt) - f(a*z+s*n, src)`, then `z = f(a*z+s*n, t_end, tgt)` (ChordEdit)."
     from fastedit.denoiser import Text

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'invert', 'ddim']
 
-# %% ../../nbs/15_ddim.ipynb #ee4720f2
+# %% ../../nbs/15_ddim.ipynb #d041df2d
 import torch
 from .base import STEPPERS, Job, Method, Option, many_grid, pairs
 
-# %% ../../nbs/15_ddim.ipynb #ade14964
+# %% ../../nbs/15_ddim.ipynb #2dc3042d
 def invert(job: Job,
            text=None   # prompt of the inversion; None: the source prompt
           ) -> list:
@@ -30,7 +30,7 @@ def ddim(job: Job) -> torch.Tensor:
         job.tell(i, t, x, z)
     return x
 
-# %% ../../nbs/15_ddim.ipynb #774349cd
+# %% ../../nbs/15_ddim.ipynb #50eb5173
 METHODS = {"ddim": Method("ddim", "DDIM inversion with the source prompt, DDIM sampling with the target prompt", ddim, nfe=lambda steps, cfg, **_: (1+cfg)*steps, steps=50, strength=1., guidance=7.5,
                           source_prompt=True, grid=lambda steps, strength, consistent, **_: many_grid(steps, strength, consistent), few_step=False, cite="Song et al. 2021",
                           options=dict(sampler=Option("ddim", doc="how to sample forwards", choices=tuple(STEPPERS))))}

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'edit_friendly']
 
-# %% ../../nbs/13_edit_friendly.ipynb #0d9fb87c
+# %% ../../nbs/13_edit_friendly.ipynb #c72c9e8a
 import torch
 from .base import Job, Method, REGION, many_grid, pairs, posterior
 
-# %% ../../nbs/13_edit_friendly.ipynb #fc152753
+# %% ../../nbs/13_edit_friendly.ipynb #bacb12da
 def edit_friendly(job: Job) -> torch.Tensor:
     "`x' = mu(x, tgt) + sigma*z` with the stored noise `sigma*z = xsrc' - mu(xsrc, src)` of independent noisings of `z0` (Huberman-Spiegelglas et al. 2024)."
     from fastedit.denoiser import Text

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'renoise']
 
-# %% ../../nbs/18_renoise.ipynb #314e2fc7
+# %% ../../nbs/18_renoise.ipynb #72c48b4d
 import torch
 from .base import Job, Method, Option, ddim, pairs
 
-# %% ../../nbs/18_renoise.ipynb #0e6f8951
+# %% ../../nbs/18_renoise.ipynb #a27e21c3
 def renoise(job: Job) -> torch.Tensor:
     "Invert by `x' = a*(x-s1*e)/a1 + s*e` with e averaged over a fixed-point iteration of `e = e(x', t, src)`, then sample with `tgt` (Garibi et al. 2024, ReNoise)."
     d, x, K = job.d, job.z0, job.options["iterations"]

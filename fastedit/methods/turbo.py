@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'turbo']
 
-# %% ../../nbs/12_turbo.ipynb #55864552
+# %% ../../nbs/12_turbo.ipynb #13d9597f
 import torch
 from .base import Job, Method, Option, REGION, pairs, posterior
 
-# %% ../../nbs/12_turbo.ipynb #639cc444
+# %% ../../nbs/12_turbo.ipynb #aa781751
 def turbo(job: Job) -> torch.Tensor:
     "`x' = c*xsrc' + (mu(x,src) - c*mu(xsrc,src)) + w*(mu(x,tgt) - mu(x,src))` on a source path that is noised for `t - shift` (Deutch et al. 2024, TurboEdit)."
     from fastedit.denoiser import Text
