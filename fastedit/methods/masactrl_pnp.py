@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'masactrl', 'pnp']
 
-# %% ../../nbs/17_masactrl_pnp.ipynb #b1629e20
+# %% ../../nbs/17_masactrl_pnp.ipynb #d862acb1
 import torch
 from ..attention import Features, Share, controlled
 from .base import Job, Method, Option, ddim, many_grid, pairs
 from .ddim import invert
 
-# %% ../../nbs/17_masactrl_pnp.ipynb #b3dd9c94
+# %% ../../nbs/17_masactrl_pnp.ipynb #4f9c2b7c
 def masactrl(job: Job) -> torch.Tensor:
     "Two branches from the inverted noise; the target's self-attention takes K, V of the source branch from `from_step` and part of the decoder on (Cao et al. 2023)."
     from fastedit.denoiser import Text

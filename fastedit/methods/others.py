@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['METHODS', 'identity', 'vae', 'instruct', 'leditspp']
 
-# %% ../../nbs/19_others.ipynb #934a3abc
+# %% ../../nbs/19_others.ipynb #f80a25a0
 from contextlib import contextmanager
 import time
 import torch
 from ..core import OptionError
 from .base import Job, Method, Option, ddim, many_grid, pairs
 
-# %% ../../nbs/19_others.ipynb #18bf190b
+# %% ../../nbs/19_others.ipynb #3ad65b9b
 def identity(job: Job) -> None:
     "Return nothing, which stands for the source picture itself."
 
@@ -20,7 +20,7 @@ def vae(job: Job) -> torch.Tensor:
     "Return the source latents: what the VAE alone does to a picture."
     return job.z0
 
-# %% ../../nbs/19_others.ipynb #2c8130f0
+# %% ../../nbs/19_others.ipynb #56a05486
 def instruct(job: Job) -> torch.Tensor:
     "Sample from noise with `e = e(0,0) + si*(e(I,0)-e(0,0)) + st*(e(I,T)-e(I,0))` (Brooks et al. 2023, equation 3)."
     from fastedit.denoiser import Text
@@ -33,7 +33,7 @@ def instruct(job: Job) -> torch.Tensor:
         z = job.keep(z); x = ddim(d.schedule, z, e, prev); job.tell(i, t, x, z)
     return x
 
-# %% ../../nbs/19_others.ipynb #33dd26ab
+# %% ../../nbs/19_others.ipynb #e56f6047
 @contextmanager
 def _observed(d, on_call):
     "Count and time calls of the UNet that do not come from the denoiser, tell `on_call` before each one, and restore the attention processors."
@@ -66,7 +66,7 @@ def leditspp(job: Job) -> torch.Tensor:
         state["phase"] = "edit"
         return pipe(editing_prompt=[tgt], edit_guidance_scale=job.guidance[0], edit_threshold=o["threshold"], use_intersect_mask=False, output_type="latent", callback_on_step_end=on_step, generator=job.noise.generators[0]).images
 
-# %% ../../nbs/19_others.ipynb #823eceaf
+# %% ../../nbs/19_others.ipynb #dd7eedf5
 def _ledits_nfe(steps, cfg, source_cfg, **_): return 3*steps, 4*steps   # the inversion is guided only with a source prompt and scale, in SD 1.5's pipeline always
 def _none(steps, strength, consistent, **_): return ()
 def _many(steps, strength, consistent, **_): return many_grid(steps, strength)
