@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'GROUNDS', 'LOOKS', 'Reader', 'labels_of', 'Reading', 'read', 'load_reader', 'read_images', 'judge_edit',
            'reading_of']
 
-# %% ../nbs/29_reader.ipynb #7c299d57
+# %% ../nbs/29_reader.ipynb #e6f493d3
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from .core import ImageError, ModelError, PromptError
 from .images import fit, load_image, to_tensor
 from .models import file_hash, weights_dir
 
-# %% ../nbs/29_reader.ipynb #29e6ab45
+# %% ../nbs/29_reader.ipynb #4fa78c58
 HEADS = {"count": ("0", "1", "2"), "colour": tuple(pb.COLOURS), "material": pb.MATERIALS, "size": tuple(pb.SIZES), "pose": ("upright", "tilted")}
 GROUNDS, LOOKS = tuple(pb.BACKGROUNDS), tuple(pb.STYLES)
 
@@ -50,7 +50,7 @@ class Reader(nn.Module):
         out["background"], out["style"] = g.split([len(GROUNDS), len(LOOKS)], -1)
         return out
 
-# %% ../nbs/29_reader.ipynb #819c2166
+# %% ../nbs/29_reader.ipynb #c82dc864
 def labels_of(scenes) -> dict:
     "Turn scenes into target indices: per noun (B, 12) with -100 where it is absent, background and style (B,)."
     out = {k: torch.full((len(scenes), len(pb.NOUNS)), -100) for k in HEADS}; out["count"][:] = 0
@@ -79,7 +79,7 @@ def read(reader: Reader, x: torch.Tensor) -> list:
                                 for j, n in enumerate(pb.NOUNS) if top["count"][i][j])
     return [Reading(things(i), GROUNDS[top["background"][i]], LOOKS[top["style"][i]]) for i in range(len(x))]
 
-# %% ../nbs/29_reader.ipynb #13f7be66
+# %% ../nbs/29_reader.ipynb #76755924
 def load_reader(folder=None  # folder with model.safetensors; None: the one in the package
                ) -> Reader:
     "Load a trained reader, frozen and in float32; raises `ModelError` if it is absent, damaged or of another kind."
@@ -106,7 +106,7 @@ def read_images(images,              # one picture or a list of them, anything t
     small = [to_tensor(fit(load_image(im), 64, 8, (64, 64))[0]) for im in images]
     return read(reader or load_reader(), torch.cat(small))
 
-# %% ../nbs/29_reader.ipynb #f1a3f7ae
+# %% ../nbs/29_reader.ipynb #f3c87f7b
 _TRAITS = ("count", "colour", "material", "size", "pose")
 
 def _asked(what, prompt):

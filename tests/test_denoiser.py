@@ -1,0 +1,95 @@
+"The one caller of the networks: guidance, counts, control scales, noise, parameterisations; on small random networks."
+from dataclasses import replace
+import pytest, torch
+from fastedit.core import ModelError, NumericalError, OptionError, PromptError
+from fastedit.denoiser import Count, Denoiser, Noise, Text, finite, guidance_embedding
+from fastedit.models import load_model, random_model
+
+KW = dict(channels=(16, 32, 32), width=16)
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    d = tmp_path_factory.mktemp("models")
+    return dict(cfg=random_model(d/"cfg", **KW), w=random_model(d/"w", w_embedding=True, **KW), sd15=random_model(d/"sd15", "sd15", **KW))
+
+@pytest.fixture(scope="module")
+def parts(folders): return {k: load_model(f) for k, f in folders.items()}
+
+def x(n=1, seed=0): return torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+EDGES = (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(9)) > .8).float()
+
+@pytest.mark.parametrize("kind", ["cfg", "w", "sd15"])
+def test_text_is_stock_text(folders, parts, kind):
+    import diffusers
+    d = Denoiser(parts[kind]); t = d.text("a red ball on a meadow")
+    if kind == "sd15": p = diffusers.StableDiffusionPipeline.from_pretrained(folders[kind], safety_checker=None, controlnet=None); want = p.encode_prompt("a red ball on a meadow", "cpu", 1, False)[0], None
+    else: p = diffusers.StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(folders[kind]); want = p.encode_prompt("a red ball on a meadow", do_classifier_free_guidance=False)[::2]
+    assert torch.equal(t.states, want[0]) and (want[1] is None or torch.equal(t.pooled, want[1]))
+    with pytest.raises(PromptError): d.text(None)
+    assert d.cut("ball") == 0 and d.cut("ball "*200) > 0
+
+def test_only_guided_rows_cost_a_pair(parts):
+    d = Denoiser(parts["cfg"]); t = d.text("a ball"); d.negative
+    seen = []; hook = parts["cfg"].unet.register_forward_hook(lambda m, a, k, o: seen.append(len(a[0])), with_kwargs=True)
+    try: e1, e2, mixed = d.output(x(2), 500, t, 1.), d.output(x(2), 500, t, 2.), d.output(x(2), 500, t, [1., 2.])
+    finally: hook.remove()
+    assert seen == [2, 4, 3] and d.count.nfe == 9 and d.count.calls == 3 and d.count.control_nfe == 0
+    assert torch.allclose(mixed[:1], e1[:1], atol=1e-5) and torch.allclose(mixed[1:], e2[1:], atol=1e-5) and not torch.allclose(e1, e2, atol=1e-3)
+    neg = d.output(x(2), 500, d.negative, 1.); assert torch.allclose(e2, neg+2*(e1-neg), atol=1e-4)
+
+def test_w_embedding_is_an_input_and_costs_nothing(parts):
+    from diffusers import LatentConsistencyModelPipeline as P
+    d = Denoiser(parts["w"]); t = d.text("a ball"); a, b = d.output(x(), 500, t, 2.), d.output(x(), 500, t, 5.)
+    assert d.uses_w and d.count.nfe == 2 and not torch.allclose(a, b, atol=1e-4)
+    assert torch.allclose(d.output(x(2), 500, t, [2., 5.]), torch.cat([d.output(x(2), 500, t, 2.)[:1], d.output(x(2), 500, t, 5.)[1:]]), atol=1e-5)
+    w = torch.tensor([0., .5, 7.])
+    for dim in (32, 33, 256): assert torch.allclose(guidance_embedding(w, dim), P.get_guidance_scale_embedding(None, w, embedding_dim=dim), atol=1e-4)
+    stock = Denoiser(parts["w"], drop_w=True); stock.output(x(), 500, t, 2.); assert not stock.uses_w and stock.count.nfe == 2
+
+@pytest.mark.parametrize("kind", ["cfg", "w", "sd15"])
+def test_control_residuals(parts, kind):
+    d = Denoiser(parts[kind], EDGES); t = d.text("a ball"); plain, half, full = (d.output(x(), 500, t, 1., c) for c in (0., .5, 1.))
+    assert d.count.control_nfe == 2 and d.count.nfe == 3 and not torch.allclose(plain, half, atol=1e-4) and not torch.allclose(half, full, atol=1e-4)
+    n = len(parts[kind].controlnet.controlnet_down_blocks)+1
+    assert torch.allclose(d.output(x(), 500, t, 1., [.5]*n), half, atol=1e-5) and torch.allclose(d.output(x(), 500, t, 1., [0.]*n), plain, atol=1e-5)
+    for i in (0, n-1): assert not torch.allclose(d.output(x(), 500, t, 1., [float(k == i) for k in range(n)]), plain, atol=1e-5)
+    with pytest.raises(OptionError, match=f"takes {n}"): d.output(x(), 500, t, 1., [1.])
+    with pytest.raises(ModelError, match="no ControlNet"): Denoiser(replace(parts[kind], controlnet=None), EDGES)
+
+def test_stem_runs_once_and_is_put_back(parts):
+    p = parts["cfg"]; stem, runs = p.controlnet.controlnet_cond_embedding, []
+    hook = stem.register_forward_hook(lambda *a: runs.append(1)); d = Denoiser(p, EDGES); t = d.text("a ball")
+    try:
+        for s in (900, 500, 100): d.output(x(), s, t, 2., .5)
+        with pytest.raises(RuntimeError): d.output(torch.randn(1, 3, 16, 16), 500, t, 1., .5)
+    finally: hook.remove()
+    assert len(runs) == 1 and p.controlnet.controlnet_cond_embedding is stem
+
+def test_books(parts):
+    c = Count(); d = Denoiser(parts["cfg"], EDGES, count=c); d.decode(d.encode(torch.zeros(1, 3, 64, 64))); t = d.text("a"); d.output(x(3), 500, t, 2., 1.)
+    assert (c.nfe, c.control_nfe, c.calls) == (6, 6, 1) and set(c.seconds) == {"vae", "text", "unet", "controlnet"} and c.network_seconds == sum(c.seconds.values()) > 0
+
+def test_mismatched_batches(parts):
+    d = Denoiser(parts["cfg"]); two = Text.stack(d.text("a"), d.text("b")); assert len(two) == 2 and len(two[[0, 0, 1]]) == 3
+    for args in ((x(3), 500, two), (x(2), 500, two, [1., 1., 1.])):
+        with pytest.raises(OptionError, match="latents came with"): d.output(*args)
+
+@pytest.mark.parametrize("prediction, beta", [("epsilon", "scaled_linear"), ("v_prediction", "scaled_linear"), ("flow_prediction", "scaled_linear")])
+def test_every_parameterisation_gives_eps_and_x0(parts, prediction, beta):
+    p = replace(parts["cfg"], scheduler=dict(parts["cfg"].scheduler, _class_name="DDIMScheduler", prediction_type=prediction)); d = Denoiser(p); t = d.text("a")
+    for s in (100, 800):
+        e, z = d.eps_x0(x(), s, t); a, b = d.schedule.levels(s, z); assert torch.allclose(a*z+b*e, x(), atol=1e-4)
+        assert torch.equal(d.clean(x(), s, t), z) and torch.equal(d.eps(x(), s, t), e)
+    lcm = Denoiser(parts["cfg"]); skip, out = .25/((5000)**2+.25), 5000/((5000)**2+.25)**.5
+    assert torch.allclose(lcm.clean(x(), 500, t), out*lcm.eps_x0(x(), 500, t)[1]+skip*x(), atol=1e-5)
+
+def test_noise_of_a_picture_is_its_own():
+    alone, batch, other = Noise([7], (4, 2, 3)), Noise([3, 7, 9], (4, 2, 3)), Noise([7, 3], (4, 2, 3))
+    for _ in range(3): a, b, c = alone(), batch(), other(); assert torch.equal(a[0], b[1]) and torch.equal(a[0], c[0]) and torch.equal(b[0], c[1]) and not torch.equal(b[0], b[1])
+    assert not torch.equal(alone(), a)
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named(parts, bad):
+    z = torch.zeros(1, 4, 16, 16); z[0, 1, 2, 3] = bad
+    with pytest.raises(NumericalError, match="1 of 1024 values in the latents before decoding"): Denoiser(parts["cfg"]).decode(z)
+    assert finite("x", torch.ones(2)).sum() == 2

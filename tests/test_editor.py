@@ -1,0 +1,231 @@
+"The editor: equal to stock where it says so, honest where stock is not, the same bytes for the same request; on small random models."
+import json, warnings
+from dataclasses import replace
+import numpy as np, pytest, torch
+from PIL import Image
+from hypothesis import given, settings, strategies as st
+from fastedit import picturebook as pb
+from fastedit.conditions import canny
+from fastedit.core import Cancelled, DataError, FastEditError, ImageError, MaskError, ModelError, NumericalError, OptionError, PromptError
+from fastedit.editor import EditRequest, EditResult, FastEditor, StageCache, pixel_hash
+from fastedit.models import load_model, random_model
+
+KW = dict(channels=(16, 32, 32), width=16)
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    d = tmp_path_factory.mktemp("models"); return dict(cfg=random_model(d/"cfg", **KW), w=random_model(d/"w", w_embedding=True, **KW))
+
+@pytest.fixture(scope="module")
+def parts(folders): return {k: load_model(f) for k, f in folders.items()}
+
+@pytest.fixture(scope="module")
+def stock(folders):
+    from diffusers import StableDiffusionXLControlNetImg2ImgPipeline as P
+    return {k: P.from_pretrained(f) for k, f in folders.items()}
+
+@pytest.fixture
+def ed(parts): return FastEditor(parts["cfg"])
+
+def picture(seed=5, size=(64, 64)):
+    return Image.fromarray(pb.render(pb.sample_scene(seed), max(64, *size))).resize(size, 1) if size != (64, 64) else Image.fromarray(pb.render(pb.sample_scene(seed), 64))
+
+A = picture()
+def same(a, b): return a.image.tobytes() == b.image.tobytes() and torch.equal(a.latents, b.latents)
+def source_latents(e, im=A): from fastedit.denoiser import Denoiser; from fastedit.images import to_tensor; return Denoiser(e.parts).encode(to_tensor(im))
+
+# --- equal to stock
+
+@pytest.mark.parametrize("kind", ["cfg", "w"])
+@pytest.mark.parametrize("guidance, strength, scale", [(1.5, .5, .5), (1., .5, .5), (1.5, .8, 1.), (2., 1., .3)])
+def test_stock_schedule_equals_the_stock_pipeline(parts, stock, kind, guidance, strength, scale):
+    p = stock[kind]; p.set_progress_bar_config(disable=True); calls = []; hook = p.unet.register_forward_hook(lambda m, a, o: calls.append(len(a[0])))
+    try: want = p("a blue ball", image=A, control_image=canny(A), strength=strength, num_inference_steps=4, guidance_scale=guidance, controlnet_conditioning_scale=scale,
+                  generator=torch.Generator().manual_seed(3), height=64, width=64).images[0]
+    finally: hook.remove()
+    got = FastEditor(parts[kind])(A, "a blue ball", method="img2img", schedule="stock", steps=4, strength=strength, guidance=guidance, control="canny", control_scale=scale, seed=3)
+    assert np.abs(np.asarray(want).astype(int)-np.asarray(got.image)).max() <= 1
+    assert len(got.timesteps) == len(calls) == int(4*strength) and got.nfe == sum(calls)
+    assert np.asarray(got.image).std() > 1
+
+# --- honest steps
+
+def test_steps_are_what_ran(ed):
+    for method, kw, n in (("img2img", dict(strength=.5), 4), ("img2img", dict(strength=.5, steps=3), 3), ("ddcm", dict(steps=5), 5), ("img2img", dict(schedule="stock", strength=.5), 2)):
+        seen = []; r = ed(A, "a blue ball", method=method, source_prompt="a red ball", guidance=1., control="none", on_step=lambda s: seen.append(s["t"]), **kw)
+        assert tuple(seen) == r.timesteps and len(seen) == n and r.nfe == n*(2 if method == "ddcm" else 1) and r.control_nfe == 0
+    a, b = (ed(A, "a blue ball", method="img2img", strength=s) for s in (.5, .6)); assert a.timesteps != b.timesteps and a.image.tobytes() != b.image.tobytes()
+    a, b = (ed(A, "a blue ball", method="img2img", schedule="stock", strength=s) for s in (.5, .6)); assert same(a, b)   # the stock pipeline's bands
+
+@pytest.mark.parametrize("kw", [dict(strength=0), dict(strength=-.1), dict(strength=1.1), dict(strength=float("nan")), dict(strength=True), dict(method="img2img", schedule="stock", strength=.2),
+    dict(strength=.04), dict(strength=.5, steps=30), dict(steps=0), dict(steps=2.5), dict(steps=51)])
+def test_strengths_and_steps_that_cannot_run_are_refused(ed, kw):
+    with pytest.raises(OptionError): ed(A, "a blue ball", **kw)
+
+# --- guidance
+
+@pytest.mark.parametrize("kind, nfe", [("cfg", 8), ("w", 4)])
+def test_guidance_changes_the_picture(parts, kind, nfe):
+    e = FastEditor(parts[kind]); a, b = (e(A, "a blue ball", method="img2img", guidance=g) for g in (1.5, 4.))
+    assert a.nfe == b.nfe == nfe and a.image.tobytes() != b.image.tobytes()   # an embedding costs half of a pair
+    assert e(A, "a blue ball", method="img2img", guidance=1.).nfe == 4
+    one = e(A, "a blue ball", method="img2img", guidance="linear:3:1"); assert one.nfe == (7 if kind == "cfg" else 4)   # the last step needs no pair
+
+def test_negative_prompt_and_control_matter(ed):
+    base, neg, free, weak = (ed(A, "a blue ball", method="img2img", **k) for k in ({}, dict(negative_prompt="a cup"), dict(control="none"), dict(control_scale=.1)))
+    assert len({r.image.tobytes() for r in (base, neg, free, weak)}) == 4 and base.request.control == "canny" and free.control_nfe == 0 < weak.control_nfe
+    late = ed(A, "a blue ball", method="img2img", control_scale="interval:1:0:0.5"); assert late.control_nfe == base.control_nfe/2
+
+# --- ddcm
+
+@pytest.mark.parametrize("g, kw", [(1., dict()), (3., dict(steps=2)), (1., dict(steps=7, strength=.6, control="canny", control_scale=.5))])
+@pytest.mark.parametrize("kind", ["cfg", "w"])
+def test_ddcm_with_equal_prompts_returns_the_source_latents(parts, kind, g, kw):
+    kw = dict(kw, guidance=g, source_guidance=g); e = FastEditor(parts[kind])
+    assert torch.equal(e(A, "a blue ball", source_prompt="a blue ball", **kw).latents, source_latents(e))
+    assert not torch.equal(e(A, "a red star", source_prompt="a blue ball", **kw).latents, source_latents(e))
+
+def test_a_missing_source_prompt_is_said(ed):
+    r = ed(A, "a blue ball"); assert r.request.source_prompt == "" and any("source prompt" in n for n in r.notes)
+    assert not ed(A, "a blue ball", source_prompt="a ball").notes
+
+# --- the same request, the same bytes
+
+def test_same_request_same_bytes_across_editors_and_orders(folders, tmp_path):
+    jobs = [dict(method=m, source_prompt="a red ball", seed=s, prompt=p) for m in ("ddcm", "img2img") for s, p in ((1, "a blue ball"), (2, "a cup"))]
+    a, b = FastEditor(str(folders["cfg"])), FastEditor(str(folders["cfg"])); first = [a(A, **j) for j in jobs]; second = [b(A, **j) for j in jobs[::-1]][::-1]
+    for i, (x, y) in enumerate(zip(first, second)):
+        assert same(x, y) and x.request.hash == y.request.hash and x.revision == y.revision
+        assert x.save(tmp_path/f"x{i}.png").read_bytes() == y.save(tmp_path/f"y{i}.png").read_bytes()
+    assert len({x.request.hash for x in first}) == len({x.image.tobytes() for x in first}) == 4
+    torch.manual_seed(123); torch.rand(5); np.random.seed(3); assert same(a(A, **jobs[0]), first[0])   # nobody else's random numbers matter
+
+@pytest.mark.parametrize("method", ["ddcm", "img2img"])
+def test_cached_stages_equal_uncached(parts, method):
+    e = FastEditor(parts["cfg"]); kw = dict(method=method, source_prompt="a ball", guidance=2., control="canny", control_scale=.5)
+    cold = e(A, "a blue ball", **kw); misses = e.cache.misses; warm = e(A, "a blue ball", **kw); assert same(cold, warm) and e.cache.misses == misses and e.cache.hits >= 4
+    e(picture(6), "a cup", **kw); again = e(A, "a blue ball", **kw); assert same(cold, again)
+    tiny = FastEditor(parts["cfg"], cache_bytes=1); assert same(tiny(A, "a blue ball", **kw), cold) and len(tiny.cache.items) == 1
+
+def test_another_precision_or_picture_misses_the_cache(ed):
+    a, b = ed(A, "a cup", source_prompt="a ball"), ed(picture(6), "a cup", source_prompt="a ball"); assert a.image.tobytes() != b.image.tobytes() and a.request.image != b.request.image
+    c = StageCache(100); made = []
+    for k in "abab": c.get(k, lambda k=k: made.append(k) or torch.zeros(20))
+    assert made == list("abab") and c.bytes == 80   # each pushes the other out
+    c.clear(); assert not c.items and c.bytes == 0
+
+# --- cancelling
+
+@pytest.mark.parametrize("method", ["ddcm", "img2img"])
+def test_cancel_within_one_step_and_leave_no_trace(ed, method):
+    kw = dict(method=method, source_prompt="a ball", guidance=2., control="canny", control_scale=.5); before = ed(A, "a cup", **kw); seen = []
+    def stop(s):
+        seen.append(s["step"])
+        if s["step"] == 1: raise Cancelled("enough")
+    def hooks(): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for n in ed.parts.modules().values() for m in n.modules())
+    stem = ed.parts.controlnet.controlnet_cond_embedding; n = hooks()
+    with pytest.raises(Cancelled, match="enough"): ed(A, "a star", on_step=stop, **kw)
+    assert seen == [0, 1] and same(ed(A, "a cup", **kw), before) and hooks() == n and ed.parts.controlnet.controlnet_cond_embedding is stem and not ed._lock.locked()
+
+def test_on_step_sees_the_latents(ed):
+    seen = []; r = ed(A, "a cup", method="img2img", on_step=seen.append)
+    assert [s["step"] for s in seen] == [0, 1, 2, 3] and {s["steps"] for s in seen} == {4} and torch.equal(seen[-1]["clean"], r.latents) and seen[0]["latents"].shape == (1, 4, 16, 16)
+
+# --- masks
+
+def test_outside_the_mask_the_png_is_byte_identical(ed, tmp_path):
+    for size in ((64, 64), (90, 50), (201, 140)):
+        im = picture(size=size); m = np.zeros(size[::-1], np.uint8); m[size[1]//4:size[1]//2, size[0]//4:size[0]//2] = 255
+        r = ed(im, "a blue ball", method="img2img", mask=m, feather=0.); out = np.asarray(Image.open(r.save(tmp_path/"m.png"))); src = np.asarray(im)
+        assert (out[m == 0] == src[m == 0]).all() and (out[m > 0] != src[m > 0]).mean() > .5 and r.request.mask
+    soft = ed(im, "a blue ball", method="img2img", mask=m); assert (np.asarray(soft.image)[m == 0] == src[m == 0]).all() and soft.image.tobytes() != r.image.tobytes()
+    whole = ed(A, "a cup", source_prompt="a ball", mask=np.ones((64, 64))); assert same(whole, ed(A, "a cup", source_prompt="a ball"))
+
+@pytest.mark.parametrize("mask", [np.zeros((64, 64)), np.ones((64, 32)), np.full((64, 64), np.nan), "nowhere.png", np.ones((64, 64, 3))])
+def test_bad_masks(ed, mask):
+    with pytest.raises(MaskError): ed(A, "a cup", mask=mask)
+
+# --- sizes and sources
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 200), (333, 47), (64, 65), (300, 300)])
+def test_every_size_comes_back(ed, size):
+    r = ed(picture(size=size), "a blue ball", method="img2img", steps=2); assert r.image.size == size and r.request.size[0] % 16 == r.request.size[1] % 16 == 0
+    wide = r.request.size[0]/r.request.size[1]; assert (wide > 1) == (size[0] > size[1]+1) or wide == 1
+
+def test_an_asked_for_size(ed):
+    r = ed(A, "a cup", size=(96, 48), steps=1); assert r.request.size == (96, 48) and r.image.size == (64, 64)
+    for bad in ((65, 64), (0, 0), (64,), "64"):
+        with pytest.raises(FastEditError): ed(A, "a cup", size=bad, steps=1)
+
+@pytest.mark.parametrize("bad", ["nowhere.png", b"no picture", b"", np.zeros((4, 4, 3), np.uint8), np.full((64, 64, 3), np.nan), 7, None])
+def test_bad_pictures(ed, bad):
+    with pytest.raises(ImageError): ed(bad, "a cup")
+
+def test_grey_palette_and_alpha_are_read(ed, tmp_path):
+    for mode in ("L", "P", "RGBA", "CMYK", "LA"): assert ed(A.convert(mode), "a cup", steps=1).image.mode == "RGB"
+    A.save(tmp_path/"a.png"); assert same(ed(tmp_path/"a.png", "a cup", steps=1), ed(A, "a cup", steps=1))
+
+# --- numbers that are not
+
+@pytest.mark.parametrize("net", ["unet", "vae", "controlnet", "text_encoder", "text_encoder_2"])
+def test_nan_weights_give_an_error_and_no_picture(folders, net):
+    p = load_model(folders["cfg"]); e = FastEditor(p); w = next(v for k, v in p.modules()[net].named_parameters() if "embed" not in k or net.startswith("text")); w.data.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="NaN or infinite"): e(A, "a cup", method="img2img", guidance=2.)
+
+def test_nan_is_found_even_inside_a_mask(folders):
+    p = load_model(folders["cfg"]); p.vae.decoder.conv_out.bias.data.fill_(float("inf"))
+    with pytest.raises(NumericalError): FastEditor(p)(A, "a cup", mask=np.eye(64), steps=1)
+
+# --- requests are data
+
+names = st.text(min_size=1, max_size=20).filter(str.strip)
+requests = st.builds(EditRequest, prompt=names, source_prompt=st.none() | names, method=st.sampled_from(["ddcm", "img2img"]), steps=st.none() | st.integers(1, 50), strength=st.none() | st.floats(.01, 1),
+    guidance=st.none() | st.floats(0, 10) | st.just("linear:3:1"), seed=st.integers(0, 2**62), size=st.none() | st.tuples(st.integers(8, 99), st.integers(8, 99)),
+    options=st.dictionaries(names, st.integers() | st.booleans(), max_size=2))
+
+@given(requests)
+@settings(max_examples=60)
+def test_json_round_trip(r):
+    again = EditRequest.from_json(r.json); assert again == r and again.hash == r.hash and json.loads(r.json)["prompt"] == r.prompt
+
+@given(requests, requests)
+@settings(max_examples=40)
+def test_equal_hashes_mean_equal_requests(a, b): assert (a.hash == b.hash) == (a.json == b.json)
+
+def test_png_round_trip_repeats_the_edit(ed, tmp_path):
+    for name, m in (("a.png", None), ("b.webp", np.eye(64)), ("c.jpg", None)):
+        r = ed(A, "a blue ball", source_prompt='a "red" ball – größer', mask=m, method="img2img", guidance="linear:3:1", seed=9); q = EditRequest.from_png(r.save(tmp_path/name))
+        assert q == r.request and same(ed(A, request=q, mask=m), r)
+    A.save(tmp_path/"plain.png")
+    with pytest.raises(DataError, match="no fastedit request"): EditRequest.from_png(tmp_path/"plain.png")
+    for bad in ("{", '{"prompt": "a", "colour": 3}', "[1]"):
+        with pytest.raises(DataError): EditRequest.from_json(bad)
+
+@pytest.mark.parametrize("kw, error", [(dict(stength=.5), OptionError), (dict(method="magic"), OptionError), (dict(schedule="stock"), OptionError), (dict(control="depth"), OptionError),
+    (dict(guidance=-1), OptionError), (dict(guidance=True), OptionError), (dict(guidance="steep"), OptionError), (dict(guidance=float("nan")), OptionError), (dict(control_scale=11), OptionError),
+    (dict(seed=-1), OptionError), (dict(seed=1.5), OptionError), (dict(seed=2**63), OptionError), (dict(options=dict(speed=1)), OptionError), (dict(prompt=""), PromptError), (dict(prompt=None), PromptError),
+    (dict(prompt=3), PromptError), (dict(negative_prompt=None), PromptError), (dict(source_prompt=3), PromptError), (dict(model="sdxl"), OptionError), (dict(feather=-1, mask=np.eye(64)), OptionError),
+    (dict(source_guidance="x"), OptionError), (dict(precision="fp16"), OptionError), (dict(guidance=[1, 2]), OptionError), (dict(options=[1]), OptionError)], ids=str)
+def test_settings_that_are_refused(ed, kw, error):
+    with pytest.raises(error) as e: ed(A, **dict(dict(prompt="a cup"), **kw))
+    assert len(str(e.value)) > 10
+
+def test_control_without_a_controlnet(parts):
+    e = FastEditor(replace(parts["cfg"], controlnet=None)); assert e(A, "a cup", method="img2img", steps=1).request.control == "none"
+    with pytest.raises(ModelError, match="ControlNet"): e(A, "a cup", control="canny", control_scale=.5)
+
+# --- the account
+
+def test_the_result_tells_everything(ed, tmp_path):
+    r = ed(A, "a <b>blue</b> ball", source_prompt="a ball", control="canny", control_scale=.5, method="img2img"); d = r.to_dict()
+    assert {"total", "fit", "encode", "text", "denoise", "decode", "control", "finish"} <= set(r.seconds) and 0 < r.network_seconds < r.seconds["total"] and sum(v for k, v in r.seconds.items() if k != "total") <= r.seconds["total"]
+    assert d["versions"]["torch"] == torch.__version__ or d["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    json.dumps(d); assert r.revision and d["request"]["steps"] == 4 and d["request"]["image"] == pixel_hash(A) and r.peak_memory is None
+    assert isinstance(r, EditResult) and "<b>" not in r._repr_html_() and r._repr_png_()[:4] == b"\x89PNG" and "NFE" in repr(r)
+    with pytest.raises(OptionError): r.save(tmp_path/"x.bmp")
+
+def test_long_prompts_are_cut_and_say_so(ed):
+    r = ed(A, "ball "*300, source_prompt="a", steps=1); assert any("did not fit" in n for n in r.notes)
+
+def test_nothing_warns(ed):
+    with warnings.catch_warnings(): warnings.simplefilter("error"); ed(A, "a cup", source_prompt="a ball", steps=1)
