@@ -6,14 +6,14 @@
 __all__ = ['Alignment', 'token_spans', 'align', 'find_words', 'Site', 'Control', 'Rule', 'CrossAttention', 'SelfAttention',
            'Share', 'Features', 'WordMaps', 'as_picture', 'WordRegion', 'sites', 'controlled', 'word_pictures']
 
-# %% ../nbs/07_attention.ipynb #5b64031f
+# %% ../nbs/07_attention.ipynb #5c996e80
 import difflib
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/07_attention.ipynb #3a60b03a
+# %% ../nbs/07_attention.ipynb #0c938ec8
 @dataclass(frozen=True)
 class Alignment:
     "Which tokens of two prompts correspond."
@@ -65,7 +65,7 @@ def find_words(words: tuple, spans: tuple, wanted: str) -> tuple:
     "Token positions of the words of `wanted` that occur in a prompt."
     w = {_bare(x) for x in wanted.split()}; return tuple(i for x, s in zip(words, spans) if _bare(x) in w for i in s)
 
-# %% ../nbs/07_attention.ipynb #d145efae
+# %% ../nbs/07_attention.ipynb #2c40ff3f
 @dataclass(frozen=True)
 class Site:
     "One attention layer."
@@ -152,7 +152,7 @@ class Features(Rule):
             for a, b in c.pairs(self.source, i) if i != self.source else (): out = _put(out, b, out[a])
         return out
 
-# %% ../nbs/07_attention.ipynb #8da98792
+# %% ../nbs/07_attention.ipynb #180b79ea
 class WordMaps(Rule):
     "Collect cross-attention maps, averaged over heads and over the sites nearest to `positions`: `self.steps` has one (rows, positions, tokens) per network call, conditional rows only."
     def __init__(self, positions: int=256): self.positions, self.steps, self._now, self._of = positions, [], {}, None
@@ -191,7 +191,7 @@ class WordRegion(WordMaps):
             found = torch.maximum(found, (m > threshold*m.amax((-2, -1), keepdim=True)).float())
         return found
 
-# %% ../nbs/07_attention.ipynb #413deda0
+# %% ../nbs/07_attention.ipynb #32bee93b
 class _Processor:
     "Attention as diffusers' `AttnProcessor2_0` computes it, with rules."
     def __init__(self, site, control): self.site, self.c = site, control
@@ -245,7 +245,7 @@ def controlled(d,               # `Denoiser`
         for h in handles: h.remove()
         unet.set_attn_processor(before)
 
-# %% ../nbs/07_attention.ipynb #5d7a2b70
+# %% ../nbs/07_attention.ipynb #eaee4ce1
 def word_pictures(maps: WordMaps,   # after a run
                   tokenizer,        # of the model
                   prompt: str,      # of the branch that is looked at
