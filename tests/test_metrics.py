@@ -163,7 +163,7 @@ def test_attention_rebuilt_from_the_keys_gives_timms_output(dino):
     blk, seen = dino.model.blocks[-1], {}
     hooks = [blk.attn.register_forward_hook(lambda m, i, o: seen.update(x=i[0], out=o))]
     with torch.no_grad():
-        keys = dino.keys(x := dino_input(A, 64)); hooks[0].remove()
+        keys = dino.keys(dino_input(A, 64)); hooks[0].remove()
         q, _, v = (t.unflatten(-1, (12, 4)).transpose(1, 2) for t in blk.attn.qkv(seen["x"]).chunk(3, -1)); k = keys.unflatten(-1, (12, 4)).transpose(1, 2)
         out = (torch.softmax(q @ k.mT/2, -1) @ v).transpose(1, 2).flatten(2)
         assert close(blk.attn.proj(out), seen["out"])

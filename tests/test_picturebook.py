@@ -154,7 +154,6 @@ def test_the_canonical_caption_says_everything(seed):
         assert a.material == (None if t.material == "plain" else t.material) and a.pose == ("tilted" if t.tilt else None)
 
 def test_training_captions_leave_out_as_often_as_promised():
-    kept = [0, 0]
     scenes = [sample_scene(i) for i in range(6000)]
     asked = [read_prompt(training_caption(s, i)) for i, s in enumerate(scenes)]
     share = lambda values: sum(values := list(values))/len(values)
