@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'invert', 'ddim']
 
-# %% ../../nbs/15_ddim.ipynb #d041df2d
+# %% ../../nbs/15_ddim.ipynb #7cbfb842
 import torch
 from .base import STEPPERS, Job, Method, Option, many_grid, pairs
 
-# %% ../../nbs/15_ddim.ipynb #2dc3042d
+# %% ../../nbs/15_ddim.ipynb #c18625d5
 def invert(job: Job,
            text=None   # prompt of the inversion; None: the source prompt
           ) -> list:
@@ -30,7 +30,7 @@ def ddim(job: Job) -> torch.Tensor:
         job.tell(i, t, x, z)
     return x
 
-# %% ../../nbs/15_ddim.ipynb #50eb5173
-METHODS = {"ddim": Method("ddim", "DDIM inversion with the source prompt, DDIM sampling with the target prompt", ddim, nfe=lambda steps, cfg, **_: (1+cfg)*steps, steps=50, strength=1., guidance=7.5,
+# %% ../../nbs/15_ddim.ipynb #ae67984f
+METHODS = {"ddim": Method("ddim", "DDIM inversion with the source prompt, DDIM sampling with the target prompt", ddim, nfe=lambda steps, cfg, **_: (1+cfg)*steps, steps=50, strength=1.,
                           source_prompt=True, grid=lambda steps, strength, consistent, **_: many_grid(steps, strength, consistent), few_step=False, cite="Song et al. 2021",
                           options=dict(sampler=Option("ddim", doc="how to sample forwards", choices=tuple(STEPPERS))))}

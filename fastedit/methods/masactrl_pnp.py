@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'masactrl', 'pnp']
 
-# %% ../../nbs/17_masactrl_pnp.ipynb #d862acb1
+# %% ../../nbs/17_masactrl_pnp.ipynb #4c750606
 import torch
 from ..attention import Features, Share, controlled
 from .base import Job, Method, Option, ddim, many_grid, pairs
 from .ddim import invert
 
-# %% ../../nbs/17_masactrl_pnp.ipynb #4f9c2b7c
+# %% ../../nbs/17_masactrl_pnp.ipynb #626961b8
 def masactrl(job: Job) -> torch.Tensor:
     "Two branches from the inverted noise; the target's self-attention takes K, V of the source branch from `from_step` and part of the decoder on (Cao et al. 2023)."
     from fastedit.denoiser import Text
@@ -39,7 +39,7 @@ def pnp(job: Job) -> torch.Tensor:
             z = job.keep(z); x = ddim(d.schedule, z, e, prev); job.tell(i, t, x, z)
     return x
 
-_M = dict(steps=50, strength=1., guidance=7.5, grid=lambda steps, strength, consistent, **_: many_grid(steps, strength, consistent), few_step=False, attention=True)
+_M = dict(steps=50, strength=1., grid=lambda steps, strength, consistent, **_: many_grid(steps, strength, consistent), few_step=False, attention=True)
 
 METHODS = {"masactrl": Method("masactrl", "MasaCtrl: mutual self-attention, the target looks at the source's values", masactrl, nfe=lambda steps, cfg, **_: (1+2*cfg)*steps, cite="Cao et al. 2023", **_M,
                               options=dict(from_step=Option(4, 0, 1000, "first step that shares"), decoder=Option(1/3, 0., 1., "share of the decoder's attention layers after which sharing starts"))),

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['METHODS', 'identity', 'vae', 'instruct', 'leditspp']
 
-# %% ../../nbs/19_others.ipynb #f80a25a0
+# %% ../../nbs/19_others.ipynb #437b6ea2
 from contextlib import contextmanager
 import time
 import torch
 from ..core import OptionError
 from .base import Job, Method, Option, ddim, many_grid, pairs
 
-# %% ../../nbs/19_others.ipynb #3ad65b9b
+# %% ../../nbs/19_others.ipynb #d3bc6783
 def identity(job: Job) -> None:
     "Return nothing, which stands for the source picture itself."
 
@@ -20,7 +20,7 @@ def vae(job: Job) -> torch.Tensor:
     "Return the source latents: what the VAE alone does to a picture."
     return job.z0
 
-# %% ../../nbs/19_others.ipynb #56a05486
+# %% ../../nbs/19_others.ipynb #267b7269
 def instruct(job: Job) -> torch.Tensor:
     "Sample from noise with `e = e(0,0) + si*(e(I,0)-e(0,0)) + st*(e(I,T)-e(I,0))` (Brooks et al. 2023, equation 3)."
     from fastedit.denoiser import Text
@@ -33,7 +33,7 @@ def instruct(job: Job) -> torch.Tensor:
         z = job.keep(z); x = ddim(d.schedule, z, e, prev); job.tell(i, t, x, z)
     return x
 
-# %% ../../nbs/19_others.ipynb #e56f6047
+# %% ../../nbs/19_others.ipynb #5cd563d1
 @contextmanager
 def _observed(d, on_call):
     "Count and time calls of the UNet that do not come from the denoiser, tell `on_call` before each one, and restore the attention processors."
@@ -66,14 +66,14 @@ def leditspp(job: Job) -> torch.Tensor:
         state["phase"] = "edit"
         return pipe(editing_prompt=[tgt], edit_guidance_scale=job.guidance[0], edit_threshold=o["threshold"], use_intersect_mask=False, output_type="latent", callback_on_step_end=on_step, generator=job.noise.generators[0]).images
 
-# %% ../../nbs/19_others.ipynb #dd7eedf5
+# %% ../../nbs/19_others.ipynb #a5e8e7df
 def _ledits_nfe(steps, cfg, source_cfg, **_): return 3*steps, 4*steps   # the inversion is guided only with a source prompt and scale, in SD 1.5's pipeline always
 def _none(steps, strength, consistent, **_): return ()
 def _many(steps, strength, consistent, **_): return many_grid(steps, strength)
 
 METHODS = {"identity": Method("identity", "control: the source itself", identity, nfe=lambda **_: 0, steps=1, guidance=1., grid=_none),
            "vae": Method("vae", "control: encode and decode only", vae, nfe=lambda **_: 0, steps=1, guidance=1., grid=_none),
-           "instruct": Method("instruct", "InstructPix2Pix: follow an instruction with a UNet that sees the source", instruct, nfe=lambda steps, **_: 3*steps, steps=50, strength=1., guidance=7.5,
+           "instruct": Method("instruct", "InstructPix2Pix: follow an instruction with a UNet that sees the source", instruct, nfe=lambda steps, **_: 3*steps, steps=50, strength=1.,
                               grid=_many, few_step=False, instruction=True, channels=8, cite="Brooks et al. 2023 (InstructPix2Pix)",
                               options=dict(image_guidance=Option(1.5, 0., 10., "guidance on the source picture"))),
            "leditspp": Method("leditspp", "LEDITS++ through diffusers' own pipeline", leditspp, nfe=_ledits_nfe, steps=50, strength=1., guidance=5., source_guidance=3.5, source_prompt=True, grid=_many,

@@ -6,13 +6,13 @@
 __all__ = ['P2P', 'METHODS', 'rules_of', 'two_branches', 'p2p', 'direct', 'negative_prompt_inversion', 'null_text',
            'optimise_null']
 
-# %% ../../nbs/16_p2p.ipynb #8051f5f7
+# %% ../../nbs/16_p2p.ipynb #46f85dd6
 import torch
 from ..attention import CrossAttention, SelfAttention, WordRegion, align, controlled, find_words
 from .base import Job, Method, Option, ddim, many_grid, pairs
 from .ddim import invert
 
-# %% ../../nbs/16_p2p.ipynb #c7fb236b
+# %% ../../nbs/16_p2p.ipynb #64461106
 def rules_of(job: Job) -> tuple:
     "Make the rules of attention control that a job's options ask for, and the local blend if there is one: (rules, blend)."
     o, tok = job.options, job.d.parts.tokenizer; al = align(tok, *job.prompts)
@@ -43,7 +43,7 @@ def two_branches(job: Job,
             xt = job.keep(xt, base=xs if prev >= 0 else job.z0); x = torch.cat([x[:b], xt]); job.tell(i, t, x, z)
     return x[b:]
 
-# %% ../../nbs/16_p2p.ipynb #17d0f1e4
+# %% ../../nbs/16_p2p.ipynb #faf947e2
 def p2p(job: Job) -> torch.Tensor:
     "DDIM inversion, then two branches with attention control (Hertz et al. 2022)."
     return two_branches(job, invert(job)[0])
@@ -81,13 +81,13 @@ def optimise_null(job: Job, path: list) -> list:
         found.append(Text(states, pooled)); found[-1] = Text.stack(found[-1], found[-1])
     return found
 
-# %% ../../nbs/16_p2p.ipynb #6d6a3096
+# %% ../../nbs/16_p2p.ipynb #fbdf504c
 P2P = dict(cross_until=Option(.4, 0., 1., "share of the steps with the source's cross-attention"), mode=Option("auto", doc="what happens to swapped words", choices=("auto", "replace", "refine")),
            self_until=Option(.6, 0., 1., "share of the steps with the source's self-attention"), largest=Option(1024, 1, 16384, "most positions of a self-attention map that is replaced"),
            weight=Option(2., 0., 10., "how strongly the changed words (or `words`) are attended to; 1 leaves them"), words=Option("", doc="words of either prompt that the edit is about; empty: those that differ"),
            blend=Option(True, doc="whether only the region that these words look at may change"), blend_from=Option(.2, 0., 1., "share of the steps after which the blend starts"),
            threshold=Option(.3, 0., 1., "share of the strongest attention that counts as region"))
-_M = dict(steps=50, strength=1., guidance=7.5, source_prompt=True, grid=lambda steps, strength, consistent, **_: many_grid(steps, strength, consistent), few_step=False, attention=True)
+_M = dict(steps=50, strength=1., source_prompt=True, grid=lambda steps, strength, consistent, **_: many_grid(steps, strength, consistent), few_step=False, attention=True)
 
 METHODS = {"p2p": Method("p2p", "Prompt-to-Prompt: DDIM inversion, then two branches that share attention", p2p, nfe=lambda steps, cfg, **_: (1+2*cfg)*steps, options=P2P, cite="Hertz et al. 2022", **_M),
            "direct": Method("direct", "Direct Inversion: Prompt-to-Prompt with the source branch put back on its path", direct, nfe=lambda steps, cfg, **_: (1+2*cfg)*steps, options=P2P, cite="Ju et al. 2024 (PnP Inversion)", **_M),
