@@ -769,12 +769,12 @@ def _resolve(spec, places) -> dict:
 def _pick_controlnet(spec, controlnet):
     if controlnet is True: return spec.controlnet
     if not controlnet: return None
-    c = CONTROLNETS.get(controlnet)
+    c, width = CONTROLNETS.get(controlnet), lambda arch: ARCHITECTURES[arch].config["cross_attention_dim"]
     if c is None and controlnet != "own" and not Path(controlnet).exists():
         raise ModelError(f"controlnet {controlnet!r} is unknown: use one of {', '.join(CONTROLNETS)}, a folder, or False")
-    if c and spec.arch and c.family != spec.family:
-        raise ModelError(f"controlnet {controlnet!r} is for {c.family} models and {spec.key!r} is {spec.family}: use "
-                         f"{', '.join(k for k, v in CONTROLNETS.items() if v.family == spec.family) or 'none'}")
+    if c and spec.arch and width(c.arch) != width(spec.arch):
+        fit = ", ".join(k for k, v in CONTROLNETS.items() if width(v.arch) == width(spec.arch)) or "False"
+        raise ModelError(f"controlnet {controlnet!r} is for {c.family} models and does not fit {spec.key!r}: use {fit}")
     return controlnet
 
 def default_device() -> str:
