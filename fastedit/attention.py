@@ -6,14 +6,15 @@
 __all__ = ['Alignment', 'token_spans', 'align', 'find_words', 'Site', 'Control', 'Rule', 'CrossAttention', 'SelfAttention',
            'Share', 'Features', 'WordMaps', 'as_picture', 'WordRegion', 'sites', 'controlled', 'word_pictures']
 
-# %% ../nbs/07_attention.ipynb #5c996e80
+# %% ../nbs/07_attention.ipynb #85411999
 import difflib
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
+from .core import OptionError
 
-# %% ../nbs/07_attention.ipynb #0c938ec8
+# %% ../nbs/07_attention.ipynb #72bc4f40
 @dataclass(frozen=True)
 class Alignment:
     "Which tokens of two prompts correspond."
@@ -65,7 +66,7 @@ def find_words(words: tuple, spans: tuple, wanted: str) -> tuple:
     "Token positions of the words of `wanted` that occur in a prompt."
     w = {_bare(x) for x in wanted.split()}; return tuple(i for x, s in zip(words, spans) if _bare(x) in w for i in s)
 
-# %% ../nbs/07_attention.ipynb #2c40ff3f
+# %% ../nbs/07_attention.ipynb #84ec3b2c
 @dataclass(frozen=True)
 class Site:
     "One attention layer."
@@ -152,7 +153,7 @@ class Features(Rule):
             for a, b in c.pairs(self.source, i) if i != self.source else (): out = _put(out, b, out[a])
         return out
 
-# %% ../nbs/07_attention.ipynb #180b79ea
+# %% ../nbs/07_attention.ipynb #b2b6d57c
 class WordMaps(Rule):
     "Collect cross-attention maps, averaged over heads and over the sites nearest to `positions`: `self.steps` has one (rows, positions, tokens) per network call, conditional rows only."
     def __init__(self, positions: int=256): self.positions, self.steps, self._now, self._of = positions, [], {}, None
@@ -178,12 +179,14 @@ class WordRegion(WordMaps):
     def __init__(self, tokenizer, source: str, target: str, words: str="", positions: int=256):
         super().__init__(positions); al = align(tokenizer, source, target)
         self.tokens = tuple(find_words(p, s, words) for p, s in ((al.source, al.source_spans), (al.target, al.target_spans))) if words else al.changed
+        if words and not any(self.tokens): raise OptionError(f"words={words!r} occur neither in {source!r} nor in {target!r}: name words of the prompts")
         self.pictures = 1
     def maps(self, site, p, c): self.pictures = c.pictures; return super().maps(site, p, c)
     def region(self, size: tuple, threshold: float=.3, target: int=-1) -> torch.Tensor:
-        "Union of both branches' maps, each smoothed by its largest neighbour, normalised and thresholded: (B, 1, h, w) of 0 and 1; all 1 before anything was seen or if no word differs."
+        "Union of both branches' maps, each smoothed by its largest neighbour, normalised and thresholded: (B, 1, h, w) of 0 and 1; all 1 before anything was seen, all 0 if no word differs."
         self.flush(); b = self.pictures
-        if not self.steps or not any(self.tokens): return torch.ones(b, 1, *size)
+        if not any(self.tokens): return torch.zeros(b, 1, *size)   # no word differs: nothing may change
+        if not self.steps: return torch.ones(b, 1, *size)
         n = max(len(s) for s in self.steps)//b; found = torch.zeros(b, 1, *size, device=self.steps[0].device)
         for branch, tokens in ((0, self.tokens[0]), (target % n, self.tokens[1])):
             if not tokens: continue
@@ -191,7 +194,7 @@ class WordRegion(WordMaps):
             found = torch.maximum(found, (m > threshold*m.amax((-2, -1), keepdim=True)).float())
         return found
 
-# %% ../nbs/07_attention.ipynb #32bee93b
+# %% ../nbs/07_attention.ipynb #63284ebe
 class _Processor:
     "Attention as diffusers' `AttnProcessor2_0` computes it, with rules."
     def __init__(self, site, control): self.site, self.c = site, control
@@ -245,7 +248,7 @@ def controlled(d,               # `Denoiser`
         for h in handles: h.remove()
         unet.set_attn_processor(before)
 
-# %% ../nbs/07_attention.ipynb #eaee4ce1
+# %% ../nbs/07_attention.ipynb #7e32dddf
 def word_pictures(maps: WordMaps,   # after a run
                   tokenizer,        # of the model
                   prompt: str,      # of the branch that is looked at

@@ -2,6 +2,7 @@
 import pytest, torch
 from fastedit.attention import (Alignment, CrossAttention, Features, Rule, SelfAttention, Share, WordMaps, WordRegion, align, as_picture, controlled, find_words, sites, token_spans,
                                 word_pictures)
+from fastedit.core import OptionError
 from fastedit.denoiser import Denoiser, Text
 from fastedit.models import clip_tokenizer, load_model, random_model
 
@@ -129,7 +130,8 @@ def test_regions_for_pictures_that_are_not_square(parts, tok):
     assert r.region((16, 24)).all()   # nothing seen yet
     with controlled(d, [r]): d.eps(x, 499, text, g)
     m = r.region((16, 24), .9995); assert m.shape == (1, 1, 16, 24) and 0 < m.mean() < 1 and set(m.unique().tolist()) == {0., 1.}
-    assert WordRegion(tok, A, A).region((16, 24)).all()
+    assert WordRegion(tok, A, A).region((16, 24)).sum() == 0   # no word differs: nothing may change
+    with pytest.raises(OptionError, match="neither"): WordRegion(tok, A, B, words="elephant")
     assert as_picture(torch.arange(96.)[None], (16, 24)).shape == (1, 1, 16, 24)
 
 def test_pictures_in_a_batch_do_not_see_each_other(parts, tok):

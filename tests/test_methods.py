@@ -136,6 +136,8 @@ def test_null_text_and_direct_hold_the_source_better_than_ddim(models, model):
             return (x-job.z0).pow(2).mean().item()
         plain, null, direct = back(), back(nulls), back(restore=True)
     assert null < plain and direct < plain
+    kw = dict(tgt=SRC, steps=6, strength=.6, guidance=3.); e = {k: (run(models[model], k, **kw)[0]-job.z0).pow(2).mean().item() for k in ("ddim", "null_text", "direct")}
+    assert e["null_text"] < e["ddim"] and e["direct"] < 1e-8   # as a user calls them: no word differs, so the source branch comes back
 
 def test_negative_prompt_inversion_cancels_guidance_on_the_source_branch(models):
     a, _ = run(models["sdxl-many"], "negative_prompt_inversion", tgt=SRC, steps=4, guidance=7., **OFF); b, _ = run(models["sdxl-many"], "ddim", tgt=SRC, steps=4, guidance=1.)

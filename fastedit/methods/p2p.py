@@ -6,13 +6,13 @@
 __all__ = ['P2P', 'METHODS', 'rules_of', 'two_branches', 'p2p', 'direct', 'negative_prompt_inversion', 'null_text',
            'optimise_null']
 
-# %% ../../nbs/16_p2p.ipynb #46f85dd6
+# %% ../../nbs/16_p2p.ipynb #9a4920d0
 import torch
 from ..attention import CrossAttention, SelfAttention, WordRegion, align, controlled, find_words
 from .base import Job, Method, Option, ddim, many_grid, pairs
 from .ddim import invert
 
-# %% ../../nbs/16_p2p.ipynb #64461106
+# %% ../../nbs/16_p2p.ipynb #3e974555
 def rules_of(job: Job) -> tuple:
     "Make the rules of attention control that a job's options ask for, and the local blend if there is one: (rules, blend)."
     o, tok = job.options, job.d.parts.tokenizer; al = align(tok, *job.prompts)
@@ -43,7 +43,7 @@ def two_branches(job: Job,
             xt = job.keep(xt, base=xs if prev >= 0 else job.z0); x = torch.cat([x[:b], xt]); job.tell(i, t, x, z)
     return x[b:]
 
-# %% ../../nbs/16_p2p.ipynb #faf947e2
+# %% ../../nbs/16_p2p.ipynb #f245b5e0
 def p2p(job: Job) -> torch.Tensor:
     "DDIM inversion, then two branches with attention control (Hertz et al. 2022)."
     return two_branches(job, invert(job)[0])
@@ -81,7 +81,7 @@ def optimise_null(job: Job, path: list) -> list:
         found.append(Text(states, pooled)); found[-1] = Text.stack(found[-1], found[-1])
     return found
 
-# %% ../../nbs/16_p2p.ipynb #fbdf504c
+# %% ../../nbs/16_p2p.ipynb #a0adb633
 P2P = dict(cross_until=Option(.4, 0., 1., "share of the steps with the source's cross-attention"), mode=Option("auto", doc="what happens to swapped words", choices=("auto", "replace", "refine")),
            self_until=Option(.6, 0., 1., "share of the steps with the source's self-attention"), largest=Option(1024, 1, 16384, "most positions of a self-attention map that is replaced"),
            weight=Option(2., 0., 10., "how strongly the changed words (or `words`) are attended to; 1 leaves them"), words=Option("", doc="words of either prompt that the edit is about; empty: those that differ"),
