@@ -9,7 +9,7 @@ __all__ = ['TRACES', 'RESIDENCIES', 'STAGES', 'CARDS', 'EFFICIENCY', 'PREFERENCE
            'estimate_seconds', 'Plan', 'plan', 'plan_table', 'MemorySettings', 'Mover', 'free_caches', 'decode', 'Rung',
            'out_of_memory', 'run_with_fallbacks', 'auto_settings']
 
-# %% ../nbs/05_memory.ipynb #72d743cf
+# %% ../nbs/05_memory.ipynb #e18ed3c5
 import gc, json, math, weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from pathlib import Path
 from .core import FastEditError, MemoryPlanError, OptionError
 from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, compute_dtype, find_spec, mini_path, module_bytes
 
-# %% ../nbs/05_memory.ipynb #57e68c56
+# %% ../nbs/05_memory.ipynb #a9a62dba
 def _torch():
     import torch
     return torch
@@ -78,7 +78,7 @@ def live_tensors(limit: int|None=None,    # bytes of a simulated device; more ra
     "Make a context manager that weighs live tensors: `.live`, `.peak`, `.most` (with weights), `.flops`, `.timeline`; set `.label` to name a stage."
     return _modes()[0](limit, weights, timeline)
 
-# %% ../nbs/05_memory.ipynb #55106c07
+# %% ../nbs/05_memory.ipynb #a8a0eb18
 @contextmanager
 def fake_device():
     "Run what is inside on tensors without memory."
@@ -140,19 +140,19 @@ def trace(arch,                    # name in `ARCHITECTURES`, or (class name, co
         with flash(meter), meter: call()
     return Trace(meter.peak, meter.flops)
 
-# %% ../nbs/05_memory.ipynb #11316842
+# %% ../nbs/05_memory.ipynb #f6e24c24
 TRACES = {  # (architecture, part, side in pixels): (activation peak in bytes at fp16, FLOPs), batch 1
-    ("vae-sdxl", "encode", 1024): (1348468736, 4878950727680),
-    ("vae-sdxl", "decode", 1024): (1610874880, 10470392594432),
-    ("vae-sdxl", "encode", 512): (337117184, 1116658466816),
-    ("vae-sdxl", "decode", 512): (402718720, 2514518933504),
-    ("taesd", "encode", 1024): (415236096, 489299116032),
-    ("taesd", "decode", 1024): (402915328, 565400567808),
-    ("taesd", "encode", 512): (103809024, 122324779008),
-    ("taesd", "decode", 512): (100728832, 141350141952),
-    ("clip-l", "text", 0): (3075688, 13298503680),
-    ("clip-bigg", "text", 0): (8279656, 97863106560),
-    ("clip-h", "text", 0): (5204584, 45127233536),
+    ("vae-sdxl", "encode", 1024): (1342177280, 4878950727680),
+    ("vae-sdxl", "decode", 1024): (1610743808, 10470392594432),
+    ("vae-sdxl", "encode", 512): (335544320, 1116658466816),
+    ("vae-sdxl", "decode", 512): (402685952, 2514518933504),
+    ("taesd", "encode", 1024): (408944640, 489299116032),
+    ("taesd", "decode", 1024): (402784256, 565400567808),
+    ("taesd", "encode", 512): (102236160, 122324779008),
+    ("taesd", "decode", 512): (100696064, 141350141952),
+    ("clip-l", "text", 0): (3075072, 13298503680),
+    ("clip-bigg", "text", 0): (8279040, 97863106560),
+    ("clip-h", "text", 0): (5203968, 45127233536),
     ("controlnet-sdxl-small", "control", 1024): (125846676, 565970042880),
     ("controlnet-sdxl-mid", "control", 1024): (126162068, 780325191680),
     ("controlnet-sd15", "control", 512): (63036040, 283291975680),
@@ -207,7 +207,7 @@ def _between(rows, near, area) -> Trace:
         a, b = sorted(rows)[0], sorted(rows)[-1]; fa, fb = rows[a].flops, rows[b].flops; q = (fb/b-fa/a)/(b-a); flops = (fa/a-q*a)*area+q*area**2
     return Trace(int(rows[near].peak*k), int(flops))
 
-# %% ../nbs/05_memory.ipynb #a3ed90d3
+# %% ../nbs/05_memory.ipynb #03ea1af4
 @dataclass(frozen=True)
 class Residency:
     "Which networks stay on the device, and how the rest comes and goes."
@@ -226,7 +226,7 @@ RESIDENCIES = {r.key: r for r in (
     Residency("sequential", (), "leaves", notes="layer by layer, no overlap: the least memory, the most waiting"))}
 STAGES = {"text": ("text_encoder", "text_encoder_2"), "encode": ("vae",), "denoise": ("controlnet", "unet"), "decode": ("vae",)}
 
-# %% ../nbs/05_memory.ipynb #f88e73f7
+# %% ../nbs/05_memory.ipynb #8b1edc89
 def configurations(model,               # spec, registry name, local path, or loaded `Components`
                    controlnet=True      # True: the model's own; False: none; or a key of `CONTROLNETS`
                   ) -> dict:
@@ -278,7 +278,7 @@ def _vae_precision(model, component, precision):
     spec = find_spec(model)
     return "fp32" if spec.vae and not VAES[spec.vae].fp16 else precision
 
-# %% ../nbs/05_memory.ipynb #9ea0c307
+# %% ../nbs/05_memory.ipynb #ae3d138c
 @dataclass(frozen=True)
 class Margin:
     "What a GPU needs beyond tensors; an assumption, to be measured on the card at hand."
@@ -400,7 +400,7 @@ def predict_memory(model,                        # spec, registry name, local pa
 
 def _pairs(leaves): return [a+b for a, b in zip(leaves, leaves[1:]+(0,))]
 
-# %% ../nbs/05_memory.ipynb #9dfd87bd
+# %% ../nbs/05_memory.ipynb #d4afbf03
 @contextmanager
 def measure_peak(device: str="cuda"):
     "Measure allocated and reserved peaks on a GPU: yields a dict that is filled at the end; empty on a CPU."
@@ -409,7 +409,7 @@ def measure_peak(device: str="cuda"):
     yield found
     if cuda: torch.cuda.synchronize(); found.update(allocated=torch.cuda.max_memory_allocated(), reserved=torch.cuda.max_memory_reserved())
 
-# %% ../nbs/05_memory.ipynb #13fc69bc
+# %% ../nbs/05_memory.ipynb #0d2eb75b
 @dataclass(frozen=True)
 class Card:
     "A GPU as data: advertised rates."
@@ -437,7 +437,7 @@ def estimate_seconds(p: Prediction, card: Card) -> float:
         total += max(compute, bus) if r.overlap else compute+bus
     return total
 
-# %% ../nbs/05_memory.ipynb #1599cee2
+# %% ../nbs/05_memory.ipynb #a494f6d7
 PREFERENCE = tuple((p, r, t) for p, r in (("fp16", "resident"), ("fp16", "text-cached"), ("fp16", "model-offload"), ("fp8", "text-cached"),
                                           ("fp8", "model-offload"),
                                           ("fp16", "group-offload"), ("fp8", "group-offload"), ("fp16", "sequential")) for t in (None, 512))
@@ -508,7 +508,7 @@ def plan_table(model,                                # as for `predict_memory`
                          seconds_estimate={c.key: round(estimate_seconds(q, c), 2) for c in CARDS.values() if b <= c.memory_gb < 1.5*b+1}))
     return rows
 
-# %% ../nbs/05_memory.ipynb #cbbffc23
+# %% ../nbs/05_memory.ipynb #c2e2cec7
 @dataclass(frozen=True)
 class MemorySettings:
     "How one edit uses memory; the ladder of fallbacks changes these."
@@ -598,7 +598,7 @@ def decode(vae,                    # AutoencoderKL
     finally:
         for k, v in keep.items(): setattr(vae, k, v)
 
-# %% ../nbs/05_memory.ipynb #7ee15225
+# %% ../nbs/05_memory.ipynb #ba520748
 @dataclass(frozen=True)
 class Rung:
     "One fallback."
@@ -642,7 +642,7 @@ def run_with_fallbacks(run,                                # called with `Memory
             tried = ", ".join(r.key for r in used) or "nothing"
             raise MemoryPlanError(f"memory ran out ({reason}) after {tried}. {advice or 'Use a smaller picture, a smaller model, or the CPU'}")
 
-# %% ../nbs/05_memory.ipynb #0b0333cf
+# %% ../nbs/05_memory.ipynb #87f29fb3
 def auto_settings(model,                  # as for `predict_memory`
                   precision: str="fp16",  # precision in which it is loaded
                   device: str="cpu",      # the device that computes
