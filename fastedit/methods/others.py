@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['METHODS', 'identity', 'vae', 'instruct', 'leditspp']
 
-# %% ../../nbs/19_others.ipynb #437b6ea2
+# %% ../../nbs/19_others.ipynb #b084d012
 from contextlib import contextmanager
 import time
 import torch
 from ..core import OptionError
 from .base import Job, Method, Option, ddim, many_grid, pairs
 
-# %% ../../nbs/19_others.ipynb #d3bc6783
+# %% ../../nbs/19_others.ipynb #d4e66f5e
 def identity(job: Job) -> None:
     "Return nothing, which stands for the source picture itself."
 
@@ -20,7 +20,7 @@ def vae(job: Job) -> torch.Tensor:
     "Return the source latents: what the VAE alone does to a picture."
     return job.z0
 
-# %% ../../nbs/19_others.ipynb #267b7269
+# %% ../../nbs/19_others.ipynb #3a99f896
 def instruct(job: Job) -> torch.Tensor:
     "Sample from noise with `e = e(0,0) + si*(e(I,0)-e(0,0)) + st*(e(I,T)-e(I,0))` (Brooks et al. 2023, equation 3)."
     from fastedit.denoiser import Text
@@ -33,7 +33,7 @@ def instruct(job: Job) -> torch.Tensor:
         z = job.keep(z); x = ddim(d.schedule, z, e, prev); job.tell(i, t, x, z)
     return x
 
-# %% ../../nbs/19_others.ipynb #5cd563d1
+# %% ../../nbs/19_others.ipynb #1f7a27b1
 @contextmanager
 def _observed(d, on_call):
     "Count and time calls of the UNet that do not come from the denoiser, tell `on_call` before each one, and restore the attention processors."
@@ -47,7 +47,7 @@ def _observed(d, on_call):
         unet.set_attn_processor(before)
 
 def leditspp(job: Job) -> torch.Tensor:
-    "Run diffusers' LEDITS++ pipeline: invert with `src` at `source_guidance`, edit towards `tgt` where its guidance is strongest (Brack et al. 2024)."
+    "Run diffusers' LEDITS++ pipeline: invert with the empty prompt (with `src` if `source_guidance` is above 1), edit towards `tgt` where its guidance is strongest (Brack et al. 2024)."
     import diffusers
     d, p, o, n = job.d, job.d.parts, job.options, len(job.grid); xl = p.text_encoder_2 is not None; pixels = d.decode(job.z0) if job.pixels is None else job.pixels
     if d.edges is not None: raise OptionError("method 'leditspp' runs diffusers' pipeline, which has no ControlNet: use control='none'")
@@ -66,7 +66,7 @@ def leditspp(job: Job) -> torch.Tensor:
         state["phase"] = "edit"
         return pipe(editing_prompt=[tgt], edit_guidance_scale=job.guidance[0], edit_threshold=o["threshold"], use_intersect_mask=False, output_type="latent", callback_on_step_end=on_step, generator=job.noise.generators[0]).images
 
-# %% ../../nbs/19_others.ipynb #a5e8e7df
+# %% ../../nbs/19_others.ipynb #be7dcdca
 def _ledits_nfe(steps, cfg, source_cfg, **_): return 3*steps, 4*steps   # the inversion is guided only with a source prompt and scale, in SD 1.5's pipeline always
 def _none(steps, strength, consistent, **_): return ()
 def _many(steps, strength, consistent, **_): return many_grid(steps, strength)
@@ -76,6 +76,6 @@ METHODS = {"identity": Method("identity", "control: the source itself", identity
            "instruct": Method("instruct", "InstructPix2Pix: follow an instruction with a UNet that sees the source", instruct, nfe=lambda steps, **_: 3*steps, steps=50, strength=1.,
                               grid=_many, few_step=False, instruction=True, channels=8, cite="Brooks et al. 2023 (InstructPix2Pix)",
                               options=dict(image_guidance=Option(1.5, 0., 10., "guidance on the source picture"))),
-           "leditspp": Method("leditspp", "LEDITS++ through diffusers' own pipeline", leditspp, nfe=_ledits_nfe, steps=50, strength=1., guidance=5., source_guidance=3.5, source_prompt=True, grid=_many,
+           "leditspp": Method("leditspp", "LEDITS++ through diffusers' own pipeline", leditspp, nfe=_ledits_nfe, steps=50, strength=1., guidance=5., source_prompt=True, grid=_many,
                               few_step=False, schedulers=("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"), cite="Brack et al. 2024 (LEDITS++)",
                               options=dict(skip=Option(.15, 0., .9, "share of the schedule that the inversion leaves out"), threshold=Option(.9, 0., 1., "share of positions that the guidance leaves alone")))}
