@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'METHODS', 'demo_edits', 'psnr', 'measure', 'comparison', 'Demo', 'available_models', 'run_demo']
 
-# %% ../nbs/35_demo.ipynb #b304e133
+# %% ../nbs/35_demo.ipynb #464bec04
 import math
 from dataclasses import dataclass
 import numpy as np
@@ -15,7 +15,7 @@ from .core import OptionError, progress
 from .models import diagnose
 from .stats import Table, mean_interval
 
-# %% ../nbs/35_demo.ipynb #8de80a0a
+# %% ../nbs/35_demo.ipynb #88ddf9ee
 PUBLISHED = dict(method="img2img", steps=4, strength=.5, guidance=1.5, control="canny", control_scale=.5)
 METHODS = {"img2img stock": dict(PUBLISHED, schedule="stock"), "img2img continuous": dict(PUBLISHED, schedule="continuous"), "ddcm": dict(method="ddcm")}
 
@@ -27,7 +27,7 @@ def demo_edits(n: int,      # how many, 1 or more
         if isinstance(v, bool) or not isinstance(v, int) or not low <= v <= high: raise OptionError(f"{name}={v!r}: give a whole number from {low} to {high}")
     return [pb.sample_edit(i % len(pb.EDIT_TYPES), seed*10**6+i) for i in range(n)]
 
-# %% ../nbs/35_demo.ipynb #221fb69b
+# %% ../nbs/35_demo.ipynb #fbdcb63a
 _BEST = 100.   # dB that equal pictures are given, so that means stay finite
 
 def psnr(a,         # (H, W, 3) uint8
@@ -48,7 +48,7 @@ def measure(edit: pb.Edit,   # what was asked for
     size = image.width
     return dict(judge_edit(reading, edit), background_psnr=psnr(image, edit.source_image(size), ~edit.mask(size)), target_psnr=psnr(image, edit.target_image(size)))
 
-# %% ../nbs/35_demo.ipynb #6b202de0
+# %% ../nbs/35_demo.ipynb #4d1d9b68
 _FRAME = dict(success=(58, 160, 90), ignored=(205, 70, 60), neither=(178, 178, 178))
 _INK, _SOFT = (35, 35, 40), (110, 110, 118)
 
@@ -70,7 +70,7 @@ def comparison(edits: list,     # `picturebook.Edit`s
     "Draw source, right answer and results beside each other, one row per edit under its prompts."
     heads, gap, font, small = ["source", "right answer", *results], 10, _font(14), _font(12)
     edits = edits[:most]; width = len(heads)*(side+gap)+gap
-    told = [_lines(f"{pb.EDIT_TYPES[e.edit_type]}:  {e.source_prompt}  →  {e.target_prompt}", small, width-2*gap) for e in edits]
+    told = [_lines(f"{pb.EDIT_TYPES[e.edit_type]}:  {e.source_prompt}  becomes  {e.target_prompt}", small, width-2*gap) for e in edits]
     titles = [_lines(h, font, side) for h in heads]; top = gap+18*max(map(len, titles))
     out = Image.new("RGB", (width, top+sum(16*len(t)+side+2*gap+6 for t in told)+2*gap), "white"); d = ImageDraw.Draw(out); y = top
     for c, t in enumerate(titles):
@@ -88,7 +88,7 @@ def comparison(edits: list,     # `picturebook.Edit`s
         x = gap+k*(width-gap)//3; d.rounded_rectangle((x, y+4, x+11, y+15), 3, fill=_FRAME[name]); d.text((x+17, y+2), says, fill=_SOFT, font=small)
     return out
 
-# %% ../nbs/35_demo.ipynb #7e6c2082
+# %% ../nbs/35_demo.ipynb #c4b5cdb7
 _METRICS = ("success", "ignored", "background_psnr", "target_psnr", "seconds")
 
 def _mean(values): values = [float(v) for v in values if v is not None]; return sum(values)/len(values) if values else None
@@ -141,7 +141,7 @@ class Demo:
     def type_table(self) -> Table:
         "Success per edit type."
         heads = list(dict.fromkeys((r["model"], r["method"]) for r in self.types)); cells = {(r["type"], r["model"], r["method"]): r for r in self.types}
-        return Table(("edit type", "n", *(f"{a} {b}" for a, b in heads)), tuple((pb.EDIT_TYPES[t], cells[t, *heads[0]]["n"], *(f"{cells[t, *h]['success']:.0%}" for h in heads))
+        return Table(("edit type", "n", *(f"{a} {b}" for a, b in heads)), tuple((pb.EDIT_TYPES[t], cells[(t, *heads[0])]["n"], *(f"{cells[(t, *h)]['success']:.0%}" for h in heads))
                      for t in sorted({r["type"] for r in self.types})), "success per type")
 
     def _repr_markdown_(self): return "\n\n".join(t._repr_markdown_() for t in (self.table, self.check_table, self.type_table))
