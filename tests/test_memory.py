@@ -39,6 +39,13 @@ def test_prediction_equals_the_live_tensors_of_a_real_run(name, part):
     real, fake = real_and_fake(M.tiny_configs(channels=(16, 32, 32), width=16)[name], part, 64, 2, 4)
     assert abs(fake.peak/real.peak-1) < .1 and fake.flops >= .95*real.flops > 0
 
+@pytest.mark.skipif(not (M.weights_dir()/"mini"/"unet").is_dir(), reason="no embedded weights in this checkout")
+@pytest.mark.parametrize("name,part", [("unet", "eps"), ("vae", "decode")])
+def test_prediction_holds_for_the_embedded_model(name, part):
+    real, fake = real_and_fake(Q.configurations("mini")[name], part, 64, 2, 4)
+    assert abs(fake.peak/real.peak-1) < .1
+    p = Q.predict_memory("mini", "fp32", device="cpu"); assert p.weights["unet"] == M.module_bytes(M.build(Q.configurations("mini")["unet"]), "fp32")
+
 def test_activations_are_linear_in_batch_and_number_size():
     c = M.tiny_configs(channels=(16, 32, 32), width=16)["controlnet"]
     a, b, h = (Q.trace(c, "control", 64, batch=n, dtype=d, factor=4) for n, d in ((1, "float32"), (3, "float32"), (1, "float16")))
