@@ -59,7 +59,7 @@ def _waiting(what, quiet=False):
     from tqdm import tqdm
     over, bar = threading.Event(), tqdm(desc=what, bar_format="{desc} {elapsed}", delay=1, leave=False, disable=quiet, file=sys.stderr)
     def tick():
-        while not over.wait(.5): bar.update(0); bar.refresh()
+        while not over.wait(1.): bar.refresh()
     def first():
         if not over.wait(1.): tick()
     t = threading.Thread(target=first, daemon=True)

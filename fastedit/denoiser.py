@@ -64,15 +64,13 @@ class Denoiser:
                  drop_w: bool=False,           # ignore a guidance embedding and use CFG, as stock img2img pipelines do
                  count: Count=None):           # where to keep the books
         self.parts, self.count, self._negative, self._drop_w, self._stem = parts, count or Count(), negative, drop_w, None
-        self.schedule = NoiseSchedule.from_config(parts.scheduler); self.edges = None
+        self.schedule = NoiseSchedule.from_config(parts.scheduler); self.edges, self.dtype = None, parts.unet.dtype
         if edges is not None:
             if parts.controlnet is None: raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded: use control='none' or load one")
             self.edges = edges.to(self.device, parts.controlnet.dtype)
 
     @property
-    def device(self): return self.parts.unet.device
-    @property
-    def dtype(self): return self.parts.unet.dtype
+    def device(self): return self.parts.device   # a network's own `.device` walks through all of its modules at every call
     @property
     def uses_w(self) -> bool:
         "Whether guidance is an input of the UNet, so that no CFG pair is needed."
