@@ -64,7 +64,7 @@ def test_notes_go_to_stderr_and_quiet_means_quiet(place, model):
 BAD_USAGE = [(["--steps", "0"], "steps"), (["--steps", "four"], "integer"), (["--strength", "0"], "strength"), (["--strength", "nan"], "strength"), (["--strength", "1.2"], "strength"),
     (["--method", "img2img", "--schedule", "stock", "--strength", "0.2"], "no step"), (["--method", "magic"], "img2img"), (["--control", "depth"], "canny"), (["--seed", "-1"], "seed"),
     (["--schedule", "stock"], "schedule"), (["--guidance", "linear:1"], "curve"), (["--guidance", "-1"], "guidance"), (["--control-scale", "11"], "control_scale"), (["--size", "big"], "WIDTHxHEIGHT"),
-    (["--size", "65x64"], "multiples"), (["--option", "novalue"], "name=value"), (["--option", "speed=3"], "speed"), (["--frob"], "--frob"), (["--precision", "fp8"], "fp16"), (["--feather", "-1"], "feather")]
+    (["--size", "65x64"], "multiples"), (["--option", "novalue"], "name=value"), (["--option", "speed=3"], "speed"), (["--frob"], "--frob"), (["--precision", "fp12"], "fp16"), (["--feather", "-1"], "feather")]
 
 @pytest.mark.parametrize("args, word", BAD_USAGE, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
 def test_bad_usage(place, model, args, word):
