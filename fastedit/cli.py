@@ -137,7 +137,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          feather: Annotated[float, typer.Option(min=0, help="Inward ramp of the mask, pixels.")]=2.,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")]=None,
          seed: Annotated[int, typer.Option(min=0, help="Of the noise.")]=0,
-         precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")]="fp32",
+         precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, ..., as the model offers.")]="fp32",
          device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]=None,
          option: Annotated[list[str], typer.Option(help="name=value, an option of the method's own; may be repeated.")]=None,
          as_json: Annotated[bool, typer.Option("--json", help="Print request, steps, cost and notes as JSON.")]=False,

@@ -137,7 +137,7 @@ def test_fetch(place, monkeypatch):
     from fastedit import models
     def hub(): raise ConnectionError("no network here")
     monkeypatch.setattr(models, "_hub", lambda: type("Hub", (), dict(HfApi=staticmethod(hub))))
-    says(run("fetch", "ssd-1b"), 1, "no network here", "copy"); says(run("fetch", "nope"), 1, "nope"); says(run("fetch", "ssd-1b", "--precision", "int4"), 2, "fp16")
+    says(run("fetch", "ssd-1b"), 1, "no network here", "copy"); says(run("fetch", "nope"), 1, "nope"); says(run("fetch", "ssd-1b", "--precision", "fp7"), 2, "fp16")
 
 # --- a real process
 
