@@ -663,7 +663,7 @@ On {n} held-out scenes from number {start} on, which nothing was trained or tune
 ## Goals and where this training stands
 {goals}
 
-The shipped weights are a first training of about an hour and a half in all. Backgrounds, styles and colours follow the prompt; shapes and exact materials are still coming, so generated pictures of a noun are often
+The shipped weights are a first training of just under two hours in all. Backgrounds, styles and colours follow the prompt; shapes and exact materials are still coming, so generated pictures of a noun are often
 not recognisable yet, while edits that keep the source's shapes already work. `fastedit train` continues from the shipped weights.
 
 ## Limits
