@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'LATENT', 'TOKENS', 'CHANNELS', 'HEADS', 'TEXT', 'TIME_IDS', 'W_DIM', 'NOISE', 'SCHEDULE', 'TRAIN', 'HELD_OUT',
-           'PLACES', 'ENCODED', 'LCM_GRID', 'LORA_TARGETS', 'STAGES', 'GOALS', 'new_vae', 'new_unet',
-           'new_text_encoders', 'new_controlnet', 'learn_merges', 'write_tokenizer', 'caption_words', 'load_tokenizer',
-           'tokens_of', 'encode_text', 'Muon', 'optimisers', 'decay', 'fit', 'averaged', 'pictures', 'to_batch',
-           'held_out', 'psnr', 'train_vae', 'reader_accuracy', 'train_reader', 'latents', 'time_ids', 'predict',
-           'snr_weight', 'ddim_sample', 'judge', 'train_teacher', 'consistency', 'lcm_sample', 'lora_config',
-           'train_lcm_lora', 'train_lcm', 'train_student', 'control_residuals', 'edges_of', 'train_controlnet', 'train',
-           'ship', 'measure', 'write_card']
+           'PLACES', 'ENCODED', 'LCM_GRID', 'LORA_TARGETS', 'TRIPLES', 'TRIPLE_SEEDS', 'STAGES', 'GOALS', 'new_vae',
+           'new_unet', 'new_text_encoders', 'new_controlnet', 'learn_merges', 'write_tokenizer', 'caption_words',
+           'load_tokenizer', 'tokens_of', 'encode_text', 'Muon', 'optimisers', 'decay', 'fit', 'averaged', 'pictures',
+           'to_batch', 'held_out', 'psnr', 'train_vae', 'reader_accuracy', 'train_reader', 'latents', 'time_ids',
+           'predict', 'snr_weight', 'ddim_sample', 'judge', 'train_teacher', 'consistency', 'lcm_sample', 'lora_config',
+           'train_lcm_lora', 'train_lcm', 'train_student', 'control_residuals', 'edges_of', 'train_controlnet', 'widen',
+           'triples', 'train_instruct', 'train', 'ship', 'measure', 'write_card']
 
 # %% ../nbs/60_training.ipynb #5610dbaa
 import csv, json, math, os, shutil, time
@@ -279,7 +279,7 @@ def train_vae(state, steps: int=4000, batch: int=16, quiet: bool=False):
     return _save(vae, state, "vae")
 
 PLACES = {"vae": "vae", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2", "tokenizer": "tokenizer", "controlnet": "controlnet",
-          "unet": "mini/unet", "lcm-lora": "mini/lcm-lora", "unet-s": "mini-s/unet", "reader": "reader"}   # finished part -> folder in the package's weights
+          "unet": "mini/unet", "lcm-lora": "mini/lcm-lora", "unet-s": "mini-s/unet", "reader": "reader", "instruct": "mini-instruct/lora"}   # finished part -> folder in the package's weights
 
 def _from_package(module, part):
     "Start `module` from the package's weights of `part`, where they are and fit."
@@ -332,13 +332,14 @@ def train_reader(state, steps: int=1500, batch: int=64, quiet: bool=False):
     "Train the judge on clean, blurred, noisy and VAE-reconstructed pictures; needs stage 1."
     from diffusers import AutoencoderKL
     from safetensors.torch import save_file
-    from fastedit.reader import Reader, labels_of
+    from fastedit.reader import Reader, labels_of, places_of
     data, reader, vae = pictures(state, quiet=quiet), Reader(), _load(AutoencoderKL, state, "vae"); reader.train()
     scenes, val = held_out(512); val = to_batch(val)
     def loss_fn(step, rng):
-        ids = np.sort(rng.integers(0, len(data), batch)); y = labels_of([pb.sample_scene(int(i)) for i in ids])
-        out = reader(_spoil(to_batch(data[ids]), rng, vae))
-        return sum(F.cross_entropy(o.flatten(0, -2), y[k].flatten()) for k, o in out.items()), {}
+        ids = np.sort(rng.integers(0, len(data), batch)); drawn = [pb.sample_scene(int(i)) for i in ids]; y = labels_of(drawn)
+        out, where = reader.look(_spoil(to_batch(data[ids]), rng, vae))
+        spot = F.binary_cross_entropy_with_logits(where, places_of(drawn), reduction="sum")/batch   # to count, it must see one thing at one place
+        return sum(F.cross_entropy(o.flatten(0, -2), y[k].flatten()) for k, o in out.items())+.3*spot, dict(spot=spot.item())
     def evaluate():
         reader.eval(); row = reader_accuracy(reader, val, scenes); reader.train(); return row
     fit("reader", dict(reader=reader), loss_fn, steps, state, adam_lr=3e-3, ema=.99, evaluate=evaluate, shipped=dict(reader="reader"), quiet=quiet)
@@ -573,9 +574,51 @@ def _canny(p):
     import cv2
     return cv2.Canny(np.ascontiguousarray(p), 100, 200)
 
+# %% ../nbs/60_training.ipynb #716ba1be
+TRIPLES, TRIPLE_SEEDS = 6_000, 10**15   # so many edits, from this seed on; the measuring commands draw theirs from far below
+
+def widen(unet, channels: int=8):
+    "Give a UNet more input channels, new ones with zero weights, in place; returns it."
+    old = unet.conv_in; new = torch.nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding).to(old.weight)
+    with torch.no_grad(): new.weight.zero_()[:, :old.in_channels] = old.weight; new.bias.copy_(old.bias)
+    unet.conv_in = new; unet.register_to_config(in_channels=channels); return unet
+
+def triples(state, vae, quiet: bool=False) -> tuple:
+    "Encode source and right answer of drawn edits once: latents (n, 2, 4, 16, 16) float16, scaled, and the instructions."
+    edits = [pb.sample_edit(i % len(pb.EDIT_TYPES), TRIPLE_SEEDS+i) for i in range(TRIPLES)]; path = Path(state)/f"triples-{TRIPLES}.npy"
+    if not path.exists():
+        out = np.empty((TRIPLES, 2, 4, LATENT, LATENT), np.float16)
+        with torch.no_grad():
+            for i in progress(range(0, TRIPLES, 32), desc="encoding triples", quiet=quiet):
+                x = to_batch(np.stack([p for e in edits[i:i+32] for p in (e.source_image(SIZE), e.target_image(SIZE))]))
+                out[i:i+32] = (vae.encode(x).latent_dist.mean*vae.config.scaling_factor).half().numpy().reshape(-1, 2, 4, LATENT, LATENT)
+        with open(path.with_suffix(".tmp"), "wb") as f: np.save(f, out)
+        os.replace(path.with_suffix(".tmp"), path)
+    return np.load(path, mmap_mode="r"), [e.instruction for e in edits]
+
+def train_instruct(state, steps: int=800, batch: int=48, quiet: bool=False):
+    "Teach the widened teacher to follow instructions, by a LoRA and the new input layer; needs stage 3."
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+    vae = _load(AutoencoderKL, state, "vae"); z, told = triples(state, vae, quiet); scale = vae.config.scaling_factor
+    unet, *enc = _frozen(state, "unet", "text_encoder", "text_encoder_2"); tok = load_tokenizer(_part(state, "tokenizer"))
+    torch.manual_seed(5); widen(unet).add_adapter(lora_config(8)); unet.conv_in.requires_grad_(True).float()
+    def loss_fn(step, rng):
+        ids = np.sort(rng.integers(0, len(z), batch)); pair = torch.tensor(z[ids]).float(); noise = torch.randn(batch, 4, LATENT, LATENT); t = torch.tensor(rng.integers(0, 1000, batch))
+        blind, mute = torch.tensor(rng.random(batch) < .07).view(-1, 1, 1, 1), rng.random(batch) < .1
+        with torch.no_grad(): text = encode_text(enc, tokens_of(tok, ["" if m else told[i] for i, m in zip(ids, mute)]))
+        e = predict(unet, torch.cat([SCHEDULE.noised(pair[:, 1], noise, t), (~blind)*pair[:, 0]/scale], 1), t, text)
+        loss = (e-noise).square().mean((1, 2, 3)); return (loss*snr_weight(t)).mean(), dict(unweighted=loss.mean().item())
+    fit("instruct", dict(unet=unet), loss_fn, steps, state, lr=None, adam_lr=2e-3, ema=.99, every=100, quiet=quiet)
+    out = Path(state)/"models"/"instruct"
+    StableDiffusionXLPipeline.save_lora_weights(out, unet_lora_layers={k: v.half() for k, v in get_peft_model_state_dict(unet).items()}, safe_serialization=True)
+    save_file({f"conv_in.{k}": v.half().contiguous() for k, v in unet.conv_in.state_dict().items()}, out/"conv_in.safetensors")
+    return unet
+
 # %% ../nbs/60_training.ipynb #8e89fdfa
 STAGES = {"vae": (train_vae, 1800), "reader": (train_reader, 1500), "teacher": (train_teacher, 6000), "student": (train_student, 1500), "lcm-lora": (train_lcm_lora, 1500),
-          "lcm": (train_lcm, 1500), "controlnet": (train_controlnet, 1000)}   # in order; the default number of steps
+          "lcm": (train_lcm, 1500), "controlnet": (train_controlnet, 1000), "instruct": (train_instruct, 800)}   # in order; the default number of steps
 
 def train(stage: str,          # key of `STAGES`; needs the stages before it
           state="state",       # folder of checkpoints, logs and finished parts
