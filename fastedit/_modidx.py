@@ -465,6 +465,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastedit.models._spec_from_table': ('models.html#_spec_from_table', 'fastedit/models.py'),
                                  'fastedit.models._verify': ('models.html#_verify', 'fastedit/models.py'),
                                  'fastedit.models._wanted': ('models.html#_wanted', 'fastedit/models.py'),
+                                 'fastedit.models._widen_file': ('models.html#_widen_file', 'fastedit/models.py'),
                                  'fastedit.models._write_tokenizer': ('models.html#_write_tokenizer', 'fastedit/models.py'),
                                  'fastedit.models.attach_lora': ('models.html#attach_lora', 'fastedit/models.py'),
                                  'fastedit.models.build': ('models.html#build', 'fastedit/models.py'),

@@ -230,6 +230,8 @@ MODELS = {s.key: s for s in (
               guidance="w-embedding", guidance_range=(2.0, 6.0), guidance_default=4.0, notes="knows drawn scenes only; pruned, full LCM UNet"),
     ModelSpec("mini-teacher", "sdxl", Source("mini"), controlnet="own", resolution=64, multiple=16, vae_factor=4, variants=(), licence="apache-2.0",
               scheduler="DDIMScheduler", guidance_range=(1.0, 8.0), guidance_default=4.0, default_steps=25, notes="mini without its LCM-LoRA"),
+    ModelSpec("mini-instruct", "sdxl", Source("mini"), controlnet=None, resolution=64, multiple=16, vae_factor=4, variants=(), licence="apache-2.0",
+              scheduler="DDIMScheduler", guidance_range=(1.0, 10.0), guidance_default=4.0, default_steps=25, notes="follows an instruction; mini-teacher with an 8-channel UNet"),
 )}
 
 # %% ../nbs/04_models.ipynb #5870f82b
@@ -416,7 +418,7 @@ def locate(source: Source  # where a component should be
     return snap if snap.is_dir() else None
 
 # %% ../nbs/04_models.ipynb #46874448
-_MINI = {"mini": "mini", "mini-s": "mini-s", "mini-teacher": "mini"}
+_MINI = {"mini": "mini", "mini-s": "mini-s", "mini-teacher": "mini", "mini-instruct": "mini"}
 _SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "controlnet")
 _FORMAT = 2  # raise when the assembled folder's form changes
 
@@ -424,16 +426,17 @@ def weights_dir() -> Path:
     "Name the folder of the embedded weights: `FASTEDIT_WEIGHTS`, or weights/ in the package."
     return Path(os.environ.get("FASTEDIT_WEIGHTS") or Path(__file__).parent/"weights")
 
-def model_index(family: str="sdxl") -> dict:
-    "Write the model_index.json of the stock ControlNet image-to-image pipeline."
+def model_index(family: str="sdxl", instruct: bool=False) -> dict:
+    "Write the model_index.json of the stock ControlNet image-to-image pipeline, or of the stock instruction pipeline."
     t, d = "transformers", "diffusers"
     parts = dict(vae=[d, "AutoencoderKL"], text_encoder=[t, "CLIPTextModel"], tokenizer=[t, "CLIPTokenizer"], unet=[d, "UNet2DConditionModel"],
                  controlnet=[d, "ControlNetModel"], scheduler=[d, "LCMScheduler"], feature_extractor=[None, None], image_encoder=[None, None])
     if family != "sdxl":
         return {"_class_name": "StableDiffusionControlNetImg2ImgPipeline", **parts, "safety_checker": [None, None], "requires_safety_checker": False}
-    return {"_class_name": "StableDiffusionXLControlNetImg2ImgPipeline", **parts, "text_encoder_2": [t, "CLIPTextModelWithProjection"],
+    if instruct: parts = {k: v for k, v in parts.items() if k not in ("controlnet", "feature_extractor", "image_encoder")}
+    return {"_class_name": "StableDiffusionXLInstructPix2PixPipeline" if instruct else "StableDiffusionXLControlNetImg2ImgPipeline", **parts, "text_encoder_2": [t, "CLIPTextModelWithProjection"],
             "tokenizer_2": [t, "CLIPTokenizer"],
-            "force_zeros_for_empty_prompt": False, "requires_aesthetics_score": False}
+            "force_zeros_for_empty_prompt": False, **({} if instruct else {"requires_aesthetics_score": False})}
 
 @lru_cache(maxsize=256)
 def _sha256(path, size, mtime):
@@ -450,24 +453,25 @@ def file_hash(path) -> str:
         for i in range(64): f.seek(i*(st.st_size//64)); h.update(f.read(65536))
     return h.hexdigest()
 
-def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher")
+def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher", "mini-instruct")
               lora: bool=True      # fuse mini's LCM-LoRA into its UNet; False gives the teacher itself, for many DDIM steps
              ) -> Path:
     "Assemble an embedded model as one complete diffusers folder and return its path; raises `ModelError` if the package holds no weights."
     if name not in _MINI: raise ModelError(f"embedded model {name!r} is unknown: use one of {', '.join(_MINI)}")
-    if name == "mini-teacher": lora = False
-    root = weights_dir(); own = root/_MINI[name]; adapter = own/"lcm-lora"/"pytorch_lora_weights.safetensors"
-    files = {f"{c}/{f.name}": f for c in _SHARED for f in sorted((root/c).glob("*")) if f.is_file()}
+    instruct = name == "mini-instruct"
+    if name in ("mini-teacher", "mini-instruct"): lora = False
+    root = weights_dir(); own = root/_MINI[name]; adapter = (root/"mini-instruct"/"lora" if instruct else own/"lcm-lora")/"pytorch_lora_weights.safetensors"
+    files = {f"{c}/{f.name}": f for c in _SHARED for f in sorted((root/c).glob("*")) if f.is_file() and not (instruct and c == "controlnet")}
     files |= {f"unet/{f.name}": f for f in sorted((own/"unet").glob("*")) if f.is_file()}
     if "unet/config.json" not in files or "vae/config.json" not in files:
         raise ModelError(f"the embedded model {name!r} is not in {root}: install fastedit with its package data, or point FASTEDIT_WEIGHTS at a "
                          f"weights folder")
-    fuse = lora and _MINI[name] == "mini"
+    fuse = instruct or lora and _MINI[name] == "mini"
     if fuse and not adapter.is_file():
-        raise ModelError(f"{adapter} is missing: install fastedit with its package data, or use mini_path('mini', lora=False)")
+        raise ModelError(f"{adapter} is missing: install fastedit with its package data, or use mini_path('mini', lora=False), or train it with `fastedit train {'instruct' if instruct else 'lcm-lora'}`")
     teacher = _MINI[name] == "mini" and not lora
-    key = content_hash(_FORMAT, {k: file_hash(f) for k, f in files.items()}, file_hash(adapter) if fuse else "", teacher)
-    dest = cache_dir()/f"{_MINI[name]}{'-teacher' if teacher else ''}-{key}"
+    key = content_hash(_FORMAT, {k: file_hash(f) for k, f in files.items()}, {f.name: file_hash(f) for f in sorted(adapter.parent.glob("*.safetensors"))} if fuse else "", teacher, instruct)
+    dest = cache_dir()/f"{name if instruct else _MINI[name]+'-teacher' if teacher else _MINI[name]}-{key}"
     if all((dest/k).is_file() for k in [*files, "model_index.json"]): return dest
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -475,9 +479,10 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher")
     except OSError as e: raise ModelError(f"cannot write to {dest.parent} ({e.strerror}): set FASTEDIT_CACHE to a folder of your own") from e
     try:
         for k, f in files.items(): (tmp/k).parent.mkdir(exist_ok=True); _copy_fp32(f, tmp/k)
+        if instruct: _widen_file(tmp/"unet", adapter.with_name("conv_in.safetensors"))
         if fuse: _fuse_file(tmp/"unet", adapter)
         if teacher: (tmp/"scheduler"/"scheduler_config.json").write_text(json.dumps(_ddim_config(tmp/"scheduler"), indent=2))
-        (tmp/"model_index.json").write_text(json.dumps(dict(model_index(), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]),
+        (tmp/"model_index.json").write_text(json.dumps(dict(model_index(instruct=instruct), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]),
                                                        indent=2))
         tmp.chmod(0o755)
         if dest.exists() and not all((dest/k).is_file() for k in [*files, "model_index.json"]): dest.rename(tmp.with_name(tmp.name+".broken"))
@@ -502,6 +507,14 @@ def _ddim_config(folder) -> dict:
     c = _read_json(Path(folder)/"scheduler_config.json")
     keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
     return {"_class_name": "DDIMScheduler", **{k: c[k] for k in keep if k in c}, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+
+def _widen_file(folder, layer):
+    "Give a UNet in `folder` the input layer, with more channels, of the file `layer`."
+    from safetensors.torch import load_file, save_file
+    try: new = {k: v.float() for k, v in load_file(layer).items()}
+    except Exception as e: raise ModelError(f"{layer} cannot be read ({e}): install fastedit with its package data, or train it with `fastedit train instruct`") from e
+    f = Path(folder)/"diffusion_pytorch_model.safetensors"; save_file({**load_file(f), **new}, f, {"format": "pt"})
+    c = Path(folder)/"config.json"; c.write_text(json.dumps(dict(_read_json(c), in_channels=new["conv_in.weight"].shape[1]), indent=2))
 
 def _fuse_file(folder, adapter):
     "Replace a UNet's weights in `folder` by their sum with the LoRA, in fp32."
@@ -982,7 +995,8 @@ def diagnose(name,                     # model, as for `load_model`
 
 def _diagnose_mini(spec):
     root = weights_dir(); own = root/_MINI[spec.key]; rows = []
-    for k, p in {**{c: root/c for c in _SHARED}, "unet": own/"unet", **({"lora": own/"lcm-lora"} if spec.lora else {})}.items():
+    shared = [c for c in _SHARED if c != "controlnet" or spec.controlnet]; adapter = {"lora": root/"mini-instruct"/"lora"} if spec.key == "mini-instruct" else {"lora": own/"lcm-lora"} if spec.lora else {}
+    for k, p in {**{c: root/c for c in shared}, "unet": own/"unet", **adapter}.items():
         files = [f for f in p.glob("*") if f.is_file()]
         try:
             for f in files:
@@ -1175,6 +1189,8 @@ def random_lora(path, unet, rank: int=4, seed: int=0, kohya: bool=False, alpha: 
 
 def random_weights(folder, seed: int=0) -> Path:
     "Write the layout of the package's embedded weights with random numbers (for `FASTEDIT_WEIGHTS`)."
+    import torch
+    from safetensors.torch import save_file
     folder = Path(folder)
     with tempfile.TemporaryDirectory() as d:
         a, b = random_model(Path(d)/"a", seed=seed), random_model(Path(d)/"b", seed=seed+1, w_embedding=True)
@@ -1182,5 +1198,9 @@ def random_weights(folder, seed: int=0) -> Path:
         for name, src in (("mini", a), ("mini-s", b)):
             shutil.copytree(src/"unet", folder/name/"unet", dirs_exist_ok=True)
             shutil.copyfile(src/"model_index.json", folder/name/"model_index.json")
-        random_lora(folder/"mini"/"lcm-lora"/"pytorch_lora_weights.safetensors", _load_part("UNet2DConditionModel", a/"unet"), seed=seed)
+        unet = _load_part("UNet2DConditionModel", a/"unet")
+        random_lora(folder/"mini"/"lcm-lora"/"pytorch_lora_weights.safetensors", unet, seed=seed)
+        random_lora(folder/"mini-instruct"/"lora"/"pytorch_lora_weights.safetensors", unet, seed=seed+1)
+        first = {f"conv_in.{k}": v for k, v in unet.conv_in.state_dict().items()}; first["conv_in.weight"] = torch.cat([first["conv_in.weight"]]*2, 1)
+        save_file(first, folder/"mini-instruct"/"lora"/"conv_in.safetensors")
     return folder
