@@ -131,7 +131,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          strength: Annotated[float, typer.Option(help="Start time as a share of the schedule, above 0 and up to 1.")]=None,
          guidance: Annotated[str, typer.Option(help="Guidance scale, or a curve such as linear:3:1.")]=None,
          control: Annotated[str, typer.Option(help="Control map: canny, canny-auto, none, ...")]=None,
-         control_scale: Annotated[str, typer.Option(help="ControlNet scale, or a curve such as interval:1:0:0.5.")]=None,
+         control_scale: Annotated[str, typer.Option(help="ControlNet scale, or a curve such as interval:1:0:0.5; with commas: one per UNet block, then the middle.")]=None,
          schedule: Annotated[str, typer.Option(help="continuous; or stock (img2img), to repeat published runs.")]=None,
          mask: Annotated[Path, typer.Option(help="Picture that is white where the edit may go; the rest stays byte-identical.")]=None,
          feather: Annotated[float, typer.Option(min=0, help="Inward ramp of the mask, pixels.")]=2.,
@@ -147,7 +147,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     _writable(out, _SUFFIXES)
     if out.exists() and image.exists() and out.samefile(image): raise OptionError(f"{out} is the picture itself: choose another name, so that the original stays")
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, method=method, steps=steps, strength=strength, guidance=_number(guidance), control=control,
-                    control_scale=_number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
+                    control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
     editor = _heavy(quiet); editor.EditRequest(prompt=prompt, **settings)

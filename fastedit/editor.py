@@ -14,7 +14,7 @@ import numpy as np, torch
 from . import images, schedules
 from .conditions import CONDITIONS, control_map
 from .core import DataError, OptionError, PromptError, canonical_json, content_hash
-from .denoiser import Count, Denoiser, Noise, finite
+from .denoiser import Count, Denoiser, Noise, finite, spread
 from .methods.base import Job, check_model, check_options, find_method
 
 # %% ../nbs/20_editor.ipynb #2acd88ce
@@ -31,7 +31,7 @@ class EditRequest:
     guidance: object=None          # guidance scale, a number or a curve such as "linear:3:1"
     source_guidance: float=None    # guidance scale of the source branch
     control: str=None              # control map: "canny", "canny-auto", "none", ...
-    control_scale: object=None     # ControlNet scale, a number >= 0 or a curve
+    control_scale: object=None     # ControlNet scale, a number >= 0 or a curve; or several, one per UNet block (see `denoiser.spread`)
     schedule: str=None             # "continuous" or, for img2img, "stock"
     size: tuple=None               # (width, height) that the model works at; None: the bucket nearest to the picture
     precision: str="fp32"          # precision of the networks
@@ -51,8 +51,12 @@ class EditRequest:
         if self.strength is not None and (isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)) or not 0 < self.strength <= 1):
             raise OptionError(f"strength={self.strength!r}: give a number above 0 and up to 1")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63: raise OptionError(f"seed={self.seed!r}: give a whole number from 0 to 2**63-1")
-        for name, lo, hi in (("guidance", 0, 100), ("source_guidance", 0, 100), ("control_scale", 0, 10)):
-            v = getattr(self, name)
+        if isinstance(self.control_scale, (list, tuple)):
+            if not self.control_scale: raise OptionError("control_scale=(): give a number, or one per UNet block and one for the middle")
+            object.__setattr__(self, "control_scale", tuple(self.control_scale))
+        scales = self.control_scale if isinstance(self.control_scale, tuple) else (self.control_scale,)
+        for name, lo, hi, v in (("guidance", 0, 100, self.guidance), ("source_guidance", 0, 100, self.source_guidance), *(("control_scale", 0, 10, v) for v in scales)):
+            if isinstance(v, (list, tuple, dict)) or len(scales) > 1 and v is None and name == "control_scale": raise OptionError(f"{name}={v!r}: give a number from {lo} to {hi}, or a curve")
             if isinstance(v, (int, float)) and (isinstance(v, bool) or not lo <= v <= hi): raise OptionError(f"{name}={v!r}: give a number from {lo} to {hi}, or a curve")
             if isinstance(v, str) and name == "source_guidance": raise OptionError(f"source_guidance={v!r}: give a number from 0 to 100")
             if isinstance(v, str): schedules.curve(v, 0, 1)
@@ -205,7 +209,8 @@ class FastEditor:
         source_guidance = r.source_guidance if r.source_guidance is not None else inside(m.source_guidance)
         scale = r.control_scale if r.control_scale is not None else m.control or (.5 if r.control not in (None, "none") else 0.)
         control = r.control or ("canny" if scale and self.parts.controlnet is not None else "none")
-        if control == "none": scale = 0.
+        if control == "none" or isinstance(scale, tuple) and not any(scale): scale = 0.
+        if isinstance(scale, tuple) and self.parts.controlnet is not None: spread(scale, self.parts.controlnet)
         src = r.source_prompt
         if m.source_prompt and src is None: src = ""; notes.append(f"{m.key} compares with a source prompt and none was given: the empty prompt was used")
         for what, text in (("prompt", r.prompt), ("source prompt", src or "")):
@@ -255,7 +260,7 @@ class FastEditor:
         # denoise
         n = len(grid)
         job = Job(d, finite("source latents", z0), target, src, grid, noise, [schedules.curve(r.guidance, i, n) for i in range(n)], r.source_guidance,
-                  [schedules.curve(r.control_scale, i, n, off=0.) for i in range(n)], small, r.options, on_step, (r.source_prompt or "", r.prompt), x)
+                  [_scale(r.control_scale, i, n) for i in range(n)], small, r.options, on_step, (r.source_prompt or "", r.prompt), x)
         z = stage("denoise", lambda: method(job))
         # decode
         out = None if z is None else stage("decode", lambda: images.to_image(d.decode(finite("edited latents", z))))
@@ -274,6 +279,10 @@ class FastEditor:
     def _pairs(self, d, r):
         "Whether any step will need the negative prompt."
         return not d.uses_w and (isinstance(r.guidance, str) or r.guidance != 1 or r.source_guidance != 1)
+
+def _scale(spec, step, steps):
+    "The ControlNet's scale at one step: a number, or one per block."
+    return tuple(_scale(s, step, steps) for s in spec) if isinstance(spec, tuple) else schedules.curve(spec, step, steps, off=0.)
 
 def _photographic(image) -> bool:
     "Guess whether a picture is no drawing: many distinct colours and no flat areas."

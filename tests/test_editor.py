@@ -229,3 +229,16 @@ def test_long_prompts_are_cut_and_say_so(ed):
 
 def test_nothing_warns(ed):
     with warnings.catch_warnings(): warnings.simplefilter("error"); ed(A, "a cup", source_prompt="a ball", steps=1)
+
+# --- ControlNet scale per block
+
+def test_equal_scales_per_block_are_one_scale(ed):
+    kw = dict(method="img2img", steps=2, control="canny"); n = len(ed.parts.controlnet.down_blocks)+1; one = ed(A, "a red ball", control_scale=.5, **kw)
+    per = ed(A, "a red ball", control_scale=[.5]*n, **kw)
+    assert torch.allclose(one.latents, per.latents, atol=1e-4) and EditRequest.from_json(per.request.json) == per.request
+    assert not torch.allclose(one.latents, ed(A, "a red ball", control_scale=[1., *[0]*(n-1)], **kw).latents, atol=1e-4)
+    off = ed(A, "a red ball", control_scale=[0]*n, **kw); assert off.control_nfe == 0 and off.request.control_scale == 0
+
+@pytest.mark.parametrize("scales", [(1, 2), (1, "x", 0, 0), (1, None, 0, 0), ((1,), 0, 0, 0), (11, 0, 0, 0), ()])
+def test_bad_scales_per_block_are_refused(ed, scales):
+    with pytest.raises(OptionError): ed(A, "a red ball", method="img2img", steps=2, control="canny", control_scale=scales)
