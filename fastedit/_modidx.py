@@ -754,6 +754,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastedit.training._draw': ('training.html#_draw', 'fastedit/training.py'),
                                    'fastedit.training._from_package': ('training.html#_from_package', 'fastedit/training.py'),
                                    'fastedit.training._frozen': ('training.html#_frozen', 'fastedit/training.py'),
+                                   'fastedit.training._instructed': ('training.html#_instructed', 'fastedit/training.py'),
                                    'fastedit.training._judged': ('training.html#_judged', 'fastedit/training.py'),
                                    'fastedit.training._load': ('training.html#_load', 'fastedit/training.py'),
                                    'fastedit.training._log': ('training.html#_log', 'fastedit/training.py'),

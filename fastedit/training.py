@@ -650,7 +650,7 @@ def measure(n: int=200,          # scenes
            ) -> dict:
     "Measure the shipped models on held-out scenes: VAE, reader, teacher, both few-step models, ControlNet."
     from fastedit.conditions import edge_f1
-    from fastedit.models import load_model
+    from fastedit.models import diagnose, load_model
     from fastedit.reader import load_reader
     scenes, shown = held_out(n, start); x = to_batch(shown); out = {}; reader = load_reader()
     def decode(p, z): return torch.cat([p.vae.decode(c/p.vae.config.scaling_factor).sample.clamp(-1, 1) for c in z.split(32)])
@@ -675,7 +675,20 @@ def measure(n: int=200,          # scenes
                 z = lcm_sample(p.unet, text, seed=seed, guidance=2., w=name == "mini-s", control=lambda a, t, c: control_residuals(p.controlnet, a, t, c, edges, scale))
                 pics = ((decode(p, z)+1)*127.5).round().byte().permute(0, 2, 3, 1).numpy(); f1[f"edge F1, scale {scale:g}"] = float(np.mean([edge_f1(_canny(a), _canny(b)) for a, b in zip(pics, shown)]))
             out[f"ControlNet with {name}"] = f1
+    if diagnose("mini-instruct").ok: out["mini-instruct, 25 steps"] = _instructed(min(n, 40), start, seed, reader, quiet)
     return out
+
+def _instructed(n, start, seed, reader, quiet):
+    "Share of drawn edits that `mini-instruct` carries out, and what it does to the rest of the picture."
+    from PIL import Image
+    from fastedit import demo
+    from fastedit.editor import FastEditor
+    from fastedit.reader import read_images
+    editor, edits = FastEditor("mini-instruct"), [pb.sample_edit(i % len(pb.EDIT_TYPES), start+i) for i in range(n)]
+    images = [editor(Image.fromarray(e.source_image(SIZE)), e.instruction, method="instruct", steps=25, seed=seed+i).image for i, e in enumerate(progress(edits, desc="mini-instruct", quiet=quiet))]
+    rows = [demo.measure(e, im, r) for e, im, r in zip(edits, images, read_images(images, reader))]
+    kept = [r["background_psnr"] for r in rows if r["background_psnr"] is not None]
+    return dict(success=float(np.mean([r["success"] for r in rows])), ignored=float(np.mean([r["ignored"] for r in rows])), background_psnr=float(np.mean(kept)))
 
 # %% ../nbs/60_training.ipynb #f60a8691
 _CARD = """# The mini models
@@ -687,8 +700,8 @@ SDXL in miniature, trained on drawn picture-book scenes of 64x64 pixels (`fasted
 {parts}
 
 ## Training
-On two CPU cores, by `fastedit train STAGE` in the order vae, reader, teacher, lcm-lora, student, lcm, controlnet. Data: scenes 0..{train} of `sample_scene`, captions of `training_caption`; the
-generators use the latents of the first {encoded}. The first 1,200 steps of the VAE ran with the same losses and optimiser outside the package, before the module existed.
+On two CPU cores, by `fastedit train STAGE` in the order vae, reader, teacher, lcm-lora, student, lcm, controlnet, instruct. Data: scenes 0..{train} of `sample_scene`, captions of `training_caption`; the
+generators use the latents of the first {encoded}, and `mini-instruct` {triples} drawn edits from seed {triple_seeds} on. Seeds: 0 for the order of the pictures, 1 to 5 for fresh weights. The first 1,200 steps of the VAE ran with the same losses and optimiser outside the package, before the module existed.
 
 | stage | steps | minutes | last evaluation during training |
 |---|---|---|---|
@@ -735,5 +748,5 @@ def write_card(dest,            # the package's weights folder, as `ship` left i
             stages.append(f"| {stage} | {last['step']} | {float(last['seconds'])/60:.0f} | {rest} |")
     rows = [f"| {k} | {', '.join(f'{a} {b:.3f}' if b < 2 else f'{a} {b:.1f}' for a, b in v.items())} |" for k, v in figures.items()]
     goals = ["| figure | goal | measured | |", "|---|---|---|---|"]+[f"| {k}: {n} | {v:g} | {figures[k][n]:.3g} | {'reached' if figures[k][n] >= v else 'not reached'} |" for k, n, v in GOALS]
-    text = _CARD.format(goals="\n".join(goals), parts="\n".join(parts), stages="\n".join(stages), figures="\n".join(rows), n=n, start=HELD_OUT+start, start_offset=start, train=TRAIN-1, encoded=ENCODED)
+    text = _CARD.format(goals="\n".join(goals), parts="\n".join(parts), stages="\n".join(stages), figures="\n".join(rows), n=n, start=HELD_OUT+start, start_offset=start, train=TRAIN-1, encoded=ENCODED, triples=TRIPLES, triple_seeds=TRIPLE_SEEDS)
     return atomic_write(dest/"README.md", text.encode())
