@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from fastedit import picturebook as pb
 from fastedit.core import ImageError, ModelError, PromptError
-from fastedit.reader import GROUNDS, HEADS, LOOKS, Reader, Reading, judge_edit, labels_of, load_reader, read, read_images, reading_of
+from fastedit.reader import GROUNDS, HEADS, LOOKS, Reader, Reading, judge_edit, labels_of, load_reader, places_of, read, read_images, reading_of
 
 def seen(*things, background="meadow", style="flat"): return Reading(tuple(things), background, style)
 def thing(noun, colour="red", material="plain", size="large", pose="upright", count=1):
@@ -103,3 +103,11 @@ def test_bad_readers_and_pictures(tmp_path):
     with pytest.raises(ModelError, match="is no reader"): load_reader(tmp_path)
     for bad in ([], [b"no picture"]):
         with pytest.raises(ImageError): read_images(bad, Reader().eval())
+
+def test_places_mark_each_thing_once():
+    scenes = [pb.sample_scene(9_400_000+i) for i in range(40)]; m = places_of(scenes)
+    for s, k in zip(scenes, m):
+        cells = {(t.noun, int(t.y*8), int(t.x*8)) for t in s.things}
+        assert k.sum() == len(cells) and all(k[pb.NOUNS.index(n), y, x] == 1 for n, y, x in cells)
+    x = torch.randn(2, 3, 64, 64); r = Reader().eval(); out, where = r.look(x)
+    assert where.shape == (2, *m.shape[1:]) and all(torch.equal(out[k], v) for k, v in r(x).items())

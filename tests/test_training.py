@@ -84,3 +84,10 @@ def test_a_new_machine_starts_from_the_packages_weights(tmp_path, monkeypatch):
 def test_lcm_grid_is_the_schedulers():
     from diffusers import LCMScheduler
     s = LCMScheduler(); s.set_timesteps(50); assert tuple(s.timesteps.tolist()) == tr.LCM_GRID[::-1]
+
+def test_a_wider_unet_starts_as_the_old_one():
+    torch.manual_seed(0); unet = tr.new_unet(True).eval(); x, t = torch.randn(2, 4, 16, 16), torch.tensor([10, 900])
+    text = torch.randn(2, tr.TOKENS, sum(tr.TEXT)), torch.randn(2, tr.TEXT[1])
+    with torch.no_grad():
+        old = tr.predict(unet, x, t, text); wide = tr.widen(unet)
+        assert torch.allclose(old, tr.predict(wide, torch.cat([x, torch.randn(2, 4, 16, 16)], 1), t, text), atol=1e-5) and wide.config.in_channels == 8
