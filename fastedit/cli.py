@@ -182,7 +182,7 @@ def demo(n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many edits
     if json_file != "-": print(found, end=f"\n\ncomparison picture: {picture}\n")
 
 STAGES = {"vae": "train_vae", "reader": "train_reader", "teacher": "train_teacher", "student": "train_student", "lcm": {"mini": "train_lcm_lora", "mini-s": "train_lcm"},
-          "controlnet": "train_controlnet"}
+          "controlnet": "train_controlnet", "instruct": "train_instruct"}
 
 @app.command()
 def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(STAGES)}, in this order.")],

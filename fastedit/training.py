@@ -7,10 +7,10 @@ __all__ = ['SIZE', 'LATENT', 'TOKENS', 'CHANNELS', 'HEADS', 'TEXT', 'TIME_IDS', 
            'PLACES', 'ENCODED', 'LCM_GRID', 'LORA_TARGETS', 'TRIPLES', 'TRIPLE_SEEDS', 'STAGES', 'GOALS', 'new_vae',
            'new_unet', 'new_text_encoders', 'new_controlnet', 'learn_merges', 'write_tokenizer', 'caption_words',
            'load_tokenizer', 'tokens_of', 'encode_text', 'Muon', 'optimisers', 'decay', 'fit', 'averaged', 'pictures',
-           'to_batch', 'held_out', 'psnr', 'train_vae', 'reader_accuracy', 'train_reader', 'latents', 'time_ids',
-           'predict', 'snr_weight', 'ddim_sample', 'judge', 'train_teacher', 'consistency', 'lcm_sample', 'lora_config',
-           'train_lcm_lora', 'train_lcm', 'train_student', 'control_residuals', 'edges_of', 'train_controlnet', 'widen',
-           'triples', 'train_instruct', 'train', 'ship', 'measure', 'write_card']
+           'to_batch', 'held_out', 'psnr', 'train_vae', 'reader_accuracy', 'train_reader', 'latents', 'covered',
+           'cell_weight', 'time_ids', 'predict', 'snr_weight', 'ddim_sample', 'judge', 'train_teacher', 'consistency',
+           'lcm_sample', 'lora_config', 'train_lcm_lora', 'train_lcm', 'train_student', 'control_residuals', 'edges_of',
+           'train_controlnet', 'widen', 'triples', 'train_instruct', 'train', 'ship', 'measure', 'write_card']
 
 # %% ../nbs/60_training.ipynb #5610dbaa
 import csv, json, math, os, shutil, time
@@ -362,6 +362,25 @@ def latents(state, vae, data, quiet: bool=False) -> np.ndarray:
         os.replace(path.with_suffix(".tmp"), path)
     return np.load(path, mmap_mode="r")
 
+def covered(state, n: int=ENCODED, quiet: bool=False) -> np.ndarray:
+    "Measure once how much of each latent cell is covered by things: (n, 16, 16) uint8, 0..255."
+    path = Path(state)/f"covered-{n}.npy"
+    if not path.exists():
+        out = np.empty((n, LATENT, LATENT), np.uint8); f = SIZE//LATENT
+        for i in progress(range(n), desc="measuring what things cover", quiet=quiet):
+            m = pb.object_masks(pb.sample_scene(i), SIZE).max(0); out[i] = np.round(m.reshape(LATENT, f, LATENT, f).mean((1, 3))*255)
+        with open(path.with_suffix(".tmp"), "wb") as h: np.save(h, out)
+        os.replace(path.with_suffix(".tmp"), path)
+    return np.load(path, mmap_mode="r")
+
+def cell_weight(cover: torch.Tensor,   # (B, 16, 16) in [0, 1], how much of a cell things cover
+                t: torch.Tensor,       # (B,)
+                most: float=4.
+               ) -> torch.Tensor:
+    "Weigh the cells that things cover up to `most` times as much as the rest, less where noise still hides where they are; mean about 1, (B, 1, 16, 16)."
+    a, s = SCHEDULE.levels(t); snr = (a/s).square(); w = 1+(most-1)*(snr/(snr+.3))*cover[:, None]
+    return w/w.mean((1, 2, 3), keepdim=True)
+
 def time_ids(n: int) -> torch.Tensor:
     "SDXL's size and crop conditioning for a whole 64x64 picture: (n, 6)."
     return torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).repeat(n, 1).float()
@@ -409,23 +428,25 @@ def _judged(state, n=48, start=0):
     scenes, _ = held_out(n, start)
     return scenes, _load(AutoencoderKL, state, "vae"), _reader(state)
 
-def train_teacher(state, steps: int=4000, batch: int=64, quiet: bool=False):
+def train_teacher(state, steps: int=4000, batch: int=64, compiled: bool=False, quiet: bool=False):
     "Train UNet and text encoders together on captioned latents; needs stages 1 and 2."
     from diffusers import AutoencoderKL
-    data = pictures(state, quiet=quiet); z0 = latents(state, _load(AutoencoderKL, state, "vae"), data, quiet)
+    data = pictures(state, quiet=quiet); z0 = latents(state, _load(AutoencoderKL, state, "vae"), data, quiet); cover = covered(state, len(z0), quiet)
     tok = load_tokenizer(write_tokenizer(Path(state)/"models"/"tokenizer", caption_words()))
     torch.manual_seed(1); unet, enc = new_unet(), new_text_encoders(tok); scenes, vae, reader = _judged(state)
     prompts = tokens_of(tok, [pb.caption(s) for s in scenes]); empty = tokens_of(tok, [""])
+    if compiled: unet.compile()   # minutes at the start, a seventh off every step
     def loss_fn(step, rng):
         ids = np.sort(rng.integers(0, len(z0), batch))
         text = ["" if rng.random() < .1 else pb.training_caption(pb.sample_scene(int(i)), int(rng.integers(1 << 31))) for i in ids]
         z, noise = torch.tensor(z0[ids]).float(), torch.randn(batch, 4, LATENT, LATENT); t = torch.tensor(rng.integers(0, 1000, batch))
         e = predict(unet, SCHEDULE.noised(z, noise, t), t, encode_text(enc, tokens_of(tok, text)))
-        loss = (e-noise).square().mean((1, 2, 3)); return (loss*snr_weight(t)).mean(), dict(unweighted=loss.mean().item())
+        loss = (e-noise).square(); w = cell_weight(torch.tensor(cover[ids]).float()/255, t)
+        return ((loss*w).mean((1, 2, 3))*snr_weight(t)).mean(), dict(unweighted=loss.mean().item())
     def evaluate():
-        with torch.no_grad(): z = ddim_sample(unet, encode_text(enc, prompts), encode_text(enc, empty)); x = vae.decode(z/vae.config.scaling_factor).sample.clamp(-1, 1)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"): z = ddim_sample(unet, encode_text(enc, prompts), encode_text(enc, empty)); x = vae.decode(z/vae.config.scaling_factor).sample.clamp(-1, 1)
         return judge(x, scenes, reader)
-    fit("teacher", dict(unet=unet, text=enc[0], text_2=enc[1]), loss_fn, steps, state, ema=.998, every=200, evaluate=evaluate,
+    fit("teacher", dict(unet=unet, text=enc[0], text_2=enc[1]), loss_fn, steps, state, ema=.998, every=250, evaluate=evaluate,
         shipped=dict(unet="unet", text="text_encoder", text_2="text_encoder_2"), quiet=quiet)
     for m, n in zip((unet, *enc), ("unet", "text_encoder", "text_encoder_2")): _save(m, state, n)
     return unet
