@@ -13,7 +13,7 @@ __all__ = ['SIZE', 'LATENT', 'TOKENS', 'CHANNELS', 'HEADS', 'TEXT', 'TIME_IDS', 
            'train_controlnet', 'widen', 'triples', 'train_instruct', 'train', 'ship', 'measure', 'write_card']
 
 # %% ../nbs/60_training.ipynb #5610dbaa
-import csv, json, math, os, shutil, time
+import csv, io, json, math, os, shutil, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
@@ -162,7 +162,7 @@ def decay(step: int, steps: int, start: float=.5, floor: float=.02) -> float:
 def fit(name: str,             # of the stage: names checkpoint and log
         modules: dict,         # name -> module that is trained
         loss_fn,               # (step, rng) -> (loss, dict of floats to log)
-        steps: int,            # in all, what a checkpoint already did included
+        steps: int,            # in all, what a checkpoint already did included, what the package's weights had not
         state: Path,           # folder of checkpoints and logs
         lr: float=.02,         # of Muon; None trains everything by AdamW
         adam_lr: float=2e-3,   # of AdamW
@@ -178,11 +178,13 @@ def fit(name: str,             # of the stage: names checkpoint and log
     state = Path(state); state.mkdir(parents=True, exist_ok=True); path = state/f"{name}.pt"
     opts = optimisers(modules, lr, adam_lr); base = [[g["lr"] for g in o.param_groups] for o in opts]
     params = {f"{m}.{n}": p for m, mod in modules.items() for n, p in mod.named_parameters() if p.requires_grad}
-    if not path.exists():
-        for m, part in (shipped or {}).items(): _from_package(modules[m], part)
+    before = (0, 0.)   # steps and seconds that the package's weights already had
+    if not path.exists() and shipped:
+        for m, part in shipped.items(): _from_package(modules[m], part)
+        before = _log_of_package(name, state)
     average, start, seconds = {n: p.detach().clone() for n, p in params.items()}, 0, 0.
     if path.exists():
-        c = torch.load(path, weights_only=True); start, seconds = c["step"], c["seconds"]
+        c = torch.load(path, weights_only=True); start, seconds, before = c["step"], c["seconds"], c.get("before", before)
         with torch.no_grad():
             for n, p in params.items(): p.copy_(c["params"][n])
         average = c["average"]
@@ -190,7 +192,7 @@ def fit(name: str,             # of the stage: names checkpoint and log
     began, log, bar = time.time()-seconds, {}, progress(range(start, steps), desc=name, quiet=quiet)
     def save(step):
         tmp = path.with_suffix(".tmp")
-        torch.save(dict(step=step, seconds=time.time()-began, params={n: p.detach() for n, p in params.items()}, average=average,
+        torch.save(dict(step=step, seconds=time.time()-began, before=before, params={n: p.detach() for n, p in params.items()}, average=average,
                         opts=[o.state_dict() for o in opts]), tmp); os.replace(tmp, path)
     for step in bar:
         torch.manual_seed((seed << 32)+step)
@@ -205,7 +207,7 @@ def fit(name: str,             # of the stage: names checkpoint and log
             for n, p in params.items(): average[n].lerp_(p, 1-d)
         for k, v in dict(loss=loss.item(), **extra).items(): log.setdefault(k, []).append(v)
         if (step+1) % every == 0 or step+1 == steps:
-            row = dict(step=step+1, seconds=round(time.time()-began), **{k: float(np.mean(v)) for k, v in log.items()})
+            row = dict(step=before[0]+step+1, seconds=round(before[1]+time.time()-began), **{k: float(np.mean(v)) for k, v in log.items()})
             if evaluate:
                 with averaged(params, average): row |= evaluate()
             _log(state/f"{name}.csv", row); log = {}; save(step+1)
@@ -224,12 +226,20 @@ def averaged(params, average):
         finally:
             for n, p in params.items(): p.copy_(own[n])
 
+def _log_of_package(name, state) -> tuple:
+    "Start a stage's log with the one that came with the package's weights; returns the steps and seconds that it ends with."
+    from fastedit.models import weights_dir
+    old = weights_dir()/"logs"/f"{name}.csv"
+    if not old.is_file(): return 0, 0.
+    atomic_write(Path(state)/f"{name}.csv", old.read_bytes()); last = list(csv.DictReader(open(old)))[-1]
+    return int(last["step"]), float(last["seconds"])
+
 def _log(path, row):
-    new = not Path(path).exists()
-    with open(path, "a", newline="") as f:
-        w = csv.writer(f)
-        if new: w.writerow(row)
-        w.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in row.values()])
+    "Append a row to a CSV file; a column that only some rows have is empty in the others."
+    path = Path(path); rows = list(csv.DictReader(open(path, newline=""))) if path.exists() else []
+    rows.append({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    out = io.StringIO(newline=""); w = csv.DictWriter(out, list(dict.fromkeys(k for r in rows for k in r)), restval=""); w.writeheader(); w.writerows(rows)
+    atomic_write(path, out.getvalue().encode())
 
 # %% ../nbs/60_training.ipynb #f88acaf5
 TRAIN, HELD_OUT = 60_000, 9_000_000   # scenes 0..TRAIN-1 are trained on; evaluation starts at HELD_OUT
@@ -740,8 +750,8 @@ On {n} held-out scenes from number {start} on, which nothing was trained or tune
 ## Goals and where this training stands
 {goals}
 
-The shipped weights took {hours:.1f} hours of two cores in all, of which the teacher had {teacher_hours:.1f}. It was trained in two sittings, its learning rate falling to near zero at the end of the first (step
-1,100), high again, and falling from step 1,600 to the end; a drop in the curve's slope there is that. What is learned first is what fills the picture (background, style), then colour and material, and shapes last.
+The shipped weights took {hours:.1f} hours of two cores in all, of which the teacher had {teacher_hours:.1f}. They were trained in several sittings; each goes on from the
+weights of the last one with a high learning rate that falls to near zero at its end, which is where the curves have their kinks. From the second sitting on, the teacher's loss weighs the cells that things cover more (`cell_weight`). What is learned first is what fills the picture (background, style), then colour and material, and shapes last.
 Where a goal is not reached, `fastedit train STAGE --steps N` continues from the shipped weights.
 
 ## Limits

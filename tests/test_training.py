@@ -91,3 +91,10 @@ def test_a_wider_unet_starts_as_the_old_one():
     with torch.no_grad():
         old = tr.predict(unet, x, t, text); wide = tr.widen(unet)
         assert torch.allclose(old, tr.predict(wide, torch.cat([x, torch.randn(2, 4, 16, 16)], 1), t, text), atol=1e-5) and wide.config.in_channels == 8
+
+def test_logs_go_on_from_the_package_and_take_new_columns(tmp_path, monkeypatch):
+    weights = tmp_path/"weights"; (weights/"logs").mkdir(parents=True); monkeypatch.setenv("FASTEDIT_WEIGHTS", str(weights)); net = torch.nn.Linear(2, 1)
+    (weights/"logs"/"toy.csv").write_text("step,seconds,loss\n70,33,0.5\n")
+    monkeypatch.setitem(tr.PLACES, "toy", "toy"); run = lambda steps: tr.fit("toy", dict(net=net), lambda s, r: (net(torch.ones(3, 2)).square().mean(), dict(extra=1.)), steps, tmp_path/"state", every=2, shipped=dict(net="toy"), quiet=True)
+    run(2); run(4); rows = list(csv.DictReader(open(tmp_path/"state"/"toy.csv")))
+    assert [int(r["step"]) for r in rows] == [70, 72, 74] and [r["extra"] for r in rows] == ["", "1", "1"] and [float(r["seconds"]) >= 33 for r in rows] == [True]*3
