@@ -518,7 +518,7 @@ def _distil(state, name, net, target, w_known, guidance, steps, batch, lr, adam_
         z = lcm_sample(net, prompts, guidance=4., w=w_known); return judge(vae.decode(z/vae.config.scaling_factor).sample.clamp(-1, 1), scenes, reader)
     return fit(name, dict(unet=net), loss_fn, steps, state, lr=lr, adam_lr=adam_lr, ema=.99, every=140, evaluate=evaluate, quiet=quiet)
 
-def lora_config(rank: int=16):
+def lora_config(rank: int=12):
     "Describe the LCM-LoRA: the layers that latent-consistency's own LoRA for SDXL adapts."
     from peft import LoraConfig
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
@@ -634,7 +634,7 @@ def train_instruct(state, steps: int=800, batch: int=48, quiet: bool=False):
     from safetensors.torch import save_file
     vae = _load(AutoencoderKL, state, "vae"); z, told = triples(state, vae, quiet); scale = vae.config.scaling_factor
     unet, *enc = _frozen(state, "unet", "text_encoder", "text_encoder_2"); tok = load_tokenizer(_part(state, "tokenizer"))
-    torch.manual_seed(5); widen(unet).add_adapter(lora_config(8)); unet.conv_in.requires_grad_(True).float()
+    torch.manual_seed(5); widen(unet).add_adapter(lora_config(6)); unet.conv_in.requires_grad_(True).float()
     def loss_fn(step, rng):
         ids = np.sort(rng.integers(0, len(z), batch)); pair = torch.tensor(z[ids]).float(); noise = torch.randn(batch, 4, LATENT, LATENT); t = torch.tensor(rng.integers(0, 1000, batch))
         blind, mute = torch.tensor(rng.random(batch) < .07).view(-1, 1, 1, 1), rng.random(batch) < .1
