@@ -235,6 +235,7 @@ def controlled(d,               # `Denoiser`
               ):
     "Install attention control in the UNet while the context is open; yields its `Control` and always restores what was there."
     unet = d.parts.unet; before, c, handles = dict(unet.attn_processors), Control(d, rules, pictures), []
+    memo, d.memo = d.memo, None   # answers now depend on more than the question
     try:
         def flush(*_):
             for r in c.rules:
@@ -246,7 +247,7 @@ def controlled(d,               # `Denoiser`
         yield c
     finally:
         for h in handles: h.remove()
-        unet.set_attn_processor(before)
+        unet.set_attn_processor(before); d.memo = memo
 
 # %% ../nbs/07_attention.ipynb #7e32dddf
 def word_pictures(maps: WordMaps,   # after a run

@@ -2,7 +2,7 @@
 from dataclasses import replace
 import pytest, torch
 from fastedit.core import ModelError, NumericalError, OptionError, PromptError
-from fastedit.denoiser import Count, Denoiser, Noise, Text, finite, guidance_embedding
+from fastedit.denoiser import Count, Denoiser, Memo, Noise, Text, fingerprint, finite, guidance_embedding
 from fastedit.models import load_model, random_model
 
 KW = dict(channels=(16, 32, 32), width=16)
@@ -53,7 +53,7 @@ def test_control_residuals(parts, kind):
     n = len(parts[kind].controlnet.controlnet_down_blocks)+1
     assert torch.allclose(d.output(x(), 500, t, 1., [.5]*n), half, atol=1e-5) and torch.allclose(d.output(x(), 500, t, 1., [0.]*n), plain, atol=1e-5)
     for i in (0, n-1): assert not torch.allclose(d.output(x(), 500, t, 1., [float(k == i) for k in range(n)]), plain, atol=1e-5)
-    with pytest.raises(OptionError, match=f"takes {n}"): d.output(x(), 500, t, 1., [1.])
+    with pytest.raises(OptionError, match=f"1 values: this model takes .* or {n} "): d.output(x(), 500, t, 1., [1.])
     with pytest.raises(ModelError, match="no ControlNet"): Denoiser(replace(parts[kind], controlnet=None), EDGES)
 
 def test_stem_runs_once_and_is_put_back(parts):
@@ -93,3 +93,52 @@ def test_what_is_not_finite_is_named(parts, bad):
     z = torch.zeros(1, 4, 16, 16); z[0, 1, 2, 3] = bad
     with pytest.raises(NumericalError, match="1 of 1024 values in the latents before decoding"): Denoiser(parts["cfg"]).decode(z)
     assert finite("x", torch.ones(2)).sum() == 2
+
+# --- a memo
+
+def asked(parts, memo, plan, edges=EDGES):
+    "Ask the same list of questions, each with a fresh denoiser."
+    out = []
+    for seed, t, prompt, g, c in plan:
+        d = Denoiser(parts, edges, memo=memo)
+        with torch.no_grad(): out.append(d.output(x(1, seed), t, d.text(prompt), g, c))
+    return out
+
+PLAN = [(0, 500, "a ball", g, c) for g in (1., 1.5, 3.) for c in (0., .5, 1., (.5, 1., .2, .1))]+[(0, 480, "a ball", 1.5, .5), (1, 500, "a ball", 1.5, .5), (0, 500, "a cup", 1.5, .5)]
+
+@pytest.mark.parametrize("kind", ["cfg", "w", "sd15"])
+def test_a_memo_gives_the_same_bits_for_fewer_calls(parts, kind):
+    memo, seen = Memo(), []; handles = [net.register_forward_hook(lambda m, a, k, o, n=n: seen.append((n, len(a[0]))), with_kwargs=True) for n, net in (("unet", parts[kind].unet), ("controlnet", parts[kind].controlnet))]
+    try: shared = asked(parts[kind], memo, PLAN)
+    finally:
+        for h in handles: h.remove()
+    alone = asked(parts[kind], None, PLAN)
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared)) and len({a.numpy().tobytes() for a in alone}) == len(PLAN)
+    for n in ("unet", "controlnet"): assert memo.ran[n] == sum(rows for name, rows in seen if name == n)
+    pair = 1 if kind == "w" else 2
+    if kind == "w": assert memo.ran["unet"] == 15 and memo.saved["unet"] == 0 and memo.ran["controlnet"] == 4   # w is an input of the UNet, not of the ControlNet
+    else: assert memo.ran["unet"] == 4*1+4*2+3*2 and memo.saved["unet"] == 4*2 and memo.ran["controlnet"] == 1+2+3*2
+    assert memo.ran["text"] == (2 if kind == "w" else 3)
+    again = asked(parts[kind], memo, PLAN); assert all(torch.equal(a, b) for a, b in zip(alone, again)) and memo.saved["unet"] >= sum(pair if p[3] != 1 else 1 for p in PLAN)
+
+def test_a_memo_forgets_what_no_one_wants_and_what_is_too_much(parts):
+    memo = Memo(1); assert all(torch.equal(a, b) for a, b in zip(asked(parts["cfg"], None, PLAN), asked(parts["cfg"], memo, PLAN))) and len(memo.items) == 1
+    memo = Memo(); memo.ahead = {"unet": iter([1, 0, 0]), "controlnet": iter([0]*9), "text": iter([])}
+    two = asked(parts["cfg"], memo, [(0, 500, "a ball", 1., 0.)]*2); assert torch.equal(*two) and memo.ran["unet"] == memo.saved["unet"] == 1 and not memo.items and memo.bytes == 0 < memo.peak
+
+def test_a_memo_stays_out_where_an_answer_depends_on_more(parts):
+    from fastedit.attention import Share, controlled
+    p, memo = parts["cfg"], Memo(); d = Denoiser(p, memo=memo); t = d.text("a ball"); d.output(x(), 500, t); assert memo.ran["unet"] == 0   # gradients may be wanted
+    with torch.no_grad(), controlled(d, [Share("kv", source=0, target=1)], 1): d.output(x(2), 500, t)
+    assert memo.ran["unet"] == 0 and d.memo is memo
+    with torch.no_grad(): d.output(x(), 500, t, cross_attention_kwargs={}); assert memo.ran["unet"] == 0; d.output(x(), 500, t); assert memo.ran["unet"] == 1
+
+def test_encoding_draws_anew_from_a_shared_posterior(parts):
+    memo, pixels = Memo(), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))*2-1; g = lambda s: torch.Generator().manual_seed(s)
+    want = [Denoiser(parts["cfg"]).encode(pixels, s and g(s)) for s in (1, 2, None)]; got = [Denoiser(parts["cfg"], memo=memo).encode(pixels, s and g(s)) for s in (1, 2, None)]
+    assert all(torch.equal(a, b) for a, b in zip(want, got)) and memo.ran["encode"] == 1 and not torch.equal(*want[:2])
+    assert torch.equal(Denoiser(parts["cfg"], memo=memo).decode(want[0]), Denoiser(parts["cfg"]).decode(want[0])) and memo.ran["decode"] == 1
+
+def test_fingerprints_tell_apart_shapes_types_and_order():
+    a = torch.arange(4.); things = [(a,), (a.view(2, 2),), (a.double(),), (a.int(),), (a, 1), (1, a), (a.bfloat16(),), (a.flip(0),), ("a", "b"), ("ab",), (1,), (1.,), (None,), (torch.tensor(1),)]
+    assert len({fingerprint(*t) for t in things}) == len(things) and fingerprint(a.view(2, 2).T.contiguous().T) == fingerprint(a.view(2, 2))
