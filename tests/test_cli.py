@@ -139,6 +139,34 @@ def test_fetch(place, monkeypatch):
     monkeypatch.setattr(models, "_hub", lambda: type("Hub", (), dict(HfApi=staticmethod(hub))))
     says(run("fetch", "ssd-1b"), 1, "no network here", "copy"); says(run("fetch", "nope"), 1, "nope"); says(run("fetch", "ssd-1b", "--precision", "fp7"), 2, "fp16")
 
+def test_plan(place):
+    r = run("plan", "--budget", 6, "-q"); assert r.exit_code == 0, r.output
+    lines = r.stdout.splitlines(); assert [l.split()[0] for l in lines[2:8]] == ["4", "6", "8", "12", "16", "24"] and "model-offload" in lines[2] and "text-cached" in lines[3] and "resident" in lines[4]
+    assert "6 GiB: fp16, text-cached" in r.stdout and "moves 1.64 GB" in r.stdout and "<- peak" in r.stdout and "estimates, not measurements" in r.stdout and " s on RTX 4090" in r.stdout
+    d = json.loads(run("plan", "--model", "sdxl", "--budget", 12, "--size", "768x768", "--steps", 2, "--no-controlnet", "--json", "-q").stdout)
+    c = d["chosen"]; assert (c["size"], c["steps"], c["budget_gb"]) == ([768, 768], 2, 12) and c["needs_gb"] <= 12 and len(c["stages"]) == 4 and c["seconds_estimate"] and len(d["table"]) == 6 and "50%" in d["assumptions"]
+    small = run("plan", "--precision", "fp32", "-q"); assert "does not fit" not in small.stdout and "sequential" in small.stdout
+    assert "It would fit" in run("plan", "--model", "sdxl", "--precision", "fp32", "--size", "2048x2048", "-q").stdout
+
+def test_plan_refuses_in_words(place):
+    says(run("plan", "--model", "sdxl", "--budget", 1, "-q"), 1, "needs at least", "It would fit", "512x512"); says(run("plan", "--budget", .3, "-q"), 1, "Use a device with")
+    says(run("plan", "--budget", 3, "--precision", "fp32", "-q"), 1, "fit in fp16"); says(run("plan", "--budget", 0, "-q"), 2, "budget"); says(run("plan", "--precision", "fp17", "-q"), 2, "fp16")
+    says(run("plan", "--size", "big", "-q"), 2, "WIDTHxHEIGHT"); says(run("plan", "--model", "nope", "-q"), 1, "nope"); says(run("plan", "--model", "flux2-klein", "-q"), 2, "pipeline")
+
+def test_edit_within_a_budget(place, model):
+    r = edit(model, "--residency", "model-offload", "--method", "img2img", "--steps", 1, "--json", "-q"); assert r.exit_code == 0, r.output
+    d = json.loads(r.stdout); assert d["memory"]["residency"] == "model-offload" and d["memory"]["moved"] > 0 and d["fallbacks"] == []
+    assert edit(model, "--method", "img2img", "--steps", 1, out="c.png").exit_code == 0 and Path("b.png").read_bytes() == Path("c.png").read_bytes()
+    says(edit(model, "--residency", "here", out="d.png"), 2, "text-cached"); says(edit(model, "--residency", "auto", "--budget", .1, "-q", out="d.png"), 1, "needs at least"); assert not Path("d.png").exists()
+
+def test_bench_memory(place, monkeypatch):
+    from fastedit import editor
+    row = dict(weights=10**6, predicted=10**6, measured=10**6, ratio=1.); seen = []
+    monkeypatch.setattr(editor, "bench_memory", lambda *a: seen.append(a) or dict(stages=[dict(row, stage="text")], peak=row, steps=1, nfe=2, seconds=1.5))
+    r = run("bench-memory", "--size", "64", "--steps", 1, "--json", "m.json", "-q"); assert r.exit_code == 0 and "1.000" in r.stdout and json.loads(Path("m.json").read_text())["peak"]["ratio"] == 1
+    assert json.loads(run("bench-memory", "--json", "-", "-q").stdout)["nfe"] == 2 and seen == [("sd15-lcm", (64, 64), 1, False), ("sd15-lcm", (256, 256), 2, False)]
+    says(run("bench-memory", "--json", "."), 2, "folder"); says(run("bench-memory", "--size", "big"), 2, "WIDTHxHEIGHT")
+
 # --- a real process
 
 def start(*args, **kw):

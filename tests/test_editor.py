@@ -6,8 +6,9 @@ from PIL import Image
 from hypothesis import given, settings, strategies as st
 from fastedit import picturebook as pb
 from fastedit.conditions import canny
-from fastedit.core import Cancelled, DataError, FastEditError, ImageError, MaskError, ModelError, NumericalError, OptionError, PromptError
-from fastedit.editor import EditRequest, EditResult, FastEditor, StageCache, pixel_hash
+from fastedit import memory as Q, models as M
+from fastedit.core import Cancelled, DataError, FastEditError, ImageError, MaskError, MemoryPlanError, ModelError, NumericalError, OptionError, PromptError
+from fastedit.editor import EditRequest, EditResult, FastEditor, StageCache, bench_memory, pixel_hash, weigh_edit
 from fastedit.models import load_model, random_model
 
 KW = dict(channels=(16, 32, 32), width=16)
@@ -242,3 +243,123 @@ def test_equal_scales_per_block_are_one_scale(ed):
 @pytest.mark.parametrize("scales", [(1, 2), (1, "x", 0, 0), (1, None, 0, 0), ((1,), 0, 0, 0), (11, 0, 0, 0), ()])
 def test_bad_scales_per_block_are_refused(ed, scales):
     with pytest.raises(OptionError): ed(A, "a red ball", method="img2img", steps=2, control="canny", control_scale=scales)
+
+# --- memory
+
+WIDE = dict(method="img2img", steps=2, size=(128, 128), control="canny", control_scale=.5)
+RUNGS = ["free-caches", "vae-tiling", "text-cached", "model-offload", "smaller-area"]
+def keys(r): return [f.split(":")[0] for f in r.fallbacks]
+def home(parts): return {(k, n): (t.data_ptr(), t.dtype, t.device) for k, m in parts.modules().items() for n, t in (*m.named_parameters(), *m.named_buffers())}
+
+def small_device(parts, limit=None, settings=None, **kw):
+    e = FastEditor(parts, meter=Q.live_tensors(limit=limit), **kw)
+    if settings: e.memory = settings
+    return e
+
+@pytest.fixture(scope="module")
+def heavy_text(tmp_path_factory):
+    "A model whose text encoders weigh as much as its UNet, and whose decoder has the largest activations, as with SDXL."
+    c = M.tiny_configs(**KW); c["text_encoder_2"][1].update(intermediate_size=9000); c["vae"][1].update(block_out_channels=(32, 32, 32), norm_num_groups=8)
+    return load_model(M.random_model(tmp_path_factory.mktemp("heavy"), configs=c))
+
+@pytest.fixture(scope="module")
+def needs(heavy_text):
+    "What an edit needs, and what it gives, on each rung."
+    steps = [Q.MemorySettings(), Q.MemorySettings(vae_tile=64), Q.MemorySettings("text-cached", 64), Q.MemorySettings("model-offload", 64), Q.MemorySettings("model-offload", 64, .5)]
+    out = [small_device(heavy_text, settings=s)(A, "a blue ball", **WIDE) for s in steps]
+    peaks = [r.peak_memory for r in out]; assert sorted(peaks, reverse=True) == peaks and len(set(peaks)) == 5
+    return out
+
+@pytest.mark.parametrize("rung", range(5))
+def test_every_rung_fires_and_gives_what_it_always_gives(heavy_text, needs, rung):
+    before = home(heavy_text); e = small_device(heavy_text, needs[rung].peak_memory, allow_smaller=rung == 4); r = e(A, "a blue ball", **WIDE)
+    assert keys(r) == (RUNGS[:rung+1] if rung else []) and r.peak_memory <= e.meter.limit and r.memory["residency"] == needs[rung].memory["residency"]
+    assert same(r, needs[rung]) and r.memory["vae_tile"] == needs[rung].memory["vae_tile"] and same(needs[1], needs[2]) and same(needs[2], needs[3]) and torch.equal(needs[0].latents, needs[1].latents)
+    assert r.request.size == ((128, 128) if rung < 4 else (96, 96)) or rung == 4 and r.request.size[0]*r.request.size[1] <= .6*128*128
+    assert home(heavy_text) == before and heavy_text.mover is None and heavy_text.execution is None and e.meter.weights == 0
+    assert same(FastEditor(heavy_text)(A, "a blue ball", **WIDE), needs[0])
+
+def test_freeing_caches_can_be_enough(heavy_text, needs):
+    e = small_device(heavy_text, settings=Q.MemorySettings("model-offload"))
+    for i in range(4): e(picture(i), "a cup", **WIDE)
+    need = small_device(heavy_text, settings=e.memory)(A, "a blue ball", **WIDE).peak_memory; e.meter.limit = need+40_000   # room for the latents of an earlier result, not for four pictures
+    r = e(A, "a blue ball", **WIDE); assert keys(r) == ["free-caches"] and same(r, needs[0]) and not e(A, "a blue ball", **WIDE).fallbacks
+
+def test_where_the_ladder_ends(heavy_text, needs):
+    before = home(heavy_text); e = small_device(heavy_text, needs[3].peak_memory-1)
+    with pytest.raises(MemoryPlanError, match="after free-caches, vae-tiling, text-cached, model-offload.*needs at least") as err: e(A, "a blue ball", **WIDE)
+    assert "smaller-area" not in str(err.value) and home(heavy_text) == before and not e._lock.locked() and err.value.__cause__ is err.value.__context__ is None
+    e.meter.limit = None; assert same(e(A, "a blue ball", **WIDE), needs[0])
+    r = small_device(heavy_text, needs[2].peak_memory, settings=Q.MemorySettings("text-cached"))(A, "a blue ball", **WIDE); assert keys(r) == RUNGS[:2]
+
+@pytest.mark.parametrize("policy", list(Q.RESIDENCIES))
+def test_policies_give_the_same_bytes(heavy_text, needs, policy):
+    e = FastEditor(heavy_text, residency=policy); r, again = e(A, "a blue ball", **WIDE), e(A, "a cup", **WIDE)
+    assert same(r, needs[0]) and r.memory["residency"] == policy and not r.fallbacks and r.peak_memory is None and (r.memory["moved"] > 0) == (policy != "resident")
+    sizes = heavy_text.weight_bytes(); text, rest = sizes["text_encoder"]+sizes["text_encoder_2"], sizes["unet"]+sizes["controlnet"]+2*sizes["vae"]
+    assert r.memory["moved"] == {"resident": 0, "text-cached": text}.get(policy, text+rest) and again.memory["moved"] == r.memory["moved"]
+    assert e(A, "a cup", **WIDE).memory["moved"] == {"resident": 0, "text-cached": 0}.get(policy, rest-sizes["vae"])   # what text and source say is known by now
+    assert same(FastEditor(heavy_text)(A, "a blue ball", **WIDE), needs[0]) and heavy_text.mover is None
+
+def test_methods_that_ask_for_more_find_it(heavy_text):
+    e = FastEditor(heavy_text, residency="model-offload"); plain = FastEditor(heavy_text); kw = dict(method="masactrl", steps=2)   # asks for the empty prompt in the middle
+    assert same(e(A, "a blue ball", **kw), plain(A, "a blue ball", **kw))
+    d = FastEditor(heavy_text, residency="model-offload").denoiser(); x = torch.zeros(1, 4, 16, 16); d.output(x, 499, d.text("a cup")); assert not heavy_text.mover.on and d.count.nfe == 1
+    heavy_text.mover.release()
+
+def test_errors_and_stops_leave_networks_at_home(heavy_text):
+    before = home(heavy_text)
+    for residency in ("resident", "model-offload"):
+        e = FastEditor(heavy_text, residency=residency)
+        for error in (Cancelled("enough"), RuntimeError("shape mismatch")):
+            with pytest.raises(type(error)): e(A, "a cup", **WIDE, on_step=lambda s: (_ for _ in ()).throw(error))
+            assert heavy_text.mover is None or not heavy_text.mover.on
+    heavy_text.mover.release(); assert home(heavy_text) == before
+
+def test_a_real_allocation_failure_on_the_cpu(parts, monkeypatch):
+    "Where there is nowhere to move to, only what helps is tried."
+    from fastedit.denoiser import Denoiser
+    e, real, asked = FastEditor(parts["cfg"]), Denoiser.decode, []
+    def decode(self, z):
+        asked.append(self.tile)
+        if len(asked) < 3: raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return real(self, z)
+    monkeypatch.setattr(Denoiser, "decode", decode); r = e(A, "a cup", **WIDE); assert keys(r) == ["free-caches", "vae-tiling"] and asked == [None, None, 64]
+    monkeypatch.setattr(Denoiser, "decode", lambda self, z: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryPlanError, match="MemoryError.*after free-caches, vae-tiling"): e(A, "a cup", **WIDE)
+
+def test_overflow_in_fp16_is_computed_again_in_fp32(folders):
+    p = load_model(folders["cfg"], precision="fp16"); e = FastEditor(p); kw = dict(method="img2img", steps=1)
+    assert not e(A, "a cup", **kw).fallbacks
+    p.vae.decoder.conv_out.weight.data.mul_(3e4/p.vae.decoder.conv_out.weight.abs().max()); before = {(k, n): t.clone() for k, m in p.modules().items() for n, t in m.named_parameters()}
+    r = e(A, "a cup", **kw); assert keys(r) == ["fp32"] and r.latents.dtype == torch.float32 and "fp16" in r.fallbacks[0] and r.to_dict()["fallbacks"]
+    assert all(t.dtype == torch.float16 and torch.equal(t, before[k, n]) for k, m in p.modules().items() for n, t in m.named_parameters())
+    assert all(v.states.dtype == torch.float16 for v, _ in e.cache.items.values() if hasattr(v, "states"))
+    p.unet.conv_in.weight.data.fill_(float("nan"))
+    with pytest.raises(NumericalError): e(A, "a cup", **kw)
+    assert p.unet.dtype == torch.float16
+
+def test_a_budget_is_planned_before_anything_is_loaded(parts, monkeypatch):
+    monkeypatch.setattr(M, "load_model", lambda *a, **k: pytest.fail("loaded"))
+    for kw in (dict(residency="auto", budget_gb=.2), dict(residency="resident", budget_gb=4), dict(residency="sequential", budget_gb=.3)):
+        with pytest.raises(MemoryPlanError): FastEditor("ssd-1b", precision="fp16", **kw)
+    for kw in (dict(residency="here"), dict(budget_gb=0), dict(budget_gb="much")):
+        with pytest.raises(OptionError): FastEditor("ssd-1b", **kw)
+    e = FastEditor(parts["cfg"], residency="auto"); assert e.memory == Q.MemorySettings() and getattr(parts["cfg"], "mover", None) is None
+    assert FastEditor(parts["cfg"], residency="auto", budget_gb=8).memory.residency == "resident"
+
+def test_tiles_of_a_plan_are_said(parts):
+    e = FastEditor(parts["cfg"]); e.memory = Q.MemorySettings(vae_tile=64); r = e(A, "a cup", **WIDE)
+    assert r.memory["vae_tile"] == 64 and any("tiles of 64" in n for n in r.notes) and not r.fallbacks and not e(A, "a cup", method="img2img", steps=1).memory["vae_tile"]
+
+@pytest.mark.parametrize("policy", ["resident", "model-offload"])
+def test_an_edit_weighs_what_was_predicted(parts, policy):
+    e = FastEditor(parts["cfg"], residency=policy); d = weigh_edit(e, A, "a cup", **WIDE); assert e.meter is None and [x["stage"] for x in d["stages"]] == list(Q.STAGES)
+    assert all(abs(d[k]["ratio"]-1) < .1 for k in ("peak", "tensors")), d; json.dumps(d); parts["cfg"].mover and parts["cfg"].mover.release()
+
+def test_bench_memory_on_networks_in_small(monkeypatch):
+    "The command's path, with small networks in the places of the large ones."
+    c = M.tiny_configs("sd15", **KW, vocab=514); c["vae"][1].update(block_out_channels=(8, 8, 16, 16), down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4)
+    spec = M.find_spec("sd15-lcm"); what = {a: c[k] for k, a in spec.parts().items()}; monkeypatch.setattr(Q, "build", lambda arch, device="meta": M.build(what.get(arch, arch) if isinstance(arch, str) else arch, device))
+    d = bench_memory("sd15-lcm", (128, 64), 2, controlnet=True); assert d["size"] == [128, 64] and d["weights"] == "random" and d["nfe"] == 4 and abs(d["tensors"]["ratio"]-1) < .1
+    assert d["parameters"]["unet"] == M.count_parameters(M.build(c["unet"]))

@@ -2,7 +2,7 @@
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from fastedit import memory as Q, models as M
-from fastedit.core import MemoryPlanError, OptionError
+from fastedit.core import MemoryPlanError, NumericalError, OptionError
 
 GIB = 2**30
 
@@ -208,3 +208,82 @@ def test_automatic_settings():
     assert Q.auto_settings("ssd-1b", device="cpu") == Q.MemorySettings()
     assert Q.auto_settings("ssd-1b", device="cuda", free=24*GIB).residency == "resident" and Q.auto_settings("ssd-1b", device="cuda", free=int(5.5*GIB)).residency == "text-cached"
     with pytest.raises(MemoryPlanError): Q.auto_settings("ssd-1b", device="cuda", free=GIB//4)
+
+# --- networks that come and go ------------------------------------------------------------------------------------------------------
+
+def hooks(parts):
+    "Count the hooks that move weights."
+    return sum(hasattr(x, "_hf_hook")+len(x._diffusers_hook.hooks if hasattr(x, "_diffusers_hook") else ()) for m in parts.modules().values() for x in m.modules())
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_leaves_come_and_go_and_leave_no_trace(parts, overlap):
+    enc = parts.text_encoder; ids = torch.arange(77)[None]; before = {k: v.clone() for k, v in enc.state_dict().items()}
+    with torch.no_grad(): want = enc(ids)[0]
+    Q.by_leaves(enc, "cpu", overlap)
+    try:
+        assert hooks(parts) > 3
+        with torch.no_grad(): got = enc(ids)[0]
+    finally: Q.whole_again(enc)
+    assert torch.equal(want, got) and hooks(parts) == 0 and all(torch.equal(before[k], v) for k, v in enc.state_dict().items())
+    with torch.no_grad(): assert torch.equal(want, enc(ids)[0])
+
+def test_stages_may_be_nested(parts):
+    mover = Q.Mover(parts, "model-offload", "cpu", Q.live_tensors()); assert parts.mover is mover
+    with mover.stage("denoise", skip=("controlnet",)):
+        assert mover.on == {"unet"}
+        with mover.stage("denoise", "text"): assert mover.on == {"unet", "controlnet", "text_encoder", "text_encoder_2"} and mover.meter.label == "denoise"
+        assert mover.on == {"unet"}
+        with pytest.raises(KeyError), mover.stage("decode"): raise KeyError
+        assert mover.on == {"unet"}
+    assert not mover.on; mover.release(); assert parts.mover is None and parts.execution is None
+
+def test_no_room_for_the_weights_leaves_them_at_home(parts):
+    def home(): return {(k, n): t.data_ptr() for k, m in parts.modules().items() for n, t in m.named_parameters()}
+    where, size = home(), parts.weight_bytes()
+    with pytest.raises(torch.OutOfMemoryError): Q.Mover(parts, "resident", "cpu", Q.live_tensors(limit=size["unet"]))
+    assert parts.mover is None
+    mover = Q.Mover(parts, "model-offload", "cpu", Q.live_tensors(limit=size["unet"]))
+    with pytest.raises(torch.OutOfMemoryError), mover.stage("denoise"): pass
+    assert not mover.on and mover.meter.weights == 0; mover.release()
+    assert home() == where
+
+def test_wider_and_back_changes_no_bit(parts):
+    half = M.load_model(parts.spec.path, precision="fp16", device="cpu"); before = {(k, n): t.clone() for k, m in half.modules().items() for n, t in m.state_dict().items()}
+    with pytest.raises(KeyError), Q.widened(half): assert half.unet.dtype == half.text_encoder.dtype == torch.float32; raise KeyError
+    assert all(t.dtype == before[k, n].dtype and torch.equal(t, before[k, n]) for k, m in half.modules().items() for n, t in m.state_dict().items())
+
+@given(st.integers(8, 3000), st.integers(8, 3000), st.sampled_from([4, 8]))
+def test_tiles_cut_the_picture(w, h, f):
+    t = Q.tile_for((w, h), f); assert t is None and max(w, h) < 16*f or t <= 512 and t <= max(w, h)//2 and t % (8*f) == 0
+
+def test_ladders_fit_the_edit():
+    assert [r.key for r in Q.ladder_for((64, 64), 4)] == [r.key for r in Q.LADDER] and Q.ladder_for((64, 64), 4)[1].change == {"vae_tile": 32} and "32" in Q.ladder_for((64, 64), 4)[1].words
+    assert "vae-tiling" not in [r.key for r in Q.ladder_for((64, 64), 8)] and [r.key for r in Q.ladder_for((512, 512), 8, moves=False)] == ["free-caches", "vae-tiling", "smaller-area"]
+
+def test_numbers_that_overflow_are_tried_wider_once():
+    def run(s):
+        if not s.wide: raise NumericalError("inf")
+        if s.vae_tile is None: raise MemoryError
+        return s
+    out, used = Q.run_with_fallbacks(run, wider=True); assert [r.key for r in used] == ["fp32", "free-caches", "vae-tiling"] and out.wide
+    for wider, f in ((False, run), (True, lambda s: (_ for _ in ()).throw(NumericalError("inf")))):
+        with pytest.raises(NumericalError): Q.run_with_fallbacks(f, wider=wider)
+
+def test_settings_for_a_wish_and_a_budget():
+    S = Q.settings_for; assert S("ssd-1b") == Q.MemorySettings() and S("ssd-1b", "sequential").residency == "sequential" and S("ssd-1b", "auto") == Q.MemorySettings()
+    assert S("ssd-1b", "auto", 6).residency == "text-cached" and S("ssd-1b", "auto", 24).residency == "resident" and S("sd15-lcm", "resident", 3.2).vae_tile == 256
+    with pytest.raises(MemoryPlanError, match="resident.*may be used. The plan for 6 GiB: fp16, text-cached"): S("ssd-1b", "resident", 6)
+    with pytest.raises(MemoryPlanError, match="would fit"): S("sdxl", "auto", 1)
+    for kw in (dict(residency="here"), dict(budget_gb=0), dict(budget_gb=-1), dict(budget_gb=True), dict(budget_gb="6"), dict(budget_gb=float("nan"))):
+        with pytest.raises(OptionError): S("ssd-1b", **kw)
+
+def test_refusals_try_another_precision_first():
+    with pytest.raises(MemoryPlanError, match="fit in fp16"): Q.plan("ssd-1b", 3, precision="fp32")
+
+def test_a_plan_as_data():
+    d = Q.plan("ssd-1b", 6).to_dict(); assert d["residency"] == "text-cached" and [s["stage"] for s in d["stages"]] == list(Q.STAGES) and max(s["total"] for s in d["stages"])/GIB < d["needs_gb"] <= 6
+    assert set(d["seconds_estimate"]) == set(Q.CARDS) and d["host_gb"] > 4 and d["moved_gb"] == pytest.approx(1.64, abs=.01)
+
+def test_random_parts_need_architectures():
+    with pytest.raises(OptionError, match="sd15-lcm"): Q.random_parts("flux2-klein")
+    with pytest.raises(OptionError, match="sd15-lcm"): Q.random_parts("mini")

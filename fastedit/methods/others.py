@@ -61,7 +61,7 @@ def leditspp(job: Job) -> torch.Tensor:
     state = dict(phase="inversion", calls=0)
     def on_call(t): job.tell(state["calls"], int(t), job.z0, job.z0, state["phase"]); state["calls"] += 1
     def on_step(pipe, i, t, kw): job.tell(i, int(t), kw["latents"], kw["latents"]); return kw
-    with _observed(d, lambda t: state["phase"] == "inversion" and on_call(t)):
+    with d.stage("text", "encode", "denoise"), _observed(d, lambda t: state["phase"] == "inversion" and on_call(t)):
         pipe.invert(image=((pixels+1)/2).clamp(0, 1).to(p.vae.dtype), source_prompt=src if guided else "", source_guidance_scale=job.source_guidance if guided or xl else 1.001, num_inversion_steps=n, skip=o["skip"], generator=job.noise.generators[0])
         state["phase"] = "edit"
         return pipe(editing_prompt=[tgt], edit_guidance_scale=job.guidance[0], edit_threshold=o["threshold"], use_intersect_mask=False, output_type="latent", callback_on_step_end=on_step, generator=job.noise.generators[0]).images
