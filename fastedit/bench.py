@@ -278,11 +278,14 @@ class Sink:
 # %% ../nbs/37_bench.ipynb #22222222
 class _Editors:
     "Editors by model; small ones stay, of the large ones only the last."
-    def __init__(self, make): self.make, self.kept = make, {}
+    def __init__(self, make): self.make, self.kept, self.given = make, {}, {}
     def __call__(self, model):
+        "The editor of a model, under the name that was given or its key."
+        model = self.given.get(model, model)
         if model not in self.kept:
             big = lambda e: sum(p.numel()*p.element_size() for m in e.parts.modules().values() for p in m.parameters()) > 1 << 30
-            self.kept = {k: e for k, e in self.kept.items() if not big(e)}; self.kept[model] = self.make(model)
+            self.kept = {k: e for k, e in self.kept.items() if not big(e)}; self.kept[model] = e = self.make(model)
+            if self.given.setdefault(e.spec.key, model) != model: raise OptionError(f"{model} and {self.given[e.spec.key]} are both called {e.spec.key!r}: rename one of the folders")
         return self.kept[model]
 
 def _plan(runs, editors, strict):
@@ -293,7 +296,7 @@ def _plan(runs, editors, strict):
         try:
             editor = editors(r.model); m = find_method(r.method)
             check_model(m, editor.parts, check_options(m, {k: v for k, v in r.settings.items() if k in m.options}))
-            good.append(r)
+            good.append(replace(r, model=editor.spec.key))
         except ModelError as e:
             if strict and not diagnose(r.model).ok: raise
             if not diagnose(r.model).ok: gone[r.model] = str(e)
