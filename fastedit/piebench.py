@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'FOLDERS', 'COUNTS', 'runs_error', 'decode_mask', 'encode_mask', 'strip_brackets', 'Entry', 'Problem',
-           'DataSet', 'read_data', 'write_standin']
+           'DataSet', 'read_data', 'write_standin', 'check_standin']
 
 # %% ../nbs/31_piebench.ipynb #21e74ed1
 import csv, hashlib, io, json, math
@@ -387,3 +387,31 @@ def write_standin(folder,            # where to write
                            mask=[0, SIDE*SIDE] if t == 9 else encode_mask(mask))
     atomic_write(folder/"mapping_file.json", json.dumps(mapping).encode())
     return folder
+
+def _peak() -> float|None:
+    "Largest memory of this process so far, MiB; None on a system that does not say."
+    try: import resource, sys
+    except ImportError: return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == "darwin" else 2**10)
+
+def check_standin(share: float=1.,                      # of the 700 entries, each type in proportion
+                  seed: int=0,                          # of the made-up pictures
+                  metrics=("psnr-bg", "mse-bg"),        # keys of the profile `corrected`
+                  quiet: bool=True
+                 ) -> dict:                             # entries, seconds, growth_mb, types: one dict per type
+    "Write PIE-Bench's layout with made-up pictures, read and check all of it, score a coarser copy of every picture, and say per type what came out and how far memory grew."
+    import tempfile, time
+    from fastedit.core import progress
+    from fastedit.metrics import Pair, Scorer
+    scorer = Scorer("corrected", only=list(metrics)); found = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        write_standin(tmp, seed, share)
+        blank = np.zeros((SIDE, SIDE, 3), np.uint8); scorer(Pair(blank, blank, blank[..., 0]))   # what the first score allocates is no growth
+        start, before = time.perf_counter(), _peak(); data = read_data(tmp, decode=True)
+        for e in progress(data, len(data), "scoring", quiet):
+            image = e.load(); coarse = image.resize((SIDE//4,)*2, Image.BOX).resize(image.size, Image.BICUBIC)
+            found.setdefault(e.edit_type, []).append(scorer(Pair.of(e, coarse))[0])
+        took, grown = time.perf_counter() - start, None if before is None else _peak() - before
+    mean = lambda rows, k: (lambda v: sum(v)/len(v) if v else None)([r[k] for r in rows if r[k] is not None])
+    types = [dict(type=t, name=EDIT_TYPES[int(t)], n=len(rows), with_background=sum(r[scorer.names[0]] is not None for r in rows), **{k: mean(rows, k) for k in scorer.names}) for t, rows in sorted(found.items())]
+    return dict(entries=len(data), seconds=took, growth_mb=grown, types=types)
