@@ -265,6 +265,13 @@ def _figure(w, h):
 def _axes(ax, **kw):
     ax.spines[["top", "right"]].set_visible(False); ax.tick_params(labelsize=9); ax.set(**kw); ax.xaxis.label.set_size(10); ax.yaxis.label.set_size(10)
 
+def _edge(core, rest) -> tuple:
+    "Limits of an axis that shows `core` well, and `rest` as far as that leaves room."
+    core, rest = ([v for v in vs if v is not None and math.isfinite(v)] for vs in (core, rest)); core = core or rest
+    room = max(.6*(max(core)-min(core)), .05*max(map(abs, core)), 1e-9); lo, hi = min(core)-room, max(core)+room
+    near = [v for v in core+rest if lo <= v <= hi]; pad = .08*max(max(near)-min(near), room)
+    return (min(near)-pad if min(rest, default=lo) >= lo else lo), (max(near)+pad if max(rest, default=hi) <= hi else hi)
+
 def curves(section: Section,     # whose
            draws: int=10_000     # resamples
           ):                     # of `stats.TradeOff`, or None where one of the two metrics is missing
@@ -279,18 +286,20 @@ def plot_tradeoff(section: Section, curve, at: int=0):
     if not any(math.isfinite(p.x.mean) and math.isfinite(p.y.mean) for p in curve.points): return None
     fig = _figure(7.5, 4.2); ax = fig.subplots(); to = {(r["curve"], r["value"]): section.names.index(r["name"]) for r in section.rows}
     inks = {c: "#888888" if c in section.controls else _INKS[i % len(_INKS)] for i, c in enumerate(sorted(curve.curves(), key=lambda c: (c in section.controls, c)))}
+    ends = {c: [v for p in curve.points if (p.method in section.controls) == c for v in ((p.x.low, p.x.high, p.x.mean) if not c else (p.x.mean,))] for c in (False, True)}; low, high = _edge(ends[False], ends[True])
     for name, points in curve.curves().items():
         points = [p for p in points if math.isfinite(p.x.mean) and math.isfinite(p.y.mean)]
         if not points: continue
-        xs, ys = [p.x.mean for p in points], [p.y.mean for p in points]
+        xs, ys = [min(max(p.x.mean, low), high) for p in points], [p.y.mean for p in points]
         err = lambda q: np.nan_to_num(np.abs([[i.mean-i.low, i.high-i.mean] for i in q]).T)
         ax.errorbar(xs, ys, err([p.y for p in points]), err([p.x for p in points]), color=inks[name], lw=.8, ls="-" if len(points) > 1 else "", capsize=2, alpha=.7)
-        for p in points:
-            dot = ax.scatter([p.x.mean], [p.y.mean], s=36, color=inks[name], marker="s" if name in section.controls else "o", zorder=3); dot.set_urls([f"#rows-s{at}-{to[name, p.knob]}"])
-            if p.front: ax.scatter([p.x.mean], [p.y.mean], s=110, facecolors="none", edgecolors="black", lw=1, zorder=4)
+        for x, p in zip(xs, points):
+            dot = ax.scatter([x], [p.y.mean], s=36, color=inks[name], marker="s" if name in section.controls else "o", zorder=3, clip_on=False); dot.set_urls([f"#rows-s{at}-{to[name, p.knob]}"])
+            if p.front: ax.scatter([x], [p.y.mean], s=110, facecolors="none", edgecolors="black", lw=1, zorder=4, clip_on=False)
+            if name in section.controls: ax.annotate(name if x == p.x.mean else f"{name}, at {_num(p.x.mean)}", (x, p.y.mean), textcoords="offset points", xytext=(-7, 7), ha="right", fontsize=8, color="#666666")
             if p.knob is not None: ax.annotate(f"{p.knob:g}" if isinstance(p.knob, (int, float)) else str(p.knob), (p.x.mean, p.y.mean), textcoords="offset points", xytext=(5, 5), fontsize=8, color=inks[name])
-        ax.plot([], [], color=inks[name], marker="s" if name in section.controls else "o", lw=1.2, label=name)
-    _axes(ax, xlabel=f"preservation: {_short(curve.x)}", ylabel=f"success: {_short(curve.y)}"); ax.margins(.08)
+        if name not in section.controls: ax.plot([], [], color=inks[name], marker="o", lw=1.2 if len(points) > 1 else 0, label=name)
+    ax.set_xlim(low, high); _axes(ax, xlabel=f"preservation: {_short(curve.x)}", ylabel=f"success: {_short(curve.y)}")
     fig.legend(loc="outside right upper", frameon=False, fontsize=9, title="ring: Pareto front", title_fontsize=9); return fig
 
 def plot_differences(section: Section, found: list):
@@ -299,12 +308,15 @@ def plot_differences(section: Section, found: list):
     if not heads or not names: return None
     fig = _figure(min(3.1*len(heads)+1.5, 13), .34*len(names)+1.3); axes = np.atleast_1d(fig.subplots(1, len(heads), sharey=True))
     for ax, metric in zip(axes, heads):
+        mine = [o for o in found if o.metric == metric and o.type == "all" and math.isfinite(o.diff_low)]; core = [v for o in mine if o.name not in section.controls for v in (o.diff_low, o.diff_high, 0.)]
+        low, high = _edge(core, [v for o in mine if o.name in section.controls for v in (o.diff_low, o.diff_high)])
         for k, n in enumerate(names):
             m = next((o for o in found if (o.metric, o.name, o.type) == (metric, n, "all") and math.isfinite(o.diff_low)), None)
             if m is None: continue
+            if not low <= m.difference <= high: right = m.difference > high; ax.annotate(f"{_num(m.difference)} {'→' if right else '←'}", (high if right else low, k), ha="right" if right else "left", va="center", fontsize=8, color="#666666", url=f"#rows-{m.rows}"); continue
             ink = "#888888" if n in section.controls else "#2e8b57" if m.verdict and (m.verdict == "higher") == (section.metrics[metric]["better"] == "more") and m.verdict != "no difference shown" else "#d1495b" if m.verdict in ("higher", "lower") else "#444444"
             ax.plot([m.diff_low, m.diff_high], [k, k], color=ink, lw=1.6); dot = ax.scatter([m.difference], [k], s=30, color=ink if m.verdict in ("higher", "lower") or n in section.controls else "white", edgecolors=ink, zorder=3); dot.set_urls([f"#rows-{m.rows}"])
-        ax.axvline(0, color="black", lw=.8); _axes(ax, xlabel=_short(metric)+(" (more is better)" if section.metrics[metric]["better"] == "more" else " (less is better)")); ax.xaxis.label.set_size(9)
+        ax.set_xlim(low, high); ax.axvline(0, color="black", lw=.8); _axes(ax, xlabel=_short(metric)+(" (more is better)" if section.metrics[metric]["better"] == "more" else " (less is better)")); ax.xaxis.label.set_size(9)
     axes[0].set_yticks(range(len(names)), names); axes[0].set_ylim(len(names)-.5, -.5); return fig
 
 def plot_types(section: Section, found: list):
@@ -314,10 +326,10 @@ def plot_types(section: Section, found: list):
     z = np.array([[by[n, t].mean if (n, t) in by else math.nan for t in section.types] for n in section.names])
     if not np.isfinite(z).any(): return None
     fig = _figure(.95*len(section.types)+2.6, .36*len(section.names)+1.5); ax = fig.subplots()
-    ax.pcolormesh(z, cmap="YlGn", vmin=0, vmax=1 if np.nanmax(z) <= 1 else np.nanmax(z)*1.5, edgecolors="white", linewidth=2)
+    top = 1 if np.nanmax(z) <= 1 else np.nanmax(z)*1.5; ax.pcolormesh(z, cmap="YlGn", vmin=0, vmax=top, edgecolors="white", linewidth=2)
     for i, n in enumerate(section.names):
         for j, t in enumerate(section.types):
-            if math.isfinite(z[i, j]): ax.text(j+.5, i+.5, _num(z[i, j]), ha="center", va="center", fontsize=9, url=f"#rows-{by[n, t].rows}")
+            if math.isfinite(z[i, j]): ax.text(j+.5, i+.5, _num(z[i, j]), ha="center", va="center", fontsize=9, color="white" if z[i, j] > .65*top else "black", url=f"#rows-{by[n, t].rows}")
     ax.set_xticks([j+.5 for j in range(len(section.types))], [EDIT_TYPES.get(int(t), t) if t.isdigit() else t for t in section.types], rotation=35, ha="right", fontsize=9)
     ax.set_yticks([i+.5 for i in range(len(section.names))], section.names, fontsize=9); ax.invert_yaxis(); ax.set_title(_short(metric), fontsize=10); ax.tick_params(length=0); ax.spines[:].set_visible(False); return fig
 

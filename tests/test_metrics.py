@@ -329,3 +329,22 @@ def test_a_clip_folder_is_read(tmp_path, clip, monkeypatch):
     save_file({k: v.contiguous() for k, v in clip.model.state_dict().items()}, tmp_path/"mini-clip/model.safetensors")
     load_backbone.cache_clear(); mine = load_backbone("clip-mini"); load_backbone.cache_clear()
     assert mine.side == 32 and torch.equal(mine.texts(["a cat"]), clip.texts(["a cat"])) and torch.equal(mine.images([u8(A[0])]), clip.images([u8(A[0])]))
+
+# ---- speed and memory
+
+def test_throughput_says_what_it_timed():
+    r = metrics.throughput("drawn", 4); assert r["uncached"] > 0 and r["cached"] > 0 and (r["n"], r["size"]) == (4, 64) and "reader" in r["networks"] and not r["random_weights"]
+    with pytest.raises(OptionError, match="at least one"): metrics.throughput("drawn", 0)
+    with pytest.raises(OptionError, match="no profile"): metrics.throughput("none", 1)
+
+def test_the_standin_is_scored_per_type_in_little_memory():
+    from fastedit.piebench import COUNTS, check_standin
+    d = check_standin(.06); assert d["entries"] == sum(t["n"] for t in d["types"]) == sum(math.ceil(n*.06) for n in COUNTS.values()) and [t["type"] for t in d["types"]] == list("0123456789") and d["growth_mb"] < 300
+    assert all(t["corrected/psnr-bg"] > 20 and t["with_background"] == t["n"] for t in d["types"][:9]) and d["types"][9]["corrected/psnr-bg"] is None and d["types"][9]["with_background"] == 0
+
+def test_fetching_metrics_offline_ends_in_words(monkeypatch):
+    from typer.testing import CliRunner
+    from fastedit.cli import app
+    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": "/cache/alexnet.pth", "clip-vit-l14": "failed: OSError: no network"})
+    r = CliRunner().invoke(app, ["fetch", "metrics", "-q"]); assert r.exit_code == 1 and "clip-vit-l14: failed: OSError: no network" in r.output and "1 of 2 networks" in r.output and "Traceback" not in r.output
+    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": "/cache/alexnet.pth"}); assert CliRunner().invoke(app, ["fetch", "metrics", "-q"]).exit_code == 0

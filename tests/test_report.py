@@ -27,7 +27,7 @@ def write_run(out, profile="drawn", seeds=(0, 1), labels=("identity", "vae", "pl
                     found = {"reader-success": win, "reader-ignored": 1-win, "psnr-bg": None if e.edit_type == "9" else 100. if label == "identity" else 30-5*SKILL[label]+100*noise, "psnr-truth": 20+5*win+noise, "mse-truth": .01-.005*win,
                              "clip-vit-l14": 20+win}
                     if not bad:
-                        (out/path).parent.mkdir(parents=True, exist_ok=True); Image.fromarray(np.full((16, 16, 3), 40+20*k+seed, np.uint8)).save(out/path)
+                        (out/path).parent.mkdir(parents=True, exist_ok=True); Image.fromarray(np.full((16, 16, 3), (40+20*k+seed) % 256, np.uint8)).save(out/path)
                     rows.append(dict(row=f"{profile}{len(rows):04}", key=f"k{len(rows)}", entry="-", id=e.id, type=e.edit_type, **run, seed=seed, request={}, profile=profile,
                                      metrics={} if bad else {f"{profile}/{m}": found[m] for m, _ in METRICS[profile]}, seconds=None if bad else .5, network_seconds=None if bad else .4, nfe=None if bad else 4, control_nfe=None if bad else 0,
                                      steps=4, timesteps=[], image=None if bad else path, error="NumericalError: <b>not</b> a number" if bad else None, notes=[], revision="-", versions=dict(fastedit="1"), shard="1/1", session="s", threads=1))
