@@ -289,7 +289,7 @@ def train_vae(state, steps: int=4000, batch: int=16, quiet: bool=False):
     return _save(vae, state, "vae")
 
 PLACES = {"vae": "vae", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2", "tokenizer": "tokenizer", "controlnet": "controlnet",
-          "unet": "mini/unet", "lcm-lora": "mini/lcm-lora", "unet-s": "mini-s/unet", "reader": "reader", "instruct": "mini-instruct/lora"}   # finished part -> folder in the package's weights
+          "unet": "mini/unet", "lcm-lora": "mini/lcm-lora", "unet-s": "mini-s/unet", "reader": "reader", "instruct": "mini-instruct/lora", "clip": "mini-clip"}   # finished part -> folder in the package's weights
 
 def _from_package(module, part):
     "Start `module` from the package's weights of `part`, where they are and fit."
