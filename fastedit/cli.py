@@ -401,6 +401,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
     if json_file != "-":
         print(found.table()); print(f"\n{found.types}\n\n{found.cost}")
         for r in found.run["refused"]: print(f"left out: {r['label']} on {r['model']}: {r['reason']}")
+        for k, why in found.run["unavailable"].items(): print(f"not measured: {k}: {why}")
         print(f"rows, pictures and tables: {folder}")
     if found.failed:
         r = found.failed[0]; text = f"{len(found.failed)} of {len(found.rows)} edits failed, the first one {r['label']} on {r['id']} ({r['error']})"
@@ -505,7 +506,7 @@ def bench_metrics(profile: Annotated[list[str], typer.Option(help="drawn, correc
 @app.command("bench-speed")
 def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write all figures as JSON; - prints them instead of the table.")]=None,
                 model: Annotated[list[str], typer.Option(help="Model to time, may be repeated; mini and mini-s if not given.")]=None,
-                repeats: Annotated[int, typer.Option(min=1, help="Of each comparison, ours and stock in turns.")]=7,
+                repeats: Annotated[int, typer.Option(min=1, help="Of each comparison, ours and stock in turns.")]=9,
                 steps: Annotated[int, typer.Option(min=1, max=50, help="Denoising steps that both sides execute.")]=2,
                 sd15: Annotated[bool, typer.Option("--sd15", help="Also a model of SD1.5's size with random weights: 6 GB of memory, minutes on a CPU.")]=False,
                 side: Annotated[int, typer.Option(help="Side of its picture, a multiple of 64.")]=128,
@@ -517,7 +518,7 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
     Promised are a first edit never slower than stock, and a second prompt or a guidance change at most .7 of it; the table says which promise is kept, and what a missed one is bound by.
 
     JSON, schema 1: {schema, machine: {device, load, versions}, models: [{model, size, steps, weight_bytes, difference (largest, of 255, between ours with the stock schedule and stock)}],
-    timings: [{model, case, against, ours_s, other_s (medians), ratio, ratio_low, ratio_high (of neighbouring runs), repeats, target, met (null: nothing is promised),
+    timings: [{model, case, against, ours_s, other_s (medians), ratio, ratio_low, ratio_high (of neighbouring runs), cpu_ratio (of processor time, null on a GPU), repeats, target, met (null: nothing is promised),
     calls: {ours, other: {unet, controlnet, encode, decode, text}} (single-sample evaluations, counted by hooks), networks_s, bound (ratio if all but the networks took no time), near (in words),
     identical (a cached edit has the bits of an uncached one; false never appears, it is an error), notes}]}
     """

@@ -10,12 +10,14 @@ import base64, hashlib, html, io, json, platform, threading, time
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
 from . import images, memory, schedules
 from .conditions import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash
 from .denoiser import Denoiser, Noise, finite, spread
+from .flow import check_flow, open_flow
 from .methods.base import Job, check_model, check_options, find_method
 
 # %% ../nbs/20_editor.ipynb #2acd88ce
@@ -167,6 +169,7 @@ def pixel_hash(image) -> str:
 # %% ../nbs/20_editor.ipynb #43f8489a
 class FastEditor:
     "Edit pictures by text with one loaded model. Same request, same bytes; stages are cached, so that a second prompt on a picture costs less."
+    flow = None   # a model that diffusers' own pipeline runs; None: one of ours
     def __init__(self,
                  model="mini",              # registry name, local folder, single file, or loaded `models.Components`
                  device: str=None,          # "cpu", "cuda", ...; None: a GPU if there is one
@@ -178,7 +181,9 @@ class FastEditor:
                  meter=None,                # a `memory.live_tensors` that weighs each edit, with a limit if it shall stand for a device
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
-        self._load(model, device, precision, residency, budget_gb, load)
+        self.flow = open_flow(model, device, precision, residency, **load)
+        if self.flow is not None: self.parts = self.flow
+        else: self._load(model, device, precision, residency, budget_gb, load)
 
     @property
     def spec(self): return self.parts.spec
@@ -196,11 +201,23 @@ class FastEditor:
             unknown = set(settings)-{f.name for f in fields(EditRequest)}
             if unknown: raise OptionError(f"unknown setting {', '.join(sorted(unknown))}: an edit has {', '.join(f.name for f in fields(EditRequest))}")
             if prompt is None: raise PromptError("no prompt was given: say what the picture shall show")
-            request = EditRequest(prompt=prompt, **dict(dict(model=self.spec.key, precision=self.parts.precision), **settings))
+            request = EditRequest(prompt=prompt, **dict(dict(model=self.spec.key, precision=self.parts.precision, **({} if self.flow is None else dict(method="flow"))), **settings))
         elif prompt is not None or settings: raise OptionError("give either a request or a prompt with settings, not both: use dataclasses.replace(request, ...) to change a request")
         if request.model != self.spec.key: raise OptionError(f"this editor has the model {self.spec.key!r} loaded, the request asks for {request.model!r}: make FastEditor({request.model!r})")
         if request.precision != self.parts.precision: raise OptionError(f"this editor runs in {self.parts.precision}, the request asks for {request.precision}: make FastEditor({request.model!r}, precision={request.precision!r})")
-        with self._lock, torch.no_grad(): return self._edit(images.load_image(image), mask, request, on_step)
+        with self._lock, torch.no_grad(): return (self._edit if self.flow is None else self._edit_flow)(images.load_image(image), mask, request, on_step)
+
+    def _edit_flow(self, source, mask, r, on_step) -> EditResult:
+        "Have diffusers' own pipeline make the edit, and give the same account of it."
+        start = time.perf_counter(); mask = None if mask is None else images.load_mask(mask, source.size)
+        filled = check_flow(self.spec, r, self.flow.distilled); notes = (*self.flow.notes, *filled.pop("notes"), *(() if mask is None else ("the mask was applied afterwards: the model did not know it",)))
+        fitted, fit = images.fit(source, self.spec.resolution, self.spec.multiple, r.size or self.flow.working_size(*source.size))
+        cuda = self.flow.device.type == "cuda"
+        if cuda: torch.cuda.reset_peak_memory_stats()
+        o = self.flow.edit(fitted, r.prompt, filled["steps"], filled["guidance"], r.seed, r.negative_prompt, on_step)
+        back = images.unfit(o.image, fit); image = back if mask is None else images.composite(source, back, mask, r.feather)
+        r = replace(r, **filled, size=fit.model, image=pixel_hash(source), mask=None if mask is None else pixel_hash(mask))
+        return EditResult(image, source, r, o.timesteps, o.nfe, 0, dict(o.seconds, total=time.perf_counter()-start), o.network_seconds, torch.cuda.max_memory_allocated() if cuda else None, notes, (), self.flow.revision, versions(), o.latents)
 
     # --- memory
     def _load(self, model, device, precision, residency, budget_gb, load):
@@ -383,11 +400,15 @@ def _photographic(image) -> bool:
     flat = (np.abs(np.diff(a, axis=1)).max(-1) <= 2).mean()
     return bool(flat < .35)
 
-def versions() -> dict:
-    "Versions of what computes an edit."
+@lru_cache(1)
+def _versions():
     from importlib.metadata import version
     import fastedit
     return dict(fastedit=fastedit.__version__, python=platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "transformers")})
+
+def versions() -> dict:
+    "Versions of what computes an edit."
+    return dict(_versions())   # looking them up takes longer than many a stage
 
 # %% ../nbs/20_editor.ipynb #fea32068
 def weigh_edit(editor: FastEditor,     # any editor

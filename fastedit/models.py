@@ -6,18 +6,21 @@
 __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'PRECISIONS', 'Architecture', 'build', 'count_parameters', 'Source',
            'Part', 'ModelSpec', 'user_models', 'read_models_toml', 'local_spec', 'find_spec', 'read_header',
            'weight_files', 'cache_dir', 'hub_cache', 'locate', 'weights_dir', 'model_index', 'file_hash', 'mini_path',
-           'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision', 'quantize',
-           'module_bytes', 'Components', 'default_device', 'load_model', 'openai_tokenizer', 'load_single_file',
-           'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview', 'clip_tokenizer',
-           'tiny_configs', 'random_model', 'random_lora', 'random_weights']
+           'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision', 'precision_rows',
+           'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'default_device', 'load_model',
+           'openai_tokenizer', 'load_single_file', 'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size',
+           'load_preview', 'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora', 'random_weights']
 
 # %% ../nbs/04_models.ipynb #72be65e2
-import hashlib, json, math, os, re, shutil, tempfile
+import hashlib, json, logging, math, os, re, shutil, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, progress
+
+for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):   # talk of an installed torchao while diffusers is imported
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 # %% ../nbs/04_models.ipynb #09136b06
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ class Source:
     file: str=""            # one file, for LoRAs and single-file checkpoints
     revision: str="main"    # commit, tag or branch
     def __str__(self): return "/".join(x for x in (self.repo, self.folder, self.file) if x)
+    @property
+    def pinned(self) -> bool:
+        "Whether the revision is a commit, so that what arrives cannot change."
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
 @dataclass(frozen=True)
 class Part:
@@ -119,17 +126,17 @@ class Part:
 
 _XLBASE, _FIX = "462165984030d82259a11f4367a4eed129e94a7b", "207b116dae70ace3637169f1ddd2434b91b3a8cd"
 CONTROLNETS = {p.key: p for p in (
-    Part("canny-sdxl-small", Source("diffusers/controlnet-canny-sdxl-1.0-small"), "controlnet-sdxl-small", "sdxl", "openrail++",
+    Part("canny-sdxl-small", Source("diffusers/controlnet-canny-sdxl-1.0-small", revision="edd85f64c5f87dfb6d73762949d9daca16389518"), "controlnet-sdxl-small", "sdxl", "openrail++",
          notes="no attention; fits beside SSD-1B on 6 GB"),
     Part("canny-sdxl-mid", Source("diffusers/controlnet-canny-sdxl-1.0-mid"), "controlnet-sdxl-mid", "sdxl", "openrail++"),
     Part("canny-sdxl", Source("diffusers/controlnet-canny-sdxl-1.0", revision="eb115a19a10d14909256db740ed109532ab1483c"), "controlnet-sdxl", "sdxl",
          "openrail++", notes="as large as SSD-1B's UNet"),
-    Part("canny-sd15", Source("lllyasviel/control_v11p_sd15_canny"), "controlnet-sd15", "sd15", "openrail"))}
+    Part("canny-sd15", Source("lllyasviel/control_v11p_sd15_canny", revision="115a470d547982438f70198e353a921996e2e819"), "controlnet-sd15", "sd15", "openrail"))}
 VAES = {p.key: p for p in (
     Part("sdxl-fp16-fix", Source("madebyollin/sdxl-vae-fp16-fix", revision=_FIX), "vae-sdxl-fp16-fix", "sdxl", "mit",
          notes="the same VAE in fp16 and in fp32"),
-    Part("sdxl-original", Source("stabilityai/sdxl-vae"), "vae-sdxl", "sdxl", "mit", fp16=False, notes="overflows in fp16: kept in fp32"),
-    Part("taesdxl", Source("madebyollin/taesdxl"), "taesd", "sdxl", "mit", notes="previews"),
+    Part("sdxl-original", Source("stabilityai/sdxl-vae", revision="6f5909a7e596173e25d4e97b07fd19cdf9611c76"), "vae-sdxl", "sdxl", "mit", fp16=False, notes="overflows in fp16: kept in fp32"),
+    Part("taesdxl", Source("madebyollin/taesdxl", revision="b20258aaef75ef61e659c1e0f14f251cf0ad153e"), "taesd", "sdxl", "mit", notes="previews"),
     Part("taesd", Source("madebyollin/taesd", revision="614f76814bbe30edbe2e627ace1c2234c81a2c0e"), "taesd", "sd15", "mit", notes="previews"))}
 
 # %% ../nbs/04_models.ipynb #9c5ab5c2
@@ -163,6 +170,16 @@ class ModelSpec:
     disk_gb: float=0.0                    # size on disk where no architecture is listed; else computed
     path: str=""                          # local folder or single file; "" for the hub and the package
     notes: str=""                         # what a user should know
+    confirmed: tuple=()                   # facts found again in an independent public source, such as "licence"
+
+    def open_questions(self) -> tuple:
+        "Say in words what is not known for sure about the files of this model."
+        if self.path or self.key.startswith("mini"): return ()
+        used = [self.base, self.unet, self.lora, *(r[k].source for r, k in ((CONTROLNETS, self.controlnet), (VAES, self.vae)) if k in r)]
+        loose = dict.fromkeys(s.repo for s in used if s is not None and not s.pinned and not os.path.exists(s.repo))
+        return (*(f"{r} is not pinned to a commit: what arrives may change" for r in loose),
+                *(() if "licence" in self.confirmed else (f"licence {self.licence!r} is not confirmed: read it in the repository",)),
+                *(() if self.arch or "size" in self.confirmed else ("the size is an estimate",)), "never tried here with its real weights")
 
     def parts(self, controlnet: str|None=None) -> dict:
         "Name the architecture of each network: {component: architecture name}."
@@ -181,7 +198,9 @@ _XLB = Source("stabilityai/stable-diffusion-xl-base-1.0", revision=_XLBASE)
 _SSDB = Source("segmind/SSD-1B", revision="60987f37e94cd59c36b1cba832b9f97b57395a10")
 _15B = Source("stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14")
 _V15 = dict(family="sd15", text_archs=("clip-l",), vae_arch="vae-sd15", preview="taesd", arch="sd15", resolution=512, controlnet="canny-sd15")
-def _lcm(name, file="pytorch_lora_weights.safetensors"): return Source(f"latent-consistency/{name}", file=file)
+_LCM_REVISIONS = {"lcm-lora-sdxl": "a18548dd4956b174ec5b0d78d340c8dae0a129cd", "lcm-lora-sdv1-5": "cf2fced511dbe7e26c8d1d397e728fbab875db4b"}
+def _lcm(name, file="pytorch_lora_weights.safetensors"): return Source(f"latent-consistency/{name}", file=file, revision=_LCM_REVISIONS.get(name, "main"))
+_OK = dict(confirmed=("licence",))
 _W = dict(guidance="w-embedding", guidance_range=(3.0, 13.0), guidance_default=8.0)
 _N = dict(guidance="none", guidance_range=(1.0, 1.0), guidance_default=1.0)
 
@@ -189,7 +208,7 @@ MODELS = {s.key: s for s in (
     ModelSpec("ssd-1b", base=_SSDB, unet=Source("latent-consistency/lcm-ssd-1b"), arch="lcm-ssd-1b", licence="apache-2.0", **_XL, **_W,
               notes="flagship for a 6 GB card"),
     ModelSpec("ssd-1b-lora", base=_SSDB, lora=_lcm("lcm-lora-ssd-1b"), arch="ssd-1b", licence="apache-2.0", **_XL),
-    ModelSpec("sdxl", base=_XLB, lora=_lcm("lcm-lora-sdxl"), arch="sdxl", licence="openrail++", **_XL),
+    ModelSpec("sdxl", base=_XLB, lora=_lcm("lcm-lora-sdxl"), arch="sdxl", licence="openrail++", **_XL, **_OK),
     ModelSpec("lcm-sdxl", base=_XLB, unet=Source("latent-consistency/lcm-sdxl"), arch="lcm-sdxl", licence="openrail++", **_XL, **_W),
     ModelSpec("sd15-lcm", base=_15B, lora=_lcm("lcm-lora-sdv1-5"), licence="creativeml-openrail-m", **_V15),
     ModelSpec("sdxl-turbo", base=Source("stabilityai/sdxl-turbo", revision="71153311d3dbb46851df1931d3ca6e939de83304"), arch="sdxl", resolution=512,
@@ -199,12 +218,12 @@ MODELS = {s.key: s for s in (
               text_archs=("clip-h",), vae_arch="vae-sd15",
               preview="taesd",
               resolution=512, scheduler="EulerDiscreteScheduler", licence="sai-nc-community", notes="SD 2.1's UNet: no ControlNet listed fits", **_N),
-    ModelSpec("sdxl-lightning", base=_XLB, lora=Source("ByteDance/SDXL-Lightning", file="sdxl_lightning_4step_lora.safetensors"), arch="sdxl",
-              scheduler="EulerDiscreteScheduler", licence="openrail++", notes="trailing timesteps", **_XL, **_N),
-    ModelSpec("hyper-sdxl", base=_XLB, lora=Source("ByteDance/Hyper-SD", file="Hyper-SDXL-4steps-lora.safetensors"), arch="sdxl",
-              scheduler="DDIMScheduler", licence="see the repository", notes="trailing timesteps", **_XL, **_N),
+    ModelSpec("sdxl-lightning", base=_XLB, lora=Source("ByteDance/SDXL-Lightning", file="sdxl_lightning_4step_lora.safetensors", revision="c9a24f48e1c025556787b0c58dd67a091ece2e44"), arch="sdxl",
+              scheduler="EulerDiscreteScheduler", licence="openrail++", notes="trailing timesteps", **_XL, **_N, **_OK),
+    ModelSpec("hyper-sdxl", base=_XLB, lora=Source("ByteDance/Hyper-SD", file="Hyper-SDXL-4steps-lora.safetensors", revision="bc08d970a87c74c71209491d64e3525845698863"), arch="sdxl",
+              scheduler="DDIMScheduler", licence="openrail++", notes="trailing timesteps; the repository has other licences for its FLUX and SD3 files", **_XL, **_N, **_OK),
     ModelSpec("tcd-sdxl", base=_XLB, lora=Source("h1t/TCD-SDXL-LoRA", file="pytorch_lora_weights.safetensors"), arch="sdxl",
-              scheduler="TCDScheduler", licence="mit", **_XL, **_N),
+              scheduler="TCDScheduler", licence="mit", **_XL, **_N, **_OK),
     ModelSpec("sd15", base=_15B, scheduler="DDIMScheduler", guidance_range=(1.0, 15.0), guidance_default=7.5, default_steps=50,
               licence="creativeml-openrail-m", notes="not distilled: for the inversion methods", **_V15),
     ModelSpec("instruct-pix2pix", base=Source("timbrooks/instruct-pix2pix", revision="31519b5cb02a7fd89b906d88731cd4d6a7bbf88d"), licence="mit",
@@ -214,15 +233,15 @@ MODELS = {s.key: s for s in (
     ModelSpec("magicbrush", base=Source("vinesmsuic/magicbrush-jul7"), licence="cc-by-4.0", scheduler="EulerAncestralDiscreteScheduler",
               guidance_range=(1.0, 15.0), guidance_default=7.5, default_steps=50, notes="InstructPix2Pix trained on MagicBrush; 8-channel UNet",
               **{**_V15, "arch": "sd15-instruct", "controlnet": None}),
-    ModelSpec("flux2-klein", "flow", Source("black-forest-labs/FLUX.2-klein-4B"), scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
+    ModelSpec("flux2-klein", "flow", Source("black-forest-labs/FLUX.2-klein-4B", revision="e7b7dc27f91deacad38e78976d1f2b499d76a294"), scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
               pipeline="Flux2KleinPipeline", multiple=16, precisions=("bf16",), variants=(), licence="apache-2.0", disk_gb=16.0,
-              notes="comparator; what a user with 12 GB would pick instead", **_N),
-    ModelSpec("qwen-image-edit", "flow", Source("Qwen/Qwen-Image-Edit-2509"), scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
+              notes="comparator; what a user with 12 GB would pick instead", **_N, confirmed=("licence", "size")),
+    ModelSpec("qwen-image-edit", "flow", Source("Qwen/Qwen-Image-Edit-2509", revision="d3968ef930e841f4c73640fb8afa3b306a78167e"), scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
               pipeline="QwenImageEditPlusPipeline", multiple=16, guidance_range=(1.0, 6.0), guidance_default=4.0, default_steps=40,
-              precisions=("bf16",), variants=(), licence="apache-2.0", disk_gb=57.7, notes="comparator"),
-    ModelSpec("flux-kontext", "flow", Source("black-forest-labs/FLUX.1-Kontext-dev"), scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
+              precisions=("bf16",), variants=(), licence="apache-2.0", disk_gb=57.7, notes="comparator", confirmed=("licence", "size")),
+    ModelSpec("flux-kontext", "flow", Source("black-forest-labs/FLUX.1-Kontext-dev", revision="af58063aa431f4d2bbc11ae46f57451d4416a170"), scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
               pipeline="FluxKontextPipeline", multiple=16, guidance="w-embedding", guidance_range=(1.0, 5.0), guidance_default=2.5, default_steps=28,
-              precisions=("bf16",), variants=(), licence="flux-1-dev-non-commercial", disk_gb=33.8, notes="comparator; gated repository"),
+              precisions=("bf16",), variants=(), licence="flux-1-dev-non-commercial", disk_gb=33.8, notes="comparator; gated repository", confirmed=("licence", "size")),
     ModelSpec("mini", "sdxl", Source("mini"), lora=Source("mini", "lcm-lora", "pytorch_lora_weights.safetensors"), controlnet="own", resolution=64,
               multiple=16,
               vae_factor=4, variants=(), licence="apache-2.0", notes="knows drawn scenes only"),
@@ -593,7 +612,7 @@ class Precision:
     compute_cpu: str       # and on a CPU
     weights: str=""        # "" (as computed), "float8", "int8", "int4" or "nf4"
     devices: tuple=("cpu", "cuda", "mps")  # where it works
-    needs: str=""          # package that it needs beyond fastedit's own
+    needs: str=""          # packages that it needs beyond fastedit's own, separated by commas
     notes: str=""          # what a user should know
 
 PRECISIONS = {p.key: p for p in (
@@ -602,9 +621,12 @@ PRECISIONS = {p.key: p for p in (
     Precision("bf16", "bfloat16", "bfloat16", notes="no overflow, 3 digits; slow on processors without it"),
     Precision("fp8", "bfloat16", "float32", "float8", ("cpu", "cuda"), notes="weights widened layer by layer (diffusers' layerwise casting); norms "
                                                                              "and embeddings keep their type"),
-    Precision("int8", "bfloat16", "float32", "int8", ("cpu", "cuda"), "torchao", "weights of linear layers, one scale a row"),
-    Precision("int4", "bfloat16", "float32", "int4", ("cuda",), "torchao", "weights of linear layers, groups of 128; torchao needs its CUDA kernels"),
-    Precision("nf4", "bfloat16", "float32", "nf4", ("cuda",), "bitsandbytes", "weights of linear layers, blocks of 64"))}
+    Precision("int8", "bfloat16", "float32", "int8", ("cpu", "cuda"), "torchao", "weights of linear layers, one scale a row; widened at each use, so it saves memory and not time"),
+    Precision("int4", "bfloat16", "float32", "int4", ("cuda",), "torchao, mslk", "weights of linear layers whose width is a multiple of 128, in groups of 128"),
+    Precision("nf4", "bfloat16", "float32", "nf4", ("cpu", "cuda"), "bitsandbytes", "weights of linear layers, blocks of 64"))}
+
+_WAYS = {"torchao": "pip install torchao", "bitsandbytes": "pip install bitsandbytes",
+         "mslk": "mslk 1.0 or newer, PyTorch's kernel library, from PyTorch's own wheel index"}
 
 def compute_dtype(precision: str, device: str="cpu") -> str:
     "Name the floating type in which a precision computes on a device."
@@ -613,14 +635,30 @@ def compute_dtype(precision: str, device: str="cpu") -> str:
 
 def check_precision(precision: str, device: str="cpu") -> Precision:
     "Find a precision; raises `OptionError` if it is unknown, or does not work on this device or without a package that is absent."
-    from importlib.util import find_spec as find_package
     if precision not in PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
     p, kind = PRECISIONS[precision], str(device).split(":")[0]
     usable = ", ".join(k for k, v in PRECISIONS.items() if kind in v.devices and not v.needs)
     if kind not in p.devices: raise OptionError(f"precision {precision!r} does not work on {kind}: use {usable}")
-    if p.needs and find_package(p.needs) is None:
-        raise OptionError(f"precision {precision!r} needs {p.needs}: pip install {p.needs}, or use {usable}")
+    if lost := _absent(p):
+        raise OptionError(f"precision {precision!r} needs {', '.join(lost)}, which is not installed: {'; '.join(_WAYS[x] for x in lost)}; or use {usable}")
     return p
+
+def _absent(p: Precision) -> list:
+    "List the packages that a precision needs and that are not installed."
+    from importlib.util import find_spec as find_package
+    return [x for x in p.needs.split(", ") if x and find_package(x) is None]
+
+def precision_rows(arch="ssd-1b",         # network to weigh: name in `ARCHITECTURES`, or an `Architecture`
+                   device: str="cuda"     # where it would run, for the compute type
+                  ) -> list:
+    "List what works where and what it makes of a network's weights, one dict per precision."
+    unet, kind = build(arch), device.split(":")[0]; rows = []
+    for p in PRECISIONS.values():
+        lost = _absent(p); works = kind in p.devices
+        rows.append(dict(precision=p.key, compute=compute_dtype(p.key, device), weights=p.weights or "as computed", devices=p.devices, needs=p.needs,
+                         here="yes" if works and not lost else f"not on {kind}" if not works else f"{' and '.join(lost)} not installed",
+                         bytes=module_bytes(unet, p.key, device) if works else None, notes=p.notes))
+    return rows
 
 def quantize(module,             # network in its compute type
              precision: str,     # key of `PRECISIONS`
@@ -633,16 +671,25 @@ def quantize(module,             # network in its compute type
         from diffusers.hooks import apply_layerwise_casting
         apply_layerwise_casting(module, torch.float8_e4m3fn, getattr(torch, compute_dtype(precision, device)), skip_modules_pattern=_FP8_SKIP)
     elif kind in ("int8", "int4"):
-        with _quiet():
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-            quantize_(module.to(device), Int8WeightOnlyConfig() if kind == "int8" else Int4WeightOnlyConfig(group_size=128))
+            try: quantize_(module.to(device), Int8WeightOnlyConfig() if kind == "int8" else Int4WeightOnlyConfig(group_size=128))
+            except (ImportError, NotImplementedError, ValueError, AssertionError) as e:
+                raise OptionError(f"precision {precision!r} does not work here: torchao says {str(e).splitlines()[0]!r}; use int8, fp8 or bf16") from e
     elif kind == "nf4":
         import bitsandbytes as bnb
         for name, lin in [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)]:
             new = bnb.nn.Linear4bit(lin.in_features, lin.out_features, lin.bias is not None, compute_dtype=lin.weight.dtype, quant_type="nf4")
             new.weight = bnb.nn.Params4bit(lin.weight.data, requires_grad=False, quant_type="nf4"); new.bias = lin.bias
-            owner, _, leaf = name.rpartition("."); setattr(module.get_submodule(owner), leaf, new)
+            owner, _, leaf = name.rpartition("."); setattr(module.get_submodule(owner), leaf, new.to(device))   # moving is what quantises
     return module
+
+def tensor_bytes(t) -> int:
+    "Count the bytes of a tensor as it lies in memory, also of a quantised one, with its scales."
+    if hasattr(t, "__tensor_flatten__"): return sum(tensor_bytes(getattr(t, n)) for n in t.__tensor_flatten__()[0])
+    q = getattr(t, "quant_state", None)
+    return t.numel()*t.element_size()+(0 if q is None else sum(x.numel()*x.element_size() for x in (q.absmax, q.code)))
 
 _FP8_SKIP = ("pos_embed", "patch_embed", "norm", "embedding", "^proj_in$", "^proj_out$")
 
@@ -659,8 +706,8 @@ def module_bytes(module,                 # a network, on any device, also meta, 
             n, lin = p.numel(), isinstance(m, torch.nn.Linear) and leaf == "weight"
             if kind == "float8" and isinstance(m, cast) and not any(_re.search(x, name) for x in _FP8_SKIP): total += n
             elif kind == "int8" and lin: total += n+5*p.shape[0]          # scale fp32 and zero point int8 a row
-            elif kind == "int4" and lin: total += n//2+4*(n//128)         # scale and zero point bf16 a group
-            elif kind == "nf4" and lin: total += n//2+4*math.ceil(n/64)   # scale fp32 a block
+            elif kind == "int4" and lin and p.shape[1] % 128 == 0: total += n//2+4*(n//128)   # scale and zero point bf16 a group
+            elif kind == "nf4" and lin: total += math.ceil(n/2)+4*math.ceil(n/64)+64   # scale fp32 a block, and the 16 levels
             else: total += n*wide
         for b in m.buffers(recurse=False): total += b.numel()*(wide if b.is_floating_point() else b.element_size())
     return total
@@ -712,7 +759,7 @@ class Components:
 
     def weight_bytes(self) -> dict:
         "Count the bytes of each network's weights and buffers."
-        return {k: sum(t.numel()*t.element_size() for t in [*m.parameters(), *m.buffers()]) for k, m in self.modules().items()}
+        return {k: sum(tensor_bytes(t) for t in [*m.parameters(), *m.buffers()]) for k, m in self.modules().items()}
 
 @contextmanager
 def _quiet():
@@ -790,6 +837,37 @@ def _pick_controlnet(spec, controlnet):
         raise ModelError(f"controlnet {controlnet!r} is for {c.family} models and does not fit {spec.key!r}: use {fit}")
     return controlnet
 
+_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")   # compiled one by one: few distinct shapes, so far less to compile than a whole network
+
+def _check_compiler(device):
+    "Raise `OptionError` unless torch.compile has on this machine what it needs for a device."
+    from importlib.util import find_spec as find_package
+    if str(device).startswith("cpu"):
+        names = [os.environ.get("CXX") or "g++", "clang++", "cl"]
+        if not any(map(shutil.which, names)): raise OptionError("compile=True needs a C++ compiler (g++ or clang++) on a CPU and none was found: install one, or leave compile out")
+    elif str(device).startswith("cuda") and find_package("triton") is None: raise OptionError("compile=True needs triton on a GPU: pip install triton, or leave compile out")
+
+def speed_up(parts: "Components",          # a loaded model, changed in place
+             channels_last: bool=False,    # keep convolution weights channels last
+             compile: bool=False           # compile the repeated blocks of UNet and ControlNet one by one (regional torch.compile)
+            ) -> "Components":
+    "Turn on options that change speed and, in the last bits, pictures; each one is noted and enters the revision."
+    import torch
+    done = []
+    if channels_last:
+        for k in ("unet", "controlnet", "vae"):
+            if (m := getattr(parts, k)) is not None: m.to(memory_format=torch.channels_last)
+        done.append("channels_last")
+    if compile:
+        _check_compiler(parts.device)
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)   # one compiled form per width, side and batch of a block
+        for k in ("unet", "controlnet"):
+            for m in getattr(parts, k).modules() if getattr(parts, k) is not None else ():
+                if type(m).__name__ in _BLOCKS: m.compile(dynamic=False)
+        done.append("compile"); parts.notes += ("the blocks are compiled: the first edit at each size takes longer, and the last bits differ from plain code",)
+    if done: parts.revision = content_hash(parts.revision, done)
+    return parts
+
 def default_device() -> str:
     "Name the device to use when none is asked for."
     import torch
@@ -801,11 +879,14 @@ def load_model(name,                     # registry name, local folder, .safeten
                controlnet=True,          # True: the model's default; False: none; or a key of `CONTROLNETS`, or a folder
                lora=True,                # True: the model's own; False: none; or a .safetensors file
                fuse: bool=True,          # add the LoRA to the weights; False keeps it apart (peft)
-               vae: str|None=None        # key of `VAES`, a folder, or "own" for the base's own; None: the model's default
+               vae: str|None=None,       # key of `VAES`, a folder, or "own" for the base's own; None: the model's default
+               channels_last: bool=False,  # keep convolution weights channels last, see `speed_up`
+               compile: bool=False       # compile the blocks, see `speed_up`
               ) -> Components:
     "Load a model from this machine; raises `ModelError` before anything is loaded if a part is absent, damaged or does not fit."
     spec = find_spec(name)
     device = device or default_device(); check_precision(precision, device)
+    if compile: _check_compiler(device)
     if spec.family == "flow":
         raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use it as a comparator")
     adapter = spec.lora if lora is True else Source(str(lora)) if lora else None
@@ -825,9 +906,9 @@ def load_model(name,                     # registry name, local folder, .safeten
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
-    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora), single, inside)
+    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora), single, inside, channels_last, compile)
 
-def _load(spec, places, files, device, precision, fuse, prefused, single, inside):
+def _load(spec, places, files, device, precision, fuse, prefused, single, inside, channels_last, compile):
     import torch
     notes, adapters = [], []; mods = load_single_file(single, inside, precision, device) if single else {}
     if single and precision == "fp16" and "vae" in mods and mods["vae"].dtype == torch.float32: notes.append(_UPCAST)
@@ -854,7 +935,7 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
                    mods.get("text_encoder_2"),
                    sched, content_hash([file_hash(f) for f in used], precision), precision, tuple(adapters), tuple(notes),
                    {k: str(p) for k, p in files.items()})
-    return c.to(device)
+    return speed_up(c.to(device), channels_last, compile)
 
 _UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
 
@@ -951,6 +1032,7 @@ class Diagnosis:
     model: str         # its name
     findings: tuple    # one `Finding` per component
     command: str       # what gets the rest, "" if nothing is missing
+    questions: tuple=()  # what is not known for sure about its files, in words
 
     @property
     def ok(self) -> bool:
@@ -965,7 +1047,7 @@ class Diagnosis:
     def __str__(self):
         rows = [f"{f.component:15}{f.state:9}{f.bytes/1e6:9.1f} MB  {f.source}{'  '+f.detail if f.detail else ''}" for f in self.findings]
         end = "complete" if self.ok else f"{self.missing_bytes/1e9:.2f} GB to get: {self.command}"
-        return "\n".join([f"{self.model}: {end}", *rows])
+        return "\n".join([f"{self.model}: {end}", *rows, *(f"not known for sure: {q}" for q in self.questions)])
 
 def diagnose(name,                     # model, as for `load_model`
              precision: str="fp16",    # which weight variant is meant
@@ -991,7 +1073,7 @@ def diagnose(name,                     # model, as for `load_model`
             found.append(Finding(k, str(src), "ok", sum(f.stat().st_size for f in files)))
         except ModelError as e: found.append(Finding(k, str(src), "damaged", expect.get(k, 0), str(e)))
     way = f"fastedit fetch {spec.key}" if not spec.path else f"copy the model to {spec.path} again"
-    return Diagnosis(spec.key, tuple(found), "" if all(f.state == "ok" for f in found) else way)
+    return Diagnosis(spec.key, tuple(found), "" if all(f.state == "ok" for f in found) else way, spec.open_questions())
 
 def _diagnose_mini(spec):
     root = weights_dir(); own = root/_MINI[spec.key]; rows = []

@@ -202,17 +202,46 @@ def test_controlnet_of_another_family_is_refused(folders):
 
 # --- precision --------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("precision,error", [("fp8", .5), ("int8", .05)])
-def test_quantised_weights(folders, precision, error):
-    if precision == "int8": pytest.importorskip("torchao")
+@pytest.mark.parametrize("precision,error", [("fp16", .02), ("bf16", .1), ("fp8", .5), ("int8", .05), ("nf4", .6)])
+def test_precisions_on_a_cpu_weigh_what_is_counted(folders, precision, error):
+    "Every precision that runs on a CPU gives nearly the plain answer, and its weights take exactly the bytes that `module_bytes` says."
+    if (need := M.PRECISIONS[precision].needs): pytest.importorskip(need)
     a, q = M.load_model(folders["xl"], device="cpu"), M.load_model(folders["xl"], device="cpu", precision=precision)
-    x, y = eps(a), eps(q); assert 0 < (x-y).abs().max() < error*x.abs().max() and q.vae.dtype == torch.float32
-    assert M.module_bytes(a.unet, precision, "cpu") < .8*M.module_bytes(a.unet, "fp32", "cpu")
+    assert q.vae.dtype == getattr(torch, M.compute_dtype(precision)); counted = q.weight_bytes()   # before the first use, at which bitsandbytes may repack
+    for k in ("unet", "controlnet", "text_encoder", "text_encoder_2"):
+        assert counted[k] == M.module_bytes(getattr(a, k), precision, "cpu") < M.module_bytes(getattr(a, k), "fp32", "cpu")
+    x, y = eps(a), eps(q); assert 0 < (x-y).abs().max() < error*x.abs().max()
 
 def test_precisions_that_cannot_work_are_refused(folders, monkeypatch):
     with pytest.raises(OptionError, match="does not work on cpu: use fp32"): M.load_model(folders["xl"], device="cpu", precision="int4")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(OptionError, match="pip install torchao"): M.load_model(folders["xl"], device="cpu", precision="int8")
+    for k, word in (("int8", "pip install torchao"), ("nf4", "pip install bitsandbytes")):
+        with pytest.raises(OptionError, match=word): M.load_model(folders["xl"], device="cpu", precision=k)
+    with pytest.raises(OptionError, match="torchao, mslk.*wheel index"): M.check_precision("int4", "cuda")
+
+def test_the_table_of_precisions_is_whole():
+    cpu, gpu = M.precision_rows("taesd", "cpu"), M.precision_rows("taesd", "cuda")
+    assert [r["precision"] for r in cpu] == [r["precision"] for r in gpu] == list(M.PRECISIONS)
+    for r in cpu: assert (r["bytes"] is None) == ("cpu" not in r["devices"]) and (r["bytes"] is not None or r["here"] == "not on cpu")
+    assert all(r["bytes"] <= gpu[0]["bytes"] for r in gpu) and gpu[0]["bytes"] == 4*M.ARCHITECTURES["taesd"].parameters and {r["compute"] for r in cpu if r["weights"] != "as computed"} == {"float32"}
+
+def test_groups_that_do_not_divide_a_width_stay_wide():
+    lin = lambda n: torch.nn.Linear(n, 8, bias=False)
+    assert M.module_bytes(lin(128), "int4") == 128*8//2+8*4 and M.module_bytes(lin(320), "int4") == 320*8*2
+
+# --- speed ------------------------------------------------------------------------------------------------------------------------
+
+def test_channels_last_is_an_option_that_shows(folders):
+    a, b = M.load_model(folders["xl"], device="cpu"), M.load_model(folders["xl"], device="cpu", channels_last=True)
+    assert b.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) and not a.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(eps(a), eps(b), atol=1e-4) and a.revision != b.revision
+
+def test_compiling_touches_the_blocks_alone_and_says_so(folders, monkeypatch):
+    c = M.load_model(folders["xl"], device="cpu", compile=True); compiled = {type(m).__name__ for n in (c.unet, c.controlnet) for m in n.modules() if m._compiled_call_impl}
+    assert compiled == {"BasicTransformerBlock", "ResnetBlock2D"} and "compiled" in c.notes[-1] and c.revision != M.load_model(folders["xl"], device="cpu").revision
+    assert not any(m._compiled_call_impl for m in c.vae.modules())
+    monkeypatch.setattr("shutil.which", lambda name: None); monkeypatch.setattr(M, "_load_part", lambda *a: pytest.fail("nothing may be loaded"))
+    with pytest.raises(OptionError, match="compiler"): M.load_model(folders["xl"], device="cpu", compile=True)
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------------------
 
