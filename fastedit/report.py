@@ -463,7 +463,8 @@ class Report:
         body, links = [], "".join(f'<li><a href="#s{i}">{escape(s.dataset)}, profile {escape(s.profile)}</a></li>' for i, s in enumerate(self.sections))
         for i, (s, bs) in enumerate(zip(self.sections, self.blocks())):
             body.append(f'<section><h2 id="s{i}">{escape(s.dataset)}, profile {escape(s.profile)}</h2><p>{escape(" ".join(_intro(s)))}</p>'+"".join(f"<p class=warn>{escape(w)}</p>" for w in _warnings(s)))
-            body += [b.html() for b in bs[:1]]+[f"<h3>{escape(t)}</h3><div class=plot>{svg}</div>" for t, svg in self.plots(i)]+[b.html() for b in bs[1:]]
+            first = [b for b in bs if b.title.startswith("Means")]
+            body += [b.html() for b in first]+[f"<h3>{escape(t)}</h3><div class=plot>{svg}</div>" for t, svg in self.plots(i)]+[b.html() for b in bs if b not in first]
             if self.pictures:
                 shown, notes = gallery(s, self.seed)
                 body.append(f"<h3>Gallery</h3><p class=note>Per edit type the entries with the best, the median and the worst mean over all methods: by success, then likeness to the right answer, then preservation; "

@@ -142,3 +142,9 @@ def test_tables_escape_and_round_trip():
     assert repr(t).splitlines()[0] == "T" and len(t) == 2 and t["a|b"] == ["x|y", "<b>"]
     assert (fmt(None), fmt(math.nan), fmt(True), fmt(7), fmt(1.23456)) == ("-", "-", "yes", "7", "1.235")
     assert "n=3" in repr(Interval(1., 0., 2., 3)) and "b is higher" in repr(Difference(-1., -2., -.5, 3, .95, .01))
+
+def test_perfect_pictures_count_in_the_mean():
+    from fastedit import demo, metrics
+    rng = np.random.default_rng(0); a, b = rng.integers(0, 256, (2, 16, 16, 3), np.uint8); found = [r["corrected/psnr"] for r in metrics.Scorer("corrected", only="psnr")([metrics.Pair(a, a), metrics.Pair(a, b)])]
+    assert found == pytest.approx([demo.psnr(a, a), demo.psnr(a, b)], abs=1e-4) and found[0] == metrics.BEST_PSNR
+    m = mean_interval(found); assert m.n == 2 and m.mean == pytest.approx(sum(found)/2)
