@@ -189,7 +189,7 @@ class Block:
         return f"<details><summary>{escape(self.title)}</summary>{out}</details>" if self.folded else out
 
 _short = lambda metric: metric.split("/", 1)[-1]
-_num = lambda x: "-" if x is None or not math.isfinite(x) else f"{x:.3g}" if abs(x) < 1 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
+_num = lambda x: "-" if x is None or not math.isfinite(x) else f"{x:.0f}" if x == round(x) else f"{x:.3g}" if abs(x) < 1 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
 _span = lambda m, lo, hi, n: "-" if not n else f"{_num(m)} (n={n})" if not math.isfinite(lo) else f"{_num(m)} [{_num(lo)}, {_num(hi)}] (n={n})"
 
 def _metric_blocks(s, found, cell, title, note, names, folded=False):

@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'LAYERS', 'PATCH', 'EMBED', 'WORDS', 'clip_config', 'new_clip', 'clip_input', 'near_miss', 'contrast',
            'Tutor', 'clip_accuracy', 'write_clip', 'train_clip']
 
-# %% ../nbs/61_clip.ipynb #5555e82c
+# %% ../nbs/61_clip.ipynb #b1043323
 import json, re
 from pathlib import Path
 import numpy as np, torch
@@ -17,7 +17,7 @@ from .core import atomic_write
 from .metrics import Clip
 from .training import SIZE, TRAIN, _spoil, caption_words, fit, held_out, load_tokenizer, pictures, to_batch, write_tokenizer
 
-# %% ../nbs/61_clip.ipynb #59e5f379
+# %% ../nbs/61_clip.ipynb #0fc688f6
 WIDTH, LAYERS, PATCH, EMBED, WORDS = 96, 3, 8, 64, 24   # WORDS: tokens per text; the longest caption has 22
 
 def clip_config(vocab: int           # words in the tokenizer
@@ -37,7 +37,7 @@ def clip_input(x: torch.Tensor         # (B, 3, 64, 64) in [-1, 1]
     "Normalise as `metrics.Clip` does."
     return ((x+1)/2-torch.tensor(Clip.mean).view(3, 1, 1))/torch.tensor(Clip.std).view(3, 1, 1)
 
-# %% ../nbs/61_clip.ipynb #3c384b94
+# %% ../nbs/61_clip.ipynb #dcaf77cb
 _KINDS = (tuple(pb.NOUNS), tuple(sorted(set(pb.PLURALS.values())-{"fish"})), tuple(pb.COLOURS), tuple(m for m in pb.MATERIALS if m != "plain"),
           tuple(pb.SIZES), tuple(pb.BACKGROUNDS.values()), tuple(pb.STYLES.values()))
 
@@ -53,7 +53,7 @@ def contrast(images, texts, misses, scale) -> torch.Tensor:
     right = torch.arange(len(images)); logits = scale*images @ torch.cat([texts, misses]).T
     return (F.cross_entropy(logits, right)+F.cross_entropy(logits[:, :len(images)].T, right))/2
 
-# %% ../nbs/61_clip.ipynb #0605df85
+# %% ../nbs/61_clip.ipynb #bd4101c8
 _TRAITS = {"noun": pb.NOUNS, "colour": tuple(pb.COLOURS), "material": pb.MATERIALS, "size": tuple(pb.SIZES), "pose": ("upright", "tilted")}
 
 class Tutor(nn.Module):
@@ -73,7 +73,7 @@ class Tutor(nn.Module):
             loss = loss+F.cross_entropy(o, torch.tensor([names.index(getattr(s, key)) for s in scenes]))
         return loss
 
-# %% ../nbs/61_clip.ipynb #38fb66fd
+# %% ../nbs/61_clip.ipynb #75692eeb
 @torch.no_grad()
 def clip_accuracy(clip: Clip,            # the model, wrapped
                   scenes: list,          # held-out scenes
