@@ -9,7 +9,7 @@ __all__ = ['CONTROLS', 'PRESETS', 'VARIANTS', 'KNOBS', 'OURS', 'PROFILES', 'HEAD
            'merge_runs', 'run_bench', 'write_tables', 'draw_trade_off', 'read_config']
 
 # %% ../nbs/37_bench.ipynb #02020202
-import itertools, json, os, secrets, shutil, threading, time
+import itertools, json, os, re, secrets, shutil, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .methods.base import check_model, check_options, find_method, method_names
 from .models import diagnose, find_spec
 from .picturebook import EDIT_TYPES, write_benchmark
 from .piebench import DataSet, read_data
-from .stats import Table, trade_off
+from .stats import Table, scores, trade_off
 
 # %% ../nbs/37_bench.ipynb #04040404
 CONTROLS = ("identity", "vae")
@@ -55,7 +55,7 @@ class Run:
     def to_dict(self) -> dict: return dict(label=self.label, method=self.method, model=self.model, settings=self.settings, knob=self.knob, value=self.value, oracle=self.oracle, control=self.control)
 
 # %% ../nbs/37_bench.ipynb #07070707
-_TAKEN = ("prompt", "source_prompt", "method", "model", "image", "options", "negative_prompt")
+_TAKEN = ("prompt", "source_prompt", "method", "model", "image", "options", "negative_prompt", "precision")
 
 def _check_run(run: Run):
     "Refuse settings that no edit could have, before anything is loaded."
@@ -67,6 +67,7 @@ def _check_run(run: Run):
     if lost := set(options)-set(m.options):
         raise OptionError(f"setting {', '.join(sorted(lost))} is unknown to {run.label!r}: there are {', '.join(sorted(ask|set(OURS)|set(m.options)))}; to set one method alone, write METHOD.NAME")
     check_options(m, options)
+    if run.settings.get("schedule") not in (None, *m.schedules): raise OptionError(f"schedule={run.settings['schedule']!r} of {run.label!r}: it has {', '.join(m.schedules)}")
     return EditRequest(prompt="a prompt", method=m.key, options=options, **{k: v for k, v in run.settings.items() if k in ask and k not in OURS})
 
 def default_model(method: str, settings: dict=None) -> str:
@@ -86,7 +87,7 @@ def make_runs(methods="all",        # "all", names of methods, `PRESETS` or `VAR
              ) -> list:             # of `Run`
     "List what is compared, controls included; raises `OptionError` for what no edit could have."
     named = {**{k: dict(method=k) for k in method_names()}, **VARIANTS, **PRESETS}
-    asked = [m for m in named if m != "published-as-run"] if methods == "all" else make_list(methods)
+    asked = [n for m in make_list(methods) for n in ([k for k in named if k != "published-as-run"] if m == "all" else [m])]
     if not asked: raise OptionError("no method was named: give some, or all")
     general, own, out = {k: v for k, v in (settings or {}).items() if not (k in named and isinstance(v, dict))}, {k: v for k, v in (settings or {}).items() if k in named and isinstance(v, dict)}, []
     names = {m if isinstance(m, str) else m.get("label", m.get("method")) for m in asked}
@@ -521,8 +522,9 @@ class Bench:
     def types(self) -> Table:
         "Edit success (background PSNR where nobody judges success) per edit type."
         k, how = ("success", lambda v: f"{v:.0%}") if HEADLINE[self.run["profile"]]["success"] else ("background_psnr", lambda v: f"{v:.1f}")
-        kinds = sorted({r["type"] for r in self.rows}, key=int); per = {t: {(r["label"], r["model"]): r[k] for r in summarise([r for r in self.rows if r["type"] == t])} for t in kinds}
-        rows = tuple((r["label"], r["model"], *("-" if (v := per[t].get((r["label"], r["model"]))) is None else how(v) for t in kinds)) for r in self.run["runs"])
+        kinds = sorted({r["type"] for r in self.rows}, key=int); s = scores(flat_rows(self.rows), k, method=("label", "model")); kind = np.asarray(s.types)
+        def mean(r, t): v = s.values.get(f"{r['label']} {r['model']}", np.array([])); v = v[kind == t] if len(v) else v; return how(np.nanmean(v)) if np.isfinite(v).any() else "-"
+        rows = tuple((r["label"], r["model"], *(mean(r, t) for t in kinds)) for r in self.run["runs"])
         return Table(("method", "model", *(EDIT_TYPES[int(t)] for t in kinds)), rows, f"{k.replace('_', ' ')} per type")
     @property
     def cost(self) -> str:
@@ -541,11 +543,11 @@ class Bench:
             for r in runs:
                 row = found.get((r["label"], r["model"], e.id)); cells.append(load_image(self.folder/row["image"]) if row and row["image"] else None); heads.append(r["label"])
         return image_grid(cells, len(cells)//len(entries), heads, scale)
+    def _curve(self, r): return (re.sub(rf" {r['knob']}=\S+", "", r["label"]) if r["knob"] else r["label"])+(f" on {r['model']}" if len({x["model"] for x in self.run["runs"]}) > 1 else "")
     def trade_off(self, x: str="background_psnr", y: str="success"):
         "Curves of two headline figures over each method's knob, see `stats.trade_off`."
         up = tuple(k != "structure_error" for k in (x, y))
-        rows = [dict(r, method=r["label"].split(f" {r['knob']}=")[0]+(f" on {r['model']}" if several else "")) for several in [len({r["model"] for r in self.run["runs"]}) > 1] for r in flat_rows(self.rows)]
-        return trade_off(rows, x, y, "value", up=up, draws=2000)
+        return trade_off([dict(r, method=self._curve(r)) for r in flat_rows(self.rows)], x, y, "value", up=up, draws=2000)
     def _repr_markdown_(self): return self.table()._repr_markdown_()+f"\n\n{self.cost}"
     def __repr__(self): return f"{self.table()!r}\n{self.cost}"
 
@@ -575,16 +577,17 @@ def merge_runs(out,      # results folder that takes them in; made if absent
 class _Live:
     "Progress with rate, time left and failures; in a notebook a table that grows as well."
     def __init__(self, total, quiet, show):
-        self.bar, self.failed, self.lock, self.show, self.last, self.handle = progress(total=total, desc="benchmark", quiet=quiet), 0, threading.Lock(), None if quiet else show, time.monotonic(), None
+        self.bar, self.failed, self.lock, self.show = progress(total=total, desc="benchmark", quiet=quiet), 0, threading.Lock(), None if quiet else show
+        self.next, self.handle = time.monotonic()+3, None
     def __call__(self, row, new):
         with self.lock:
             self.failed += bool(row["error"])
             if not new and self.bar.total is not None: self.bar.initial += 1    # done before: no part of the rate
             self.bar.update(); self.bar.set_postfix_str(f"{row['label']}, {self.failed} failed", refresh=False)
     def tick(self):
-        "Redraw the live table, at most every 3 s."
-        if self.show is None or time.monotonic()-self.last < 3: return
-        self.last, shown = time.monotonic(), self.show()
+        "Redraw the live table, every few seconds and for at most a fiftieth of the time."
+        if self.show is None or (start := time.monotonic()) < self.next: return
+        shown = self.show(); self.next = time.monotonic()+max(3, 50*(time.monotonic()-start))
         from IPython.display import display
         if self.handle is None: self.handle = display(shown, display_id=True)
         else: self.handle.update(shown)
@@ -635,11 +638,11 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder (PIE-Bench or 
     run = dict(dataset="picturebook" if str(dataset) == "picturebook" else data.root.name, data=where, size=size, skipped=data.skipped, problems=[[p.id, p.field, p.reason] for p in data.problems], profile=profile,
                precision=precision, seeds=list(seeds), entries={e.id: _entry_hash(e) for e in data}, runs=[r.to_dict() for r in good], refused=[dict(label=r.label, method=r.method, model=r.model, reason=why) for r, why in refused],
                unavailable=judge.unavailable, metrics=judge.describe(), versions=versions(), revisions={m: editors(m).parts.revision for m in dict.fromkeys(r.model for r in good)})
+    out.mkdir(parents=True, exist_ok=True)
     if team.rank == 0: atomic_write(out/"run.json", json.dumps(run, indent=1).encode())
     mine = list(data)[part[0]-1::part[1]]; loading, begun = time.perf_counter()-start, time.perf_counter()
     live = _Live(len(good)*len(mine)*len(seeds), quiet or team.rank > 0, (lambda: read_bench(out).table()) if _in_notebook() else None)
-    def seen(row, new): live(row, new)
-    worker = _Bench(out, editors, judge, profile, mine, seeds, precision, part, read_rows(out), seen, workers, retry)
+    worker = _Bench(out, editors, judge, profile, mine, seeds, precision, part, read_rows(out), live, workers, retry)
     try:
         for _ in worker.run(good): live.tick()
     finally:
@@ -674,18 +677,17 @@ def draw_trade_off(found: Bench,                    # results over several value
                    x: str="background_psnr", y: str="success",   # headline figures
                    size: tuple=(7.5, 5)             # inches
                   ) -> Image.Image:
-    "Draw one curve per method over its knob, intervals as crosses, the Pareto front as a staircase; a method that was told the region is drawn hollow."
+    "Draw one curve per method over its knob, intervals as crosses, the Pareto front as a staircase; what was told the region (an oracle) is drawn hollow."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     t = found.trade_off(x, y); fig = Figure(size, dpi=110, layout="constrained"); canvas = FigureCanvasAgg(fig); ax = fig.add_subplot()
-    told = {r["label"].split(f" {r['knob']}=")[0] for r in found.run["runs"] if r["oracle"]}; plain = set(CONTROLS)
+    plain = set(CONTROLS)
     for i, (name, points) in enumerate(t.curves().items()):
         colour = "0.45" if name.split(" on ")[0] in plain else f"C{i % 10}"
         xs, ys = [p.x.mean for p in points], [p.y.mean for p in points]
         bars = [np.nan_to_num([[p.x.mean-p.x.low, p.x.high-p.x.mean] for p in points]).T.clip(0), np.nan_to_num([[p.y.mean-p.y.low, p.y.high-p.y.mean] for p in points]).T.clip(0)]
         ax.errorbar(xs, ys, bars[1], bars[0], fmt="none", ecolor=colour, alpha=.25, lw=1)
-        hollow = name in told or "oracle" in name
-        ax.plot(xs, ys, "s" if colour == "0.45" else "o-", color=colour, ms=5, lw=1.4, mfc="none" if hollow else colour, label=name, ls="none" if len(xs) == 1 else "-")
+        ax.plot(xs, ys, "s" if colour == "0.45" else "o-", color=colour, ms=5, lw=1.4, mfc="none" if "(oracle mask)" in name else colour, label=name, ls="none" if len(xs) == 1 else "-")
         for p in points:
             if p.knob is not None: ax.annotate(f"{p.knob:g}" if isinstance(p.knob, (int, float)) else str(p.knob), (p.x.mean, p.y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
     front = sorted((p.x.mean, p.y.mean) for p in t.points if p.front)

@@ -127,7 +127,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          source_prompt: Annotated[str, typer.Option(help="What the picture shows now, for methods that compare.")]=None,
          negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from.")]="",
          model: _Model="mini",
-         method: Annotated[str, typer.Option(help="ddcm, img2img, ...")]="ddcm",
+         method: Annotated[str, typer.Option(help="ddcm (if not given), img2img, ...; flow models have one way only.")]=None,
          steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the method's default if not given.")]=None,
          strength: Annotated[float, typer.Option(help="Start time as a share of the schedule, above 0 and up to 1.")]=None,
          guidance: Annotated[str, typer.Option(help="Guidance scale, or a curve such as linear:3:1.")]=None,
@@ -150,12 +150,12 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     if not prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
     _writable(out, _SUFFIXES)
     if out.exists() and image.exists() and out.samefile(image): raise OptionError(f"{out} is the picture itself: choose another name, so that the original stays")
-    settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, method=method, steps=steps, strength=strength, guidance=_number(guidance), control=control,
+    settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
     editor = _heavy(quiet); editor.EditRequest(prompt=prompt, **settings)
-    if method: editor.find_method(method)
+    if method and method != "flow": editor.find_method(method)
     with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()

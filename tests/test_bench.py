@@ -225,7 +225,7 @@ def test_settings_grids_and_knobs():
 
 @pytest.mark.parametrize("kw, says", [(dict(methods="x"), "unknown"), (dict(methods=""), "no method"), (dict(methods="ddcm", settings=dict(flux=1)), "flux"), (dict(methods="ddcm,turbo", settings=dict(uac=True)), "METHOD.NAME"),
     (dict(methods="ddcm", settings=dict(steps=0)), "steps"), (dict(methods="ddcm", settings=dict(mask="mine")), "mask"), (dict(methods="ddcm", settings=dict(turbo=dict(w=1.))), "takes no part"), (dict(methods="ddcm,ddcm"), "twice"),
-    (dict(methods=[dict(label="a")]), "no method"), (dict(methods="ddcm", settings=dict(guidance=[1., -1.])), "guidance"), (dict(methods="ddcm", settings=dict(prompt="x")), "prompt")])
+    (dict(methods=[dict(label="a")]), "no method"), (dict(methods="ddcm", settings=dict(guidance=[1., -1.])), "guidance"), (dict(methods="ddcm", settings=dict(prompt="x")), "prompt"), (dict(methods="ddcm", settings=dict(schedule="stock")), "continuous")])
 def test_bad_runs(kw, says):
     with pytest.raises(OptionError, match=says): make_runs(**kw)
 
