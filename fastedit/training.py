@@ -634,7 +634,7 @@ def train_instruct(state, steps: int=800, batch: int=48, quiet: bool=False):
     from safetensors.torch import save_file
     vae = _load(AutoencoderKL, state, "vae"); z, told = triples(state, vae, quiet); scale = vae.config.scaling_factor
     unet, *enc = _frozen(state, "unet", "text_encoder", "text_encoder_2"); tok = load_tokenizer(_part(state, "tokenizer"))
-    torch.manual_seed(5); widen(unet).add_adapter(lora_config(6)); unet.conv_in.requires_grad_(True).float()
+    torch.manual_seed(5); widen(unet).add_adapter(lora_config(4)); unet.conv_in.requires_grad_(True).float()
     def loss_fn(step, rng):
         ids = np.sort(rng.integers(0, len(z), batch)); pair = torch.tensor(z[ids]).float(); noise = torch.randn(batch, 4, LATENT, LATENT); t = torch.tensor(rng.integers(0, 1000, batch))
         blind, mute = torch.tensor(rng.random(batch) < .07).view(-1, 1, 1, 1), rng.random(batch) < .1
