@@ -10,6 +10,7 @@ import hashlib, time
 from collections import Counter, OrderedDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 import torch
 from . import memory
 from .core import ModelError, NumericalError, OptionError, PromptError
@@ -117,11 +118,15 @@ class Denoiser:
                  memo: Memo=None):             # what other edits with the same networks have asked already
         self.parts, self.count, self._negative, self._drop_w, self._stem, self.tile = parts, count or Count(), negative, drop_w, None, tile
         self.memo, self._map = memo, None
-        self.schedule = NoiseSchedule.from_config(parts.scheduler); self.edges, self.dtype = None, parts.unet.dtype
+        self.edges = None
         if edges is not None:
             if parts.controlnet is None: raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded: use control='none' or load one")
             self.edges = edges.to(self.device, parts.controlnet.dtype)
 
+    @cached_property
+    def schedule(self): return NoiseSchedule.from_config(self.parts.scheduler)
+    @cached_property
+    def dtype(self): return self.parts.unet.dtype   # diffusers walks through all modules for it
     @property
     def device(self): return self.parts.device   # a network's own `.device` walks through all of its modules at every call
     @property

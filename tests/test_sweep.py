@@ -48,13 +48,13 @@ def checked(editor, pictures, prompt="a blue ball", alone_all=True, **kw):
 @pytest.mark.parametrize("kind", ["cfg", "w"])
 @pytest.mark.parametrize("schedule", ["stock", "continuous"])
 def test_a_grid_gives_the_same_bits_with_the_calls_that_were_planned(parts, kind, schedule):
-    s, p, images = checked(FastEditor(parts[kind]), A, method="img2img", schedule=schedule, control="canny", strength=[.5, .6, .8], guidance=[1., 1.5, 2.], control_scale=[0., .5, 1.], seed=[0, 1])
-    assert len(s.jobs) == 54 and p.distinct == len(set(images.values())) == (36 if schedule == "stock" else 54)
+    s, p, images = checked(FastEditor(parts[kind]), A, method="img2img", schedule=schedule, control="canny", strength=[.5, .6, .8], guidance=[1., 1.5, 2.], control_scale=[0., .5, 1.], steps=4 if schedule == "stock" else 2)
+    assert len(s.jobs) == 27 and p.distinct == len(set(images.values())) == (18 if schedule == "stock" else 27)
     a, b, c = p.alone(), p.alone([i for i, _ in p.order]), p.shared(); assert all(c[n] <= b[n] <= a[n] for n in a) and c["controlnet"] < b["controlnet"] and c["encode"] == 1
     if kind == "cfg" or schedule == "stock":
-        two = 2 if schedule == "stock" else 3; steps = 2+3 if schedule == "stock" else 12
-        assert b["unet"] == steps*3*2*5 and c["unet"] == b["unet"]-two*3*2*2        # of 1 + 2 + 2 samples in each first step, two need not run
-        assert c["controlnet"] == (steps-two)*2*2*5+two*2*3                        # its first answer serves all scales, and all guidances but 1
+        two = 2 if schedule == "stock" else 3; steps = 2+3 if schedule == "stock" else 3*2
+        assert b["unet"] == steps*3*5 and c["unet"] == b["unet"]-two*3*2        # of 1 + 2 + 2 samples in each first step, two need not run
+        assert c["controlnet"] == (steps-two)*2*5+two*3                        # its first answer serves all scales, and all guidances but 1
     assert c["unet"] == s.ran["unet"] and s.memo.peak < 3e6
 
 @pytest.mark.parametrize("method, kw", [("ddcm", dict(guidance=[1., 2.], control_scale=[0., .5], seed=[0, 1])), ("turbo", dict(seed=[0, 1], guidance=[1., 2.])), ("chord", dict(guidance=[1., 1.5])),
@@ -66,8 +66,8 @@ def test_every_method_shares_only_what_is_exact(ed, method, kw):
     s, p, images = checked(ed, A, method=method, source_prompt="a red ball", **kw)
     assert p.shared()["unet"] <= p.alone()["unet"] and p.alone()["unet"] == sum(p.acts[i].nfe[1] for i in range(len(s.jobs)))
 
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.sampled_from([.5, .55, .75, 1.]), st.sampled_from([1., 1.5, 3.]), st.sampled_from([0., .4, 1.]), st.integers(0, 1), st.sampled_from(["stock", "continuous"]), st.sampled_from(["a cup", "a ball"])), min_size=2, max_size=5))
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from([.5, .55, .75, 1.]), st.sampled_from([1., 1.5, 3.]), st.sampled_from([0., .4, 1.]), st.integers(0, 1), st.sampled_from(["stock", "continuous"]), st.sampled_from(["a cup", "a ball"])), min_size=2, max_size=4))
 def test_any_set_of_settings(parts, drawn):
     e = FastEditor(parts["cfg"]); s = Sweep(A, "x", editor=e, method="img2img", control="canny", steps=3); s.jobs = [(0, {}, EditRequest(prompt=q, model=e.spec.key, method="img2img", steps=3, control="canny", strength=a, guidance=g, control_scale=c, seed=n, schedule=w)) for a, g, c, n, w, q in drawn]
     p = s.plan(); found = dict(s.results()); assert s.ran["unet"] == p.shared()["unet"]
@@ -111,9 +111,9 @@ def test_a_plan_asks_no_network_and_leaves_the_editor_alone(ed):
     assert not ed.cache.items and ed.parts.unet.dtype == torch.float32 and json.loads(json.dumps(p.to_dict()))["settings"] == 12 and "without duplicates" in p._repr_markdown_()
 
 def test_depth_first_needs_little_memory(ed):
-    s = Sweep(A, "a cup", editor=ed, method="img2img", control="canny", strength=[.5, .7, .9], guidance=[1., 1.5, 2.], control_scale=[.25, .5, 1.], seed=[0, 1, 2]); most = 0
+    s = Sweep(A, "a cup", editor=ed, method="img2img", control="canny", steps=2, strength=[.5, .9], guidance=[1., 1.5, 2.], control_scale=[.5, 1.], seed=[0, 1]); most = 0
     for _ in s.results(): most = max(most, sum(k > 1 << 15 for _, k in s.memo.items.values()))
-    assert 0 < most <= 2 and s.plan().distinct == 81   # the ControlNet's first answers, alone and for a pair
+    assert 0 < most <= 2 and s.plan().distinct == 24   # the ControlNet's first answers, alone and for a pair
     tight = Sweep(A, "a cup", editor=ed, method="img2img", control="canny", guidance=[1.5, 2.], control_scale=[.5, 1.], memo_bytes=1); found = dict(tight.results()); own = FastEditor(ed.parts)
     assert all(found[k].image.tobytes() == own(A, request=tight.jobs[i][2]).image.tobytes() for k, (i, _) in enumerate(tight.plan().order)) and tight.ran["unet"] >= tight.plan().shared()["unet"]
 
