@@ -681,7 +681,7 @@ def quantize(module,             # network in its compute type
         import bitsandbytes as bnb
         for name, lin in [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)]:
             new = bnb.nn.Linear4bit(lin.in_features, lin.out_features, lin.bias is not None, compute_dtype=lin.weight.dtype, quant_type="nf4")
-            new.weight = bnb.nn.Params4bit(lin.weight.data, requires_grad=False, quant_type="nf4"); new.bias = lin.bias
+            new.weight = bnb.nn.Params4bit(lin.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=False); new.bias = lin.bias
             owner, _, leaf = name.rpartition("."); setattr(module.get_submodule(owner), leaf, new.to(device))   # moving is what quantises
     return module
 
@@ -888,7 +888,7 @@ def load_model(name,                     # registry name, local folder, .safeten
     device = device or default_device(); check_precision(precision, device)
     if compile: _check_compiler(device)
     if spec.family == "flow":
-        raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use it as a comparator")
+        raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use FastEditor({spec.key!r}) or flow.load_flow({spec.key!r})")
     adapter = spec.lora if lora is True else Source(str(lora)) if lora else None
     single = Path(spec.path) if spec.path and Path(spec.path).is_file() else None
     places = _places(spec, _pick_controlnet(spec, controlnet), adapter, vae); mini = _MINI.get(spec.key) if spec.key in MODELS else None

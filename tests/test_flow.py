@@ -103,6 +103,17 @@ def test_what_such_a_model_cannot_have(folders, tmp_path, monkeypatch):
     for kw, word in ((dict(precision="fp16"), "overflows"), (dict(residency="text-cached"), "model-offload"), (dict(controlnet="canny-sdxl"), "leave it out"), (dict(precision="int4"), "does not work on cpu")):
         with pytest.raises(OptionError, match=word): FastEditor(spec, device="cpu", **kw)
 
+def test_the_command_line_edits_with_them(folders, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+    from fastedit.cli import app
+    from fastedit.images import read_metadata
+    monkeypatch.setenv("FASTEDIT_MODELS", str(tmp_path/"models")); shutil.copytree(folders["flux2-klein"], tmp_path/"models"/"black-forest-labs"/"FLUX.2-klein-4B"); A.save(tmp_path/"a.png")
+    run = lambda *a: CliRunner().invoke(app, ["edit", str(tmp_path/"a.png"), "make it blue", "-o", str(tmp_path/"b.png"), "--model", "flux2-klein", "--size", "80x64", "--steps", "2", "--device", "cpu", *a])
+    r = run("-q"); assert r.exit_code == 0, r.output
+    m = read_metadata(tmp_path/"b.png"); assert m["request"]["method"] == "flow" and m["nfe"] == 2 and len(m["timesteps"]) == 2
+    assert run("--method", "flow", "-q").exit_code == 0
+    r = run("--method", "ddcm", "-q"); assert r.exit_code == 2 and "one way to edit" in r.output
+
 def test_nan_is_an_error_and_no_picture(folders):
     e = FastEditor(row(folders["flux2-klein"], "flux2-klein"), device="cpu"); next(e.parts.pipe.transformer.parameters()).fill_(float("nan"))
     with pytest.raises(NumericalError): e(A, "make it blue", steps=1, size=(80, 64))

@@ -87,6 +87,18 @@ def test_registry_is_complete_and_consistent():
     assert M.MODELS["ssd-1b-lora"].lora.repo.endswith("ssd-1b") and M.MODELS["sdxl"].lora.repo.endswith("sdxl"), "each UNet has its own LoRA"
     assert round(M.MODELS["ssd-1b"].size_gb("fp16"), 2) == 4.79 and M.MODELS["ssd-1b"].size_gb("fp32") == 2*M.MODELS["ssd-1b"].size_gb("fp16")
 
+def test_what_is_not_known_for_sure_is_said(folders):
+    "A source is pinned to a commit, or follows the branch main and says so; doctor repeats it; models that are here have no open questions."
+    loose = set()
+    for s in M.MODELS.values():
+        for src in filter(None, (s.base, s.unet, s.lora)):
+            assert src.pinned or src.revision == "main"
+            if not src.pinned and not s.key.startswith("mini"): loose.add(src.repo); assert any(src.repo in q and "not pinned" in q for q in s.open_questions())
+        assert ("licence" in s.confirmed) == (not any("licence" in q for q in s.open_questions())) or s.key.startswith("mini")
+    assert loose and all(p.source.pinned or p.source.revision == "main" for p in (*M.CONTROLNETS.values(), *M.VAES.values()))
+    d = M.diagnose("ssd-1b"); assert d.questions == M.MODELS["ssd-1b"].open_questions() and all(f"not known for sure: {q}" in str(d) for q in d.questions)
+    assert not M.MODELS["mini"].open_questions() and not M.load_model(folders["xl"]).spec.open_questions()
+
 @pytest.mark.parametrize("bad", ["ssd1b", "no/such/place", ""])
 def test_unknown_names_list_the_known_ones(bad):
     with pytest.raises(ModelError, match="ssd-1b.*mini") if bad else pytest.raises(ModelError): M.load_model(bad)
