@@ -333,10 +333,14 @@ def fetch(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name in th
 
 def _fetch_metrics(quiet):
     "Download the backbones of the metrics; one that fails does not stop the others."
+    import logging
     from fastedit.core import ModelError
     _heavy(quiet)
     from fastedit import metrics
-    with _waiting("fetching", quiet): found = metrics.fetch_backbones()
+    try:
+        logging.disable(logging.ERROR)   # each library's own words; ours follow
+        with _waiting("fetching", quiet): found = metrics.fetch_backbones()
+    finally: logging.disable(logging.NOTSET)
     for name, where in found.items(): print(f"{name}: {where}")
     if bad := [n for n, where in found.items() if isinstance(where, str)]:
         raise ModelError(f"{len(bad)} of {len(found)} networks could not be fetched ({', '.join(bad)}): is there a network? Metrics that need them say 'unavailable'; all others work without")

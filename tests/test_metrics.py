@@ -343,8 +343,9 @@ def test_the_standin_is_scored_per_type_in_little_memory():
     assert all(t["corrected/psnr-bg"] > 20 and t["with_background"] == t["n"] for t in d["types"][:9]) and d["types"][9]["corrected/psnr-bg"] is None and d["types"][9]["with_background"] == 0
 
 def test_fetching_metrics_offline_ends_in_words(monkeypatch):
+    from pathlib import Path
     from typer.testing import CliRunner
     from fastedit.cli import app
-    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": "/cache/alexnet.pth", "clip-vit-l14": "failed: OSError: no network"})
+    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth"), "clip-vit-l14": "failed: OSError: no network"})
     r = CliRunner().invoke(app, ["fetch", "metrics", "-q"]); assert r.exit_code == 1 and "clip-vit-l14: failed: OSError: no network" in r.output and "1 of 2 networks" in r.output and "Traceback" not in r.output
-    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": "/cache/alexnet.pth"}); assert CliRunner().invoke(app, ["fetch", "metrics", "-q"]).exit_code == 0
+    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth")}); assert CliRunner().invoke(app, ["fetch", "metrics", "-q"]).exit_code == 0
