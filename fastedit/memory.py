@@ -521,7 +521,7 @@ def _way_out(model, best, budget, batch, steps, precision, controlnet) -> str:
     (w, h), m = best.size, find_spec(model.spec if isinstance(model, Components) else model).multiple
     for k in (.75, .5, .375, .25): tries.append((f"at {(s := (max(m, int(w*k)//m*m), max(m, int(h*k)//m*m)))[0]}x{s[1]}", dict(size=s)))
     tries += [("with model 'sd15-lcm' at 512x512", dict(model="sd15-lcm", size=(512, 512)))]
-    for words, change in tries:
+    for words, change in tries if budget > best.margin.context+best.margin.workspace else ():   # below that nothing ever fits
         try: p, fits = _search(**dict(dict(model=model, budget=budget, precision=precision, size=best.size, batch=batch, steps=steps, controlnet=controlnet), **change))
         except FastEditError: continue
         if fits: return f"It would fit {words} ({p.residency}, {p.required/2**30:.2f} GiB)"
@@ -629,8 +629,8 @@ def whole_again(m):
     "Take off what `by_leaves` put on; the network is whole, on the CPU."
     from accelerate.hooks import remove_hook_from_module
     remove_hook_from_module(m, recurse=True)
-    if (hooks := getattr(m, "_diffusers_hook", None)) is not None:
-        for name in ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"): hooks.remove_hook(name, recurse=True)
+    for hooks in [x._diffusers_hook for x in m.modules() if hasattr(x, "_diffusers_hook")]:
+        for name in ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading"): hooks.remove_hook(name, recurse=False)
 
 @contextmanager
 def widened(parts: Components):

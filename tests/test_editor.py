@@ -246,7 +246,7 @@ def test_bad_scales_per_block_are_refused(ed, scales):
 
 # --- memory
 
-WIDE = dict(method="img2img", steps=2, size=(128, 128), control="canny", control_scale=.5)
+WIDE = dict(method="img2img", steps=1, size=(128, 128), control="canny", control_scale=.5)
 RUNGS = ["free-caches", "vae-tiling", "text-cached", "model-offload", "smaller-area"]
 def keys(r): return [f.split(":")[0] for f in r.fallbacks]
 def home(parts): return {(k, n): (t.data_ptr(), t.dtype, t.device) for k, m in parts.modules().items() for n, t in (*m.named_parameters(), *m.named_buffers())}
@@ -281,8 +281,8 @@ def test_every_rung_fires_and_gives_what_it_always_gives(heavy_text, needs, rung
 
 def test_freeing_caches_can_be_enough(heavy_text, needs):
     e = small_device(heavy_text, settings=Q.MemorySettings("model-offload"))
-    for i in range(4): e(picture(i), "a cup", **WIDE)
-    need = small_device(heavy_text, settings=e.memory)(A, "a blue ball", **WIDE).peak_memory; e.meter.limit = need+40_000   # room for the latents of an earlier result, not for four pictures
+    for i in range(2): e(picture(i), "a cup", **WIDE)
+    need = small_device(heavy_text, settings=e.memory)(A, "a blue ball", **WIDE).peak_memory; e.meter.limit = need+40_000   # room for the latents of an earlier result, not for two pictures
     r = e(A, "a blue ball", **WIDE); assert keys(r) == ["free-caches"] and same(r, needs[0]) and not e(A, "a blue ball", **WIDE).fallbacks
 
 def test_where_the_ladder_ends(heavy_text, needs):
@@ -297,8 +297,9 @@ def test_policies_give_the_same_bytes(heavy_text, needs, policy):
     e = FastEditor(heavy_text, residency=policy); r, again = e(A, "a blue ball", **WIDE), e(A, "a cup", **WIDE)
     assert same(r, needs[0]) and r.memory["residency"] == policy and not r.fallbacks and r.peak_memory is None and (r.memory["moved"] > 0) == (policy != "resident")
     sizes = heavy_text.weight_bytes(); text, rest = sizes["text_encoder"]+sizes["text_encoder_2"], sizes["unet"]+sizes["controlnet"]+2*sizes["vae"]
-    assert r.memory["moved"] == {"resident": 0, "text-cached": text}.get(policy, text+rest) and again.memory["moved"] == r.memory["moved"]
-    assert e(A, "a cup", **WIDE).memory["moved"] == {"resident": 0, "text-cached": 0}.get(policy, rest-sizes["vae"])   # what text and source say is known by now
+    assert r.memory["moved"] == {"resident": 0, "text-cached": text}.get(policy, text+rest)
+    assert again.memory["moved"] == {"resident": 0, "text-cached": text}.get(policy, text+rest-sizes["vae"])   # another prompt; the source's latents are kept
+    assert e(A, "a cup", **WIDE).memory["moved"] == {"resident": 0, "text-cached": 0}.get(policy, rest-sizes["vae"])   # what the text says is known by now, too
     assert same(FastEditor(heavy_text)(A, "a blue ball", **WIDE), needs[0]) and heavy_text.mover is None
 
 def test_methods_that_ask_for_more_find_it(heavy_text):
@@ -331,7 +332,7 @@ def test_a_real_allocation_failure_on_the_cpu(parts, monkeypatch):
 def test_overflow_in_fp16_is_computed_again_in_fp32(folders):
     p = load_model(folders["cfg"], precision="fp16"); e = FastEditor(p); kw = dict(method="img2img", steps=1)
     assert not e(A, "a cup", **kw).fallbacks
-    p.vae.decoder.conv_out.weight.data.mul_(3e4/p.vae.decoder.conv_out.weight.abs().max()); before = {(k, n): t.clone() for k, m in p.modules().items() for n, t in m.named_parameters()}
+    w = p.vae.decoder.conv_out.weight; w.data = (w.float()*(3e4/w.abs().max().item())).half(); before = {(k, n): t.clone() for k, m in p.modules().items() for n, t in m.named_parameters()}
     r = e(A, "a cup", **kw); assert keys(r) == ["fp32"] and r.latents.dtype == torch.float32 and "fp16" in r.fallbacks[0] and r.to_dict()["fallbacks"]
     assert all(t.dtype == torch.float16 and torch.equal(t, before[k, n]) for k, m in p.modules().items() for n, t in m.named_parameters())
     assert all(v.states.dtype == torch.float16 for v, _ in e.cache.items.values() if hasattr(v, "states"))
@@ -359,7 +360,7 @@ def test_an_edit_weighs_what_was_predicted(parts, policy):
 
 def test_bench_memory_on_networks_in_small(monkeypatch):
     "The command's path, with small networks in the places of the large ones."
-    c = M.tiny_configs("sd15", **KW, vocab=514); c["vae"][1].update(block_out_channels=(8, 8, 16, 16), down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4)
+    c = M.tiny_configs("sd15", **KW, vocab=514); c["controlnet"][1].update(conditioning_embedding_out_channels=(8, 8, 16, 16)); c["vae"][1].update(block_out_channels=(8, 8, 16, 16), down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4)
     spec = M.find_spec("sd15-lcm"); what = {a: c[k] for k, a in spec.parts().items()}; monkeypatch.setattr(Q, "build", lambda arch, device="meta": M.build(what.get(arch, arch) if isinstance(arch, str) else arch, device))
     d = bench_memory("sd15-lcm", (128, 64), 2, controlnet=True); assert d["size"] == [128, 64] and d["weights"] == "random" and d["nfe"] == 4 and abs(d["tensors"]["ratio"]-1) < .1
     assert d["parameters"]["unet"] == M.count_parameters(M.build(c["unet"]))

@@ -271,7 +271,9 @@ def test_numbers_that_overflow_are_tried_wider_once():
 
 def test_settings_for_a_wish_and_a_budget():
     S = Q.settings_for; assert S("ssd-1b") == Q.MemorySettings() and S("ssd-1b", "sequential").residency == "sequential" and S("ssd-1b", "auto") == Q.MemorySettings()
-    assert S("ssd-1b", "auto", 6).residency == "text-cached" and S("ssd-1b", "auto", 24).residency == "resident" and S("sd15-lcm", "resident", 3.2).vae_tile == 256
+    assert S("ssd-1b", "auto", 6).residency == "text-cached" and S("ssd-1b", "auto", 24).residency == "resident"
+    whole, tiled = (Q.predict_memory("sd15-lcm", vae_tile=t).required/GIB for t in (None, 256)); assert tiled < whole
+    assert S("sd15-lcm", "resident", whole).vae_tile is None and S("sd15-lcm", "resident", (whole+tiled)/2).vae_tile == 256
     with pytest.raises(MemoryPlanError, match="resident.*may be used. The plan for 6 GiB: fp16, text-cached"): S("ssd-1b", "resident", 6)
     with pytest.raises(MemoryPlanError, match="would fit"): S("sdxl", "auto", 1)
     for kw in (dict(residency="here"), dict(budget_gb=0), dict(budget_gb=-1), dict(budget_gb=True), dict(budget_gb="6"), dict(budget_gb=float("nan"))):
