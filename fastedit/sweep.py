@@ -7,7 +7,7 @@ __all__ = ['NETWORKS', 'FINE', 'WIDE', 'GRID', 'Span', 'combinations', 'read_val
            'rehearsed', 'Act', 'rehearse', 'Plan', 'make_plan', 'change', 'Done', 'Sweep', 'grid_picture', 'grid_html',
            'Curve', 'response', 'best', 'sweep', 'Clocked', 'stock_loop', 'race', 'Race', 'bench_sweep']
 
-# %% ../nbs/34_sweep.ipynb #e8e771cb
+# %% ../nbs/34_sweep.ipynb #5fb04456
 import base64, copy, io, itertools, json, math, random, time
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from . import images, schedules
 from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress
 from .denoiser import Denoiser, Memo, Text, fingerprint
@@ -430,7 +430,7 @@ class Sweep:
     def __repr__(self): return f"Sweep({len(self.jobs)} settings over {', '.join(self.names) or 'nothing'}, {len(self.subjects)} picture{'s'*(len(self.subjects) != 1)}; {len(self._done)} of {self.plan().distinct} distinct ones done)"
     def _repr_html_(self): return f"<p>{escape(repr(self))}</p>"+(self.html(body=True) if self._done else self.plan().table._repr_html_())
 
-# %% ../nbs/34_sweep.ipynb #1ca40b92
+# %% ../nbs/34_sweep.ipynb #bb266d69
 def _short(v) -> str: return f"{v:g}" if isinstance(v, float) else str(v)
 
 def _axes(s, rows, cols, at):
@@ -452,13 +452,20 @@ def grid_picture(sweep: Sweep,
         for n in sweep.names:
             if n not in (rows, cols): at.setdefault(n, v[n])
         if all(v[n] == x for n, x in at.items()): cells.setdefault((repr(v.get(rows)), repr(v.get(cols))), (v, sweep._done.get(where[j])))
-    down, along = (list(dict.fromkeys(key[a] for key in cells)) for a in (0, 1)); pics, labels = [], []
-    for key in itertools.product(down, along):
-        v, d = cells.get(key, (None, None)); im = d and d.image
-        pics.append(im and im.resize((side, round(side*im.height/im.width)), Image.BICUBIC if im.width < side else Image.LANCZOS))
-        labels.append("" if v is None else ", ".join(f"{n.rpartition('.')[2]} {_short(v[n])}" for n in (rows, cols) if n))
-    if not any(pics): raise DataError(f"none of this has run yet, or there is no such setting ({', '.join(f'{k}={v}' for k, v in at.items())}): call .run(), or give other values")
-    return images.image_grid(pics, cols=len(along), labels=labels)
+    down, along = (list(dict.fromkeys(key[a] for key in cells)) for a in (0, 1)); first = lambda a, key: next(v for k, (v, _) in cells.items() if k[a] == key)
+    heads = [f"{cols} {_short(first(1, b)[cols])}" if cols else "" for b in along]; sides = [f"{rows} {_short(first(0, a)[rows])}" if rows else "" for a in down]
+    pics = {k: d.image.resize((side, round(side*d.image.height/d.image.width)), Image.BICUBIC if d.image.width < side else Image.LANCZOS) for k, (_, d) in cells.items() if d is not None and d.image is not None}
+    if not pics: raise DataError(f"none of this has run yet, or there is no such setting ({', '.join(f'{k}={v}' for k, v in at.items())}): call .run(), or give other values")
+    font, h = ImageFont.load_default(11), max(p.height for p in pics.values()); left = round(max(map(font.getlength, sides)))+12
+    wraps = [images._wrap(t, font, side) for t in heads]; top = 14*max(map(len, wraps))+6
+    page = Image.new("RGB", (left+len(along)*(side+4), top+len(down)*(h+4)), "white"); draw = ImageDraw.Draw(page)
+    for c, lines in enumerate(wraps):
+        for k, line in enumerate(lines): draw.text((left+c*(side+4), 2+14*k), line, fill=(40, 40, 40), font=font)
+    for r, (a, text) in enumerate(zip(down, sides)):
+        draw.text((4, top+r*(h+4)+h/2), text, fill=(40, 40, 40), font=font, anchor="lm")
+        for c, b in enumerate(along):
+            if (a, b) in pics: page.paste(pics[a, b], (left+c*(side+4), top+r*(h+4)))
+    return page
 
 # %% ../nbs/34_sweep.ipynb #1e4315c0
 _PAGE = """<div class="fe-sweep"><style>.fe-sweep{font:14px/1.4 system-ui,sans-serif;color:#222}.fe-sweep label{margin-right:1em;white-space:nowrap}.fe-sweep table{border-collapse:collapse;margin-top:.6em}
@@ -569,7 +576,7 @@ def sweep(pictures, prompt=None,  # see `Sweep`
     "Run a sweep: `sweep(\"photo.jpg\", \"a blue ball\", strength=[.3, .5, .7], seed=range(3))`."
     return Sweep(pictures, prompt, **settings).run(quiet)
 
-# %% ../nbs/34_sweep.ipynb #18843cac
+# %% ../nbs/34_sweep.ipynb #dc0e5b0f
 FINE = tuple(round(.3+.05*i, 2) for i in range(9))        # around the published .5
 WIDE = (.25, .35, .45, .55, .65, .75, .85, .95, 1.)       # all that stock img2img can do in 4 steps
 GRID = dict(guidance=[1., 1.25, 1.5, 1.75, 2.], control_scale=[0., .25, .5, .75, 1.], seed=[0, 1, 2])
@@ -586,20 +593,21 @@ class Clocked(Memo):
 
 def stock_loop(editor: FastEditor, schedule: str):
     "Make a function that runs one setting as a user of diffusers would, on the same networks."
-    import diffusers
+    from diffusers import LCMScheduler, logging
     from fastedit.conditions import canny
-    p = editor.parts; own = {k: v for k, v in p.scheduler.items() if not k.startswith("_")}
-    class Continuous(diffusers.LCMScheduler):
+    from fastedit.speed import stock_pipeline
+    class Continuous(LCMScheduler):
         "Start where the strength says and take all the steps."
         share = 1.
         def set_timesteps(self, n, device=None, **kw): super().set_timesteps(n, device=device, strength=self.share)
-    scheduler = (Continuous if schedule == "continuous" else diffusers.LCMScheduler).from_config(own)
-    pipe = diffusers.StableDiffusionXLControlNetImg2ImgPipeline(vae=p.vae, text_encoder=p.text_encoder, text_encoder_2=p.text_encoder_2, tokenizer=p.tokenizer, tokenizer_2=p.tokenizer_2, unet=p.unet,
-        controlnet=p.controlnet, scheduler=scheduler, add_watermarker=False); pipe.set_progress_bar_config(disable=True)
+    pipe = stock_pipeline(editor.parts)
+    if schedule == "continuous": pipe.scheduler = scheduler = Continuous.from_config(pipe.scheduler.config)
     def run(source, edges, r):
         if schedule == "continuous": scheduler.share = r.strength
-        return pipe(r.prompt, image=source, control_image=edges, strength=1. if schedule == "continuous" else r.strength, num_inference_steps=4, guidance_scale=r.guidance, controlnet_conditioning_scale=r.control_scale,
+        before = logging.get_verbosity(); logging.set_verbosity_error()   # a note on every call, about modules that the VAE does not have
+        try: return pipe(r.prompt, image=source, control_image=edges, strength=1. if schedule == "continuous" else r.strength, num_inference_steps=4, guidance_scale=r.guidance, controlnet_conditioning_scale=r.control_scale,
                     generator=torch.Generator().manual_seed(r.seed), width=source.width, height=source.height).images[0]
+        finally: logging.set_verbosity(before)
     return run, canny
 
 @dataclass
