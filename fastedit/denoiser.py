@@ -170,7 +170,7 @@ class Denoiser:
                     else:
                         out = enc(ids, output_hidden_states=True); states.append(out.hidden_states[-2]); pooled = out[0]
             return Text(torch.cat(states, -1).to(self.device, self.dtype), None if pooled is None else pooled.to(self.device, self.dtype))
-        return run() if self.memo is None else self.memo.ask("text", fingerprint("text", prompt), 1, run)
+        return run() if self.memo is None else self.memo.ask("text", fingerprint("text", prompt, self.dtype), 1, run)
 
     def cut(self, prompt: str) -> int:
         "Count the tokens of `prompt` that do not fit the text encoders."
@@ -192,7 +192,7 @@ class Denoiser:
         def run():
             with self.stage("encode"), self._timed("vae"): return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         f = 2**(len(vae.config.block_out_channels)-1); shape = (len(pixels), vae.config.latent_channels, pixels.shape[-2]//f, pixels.shape[-1]//f)
-        d = run() if self.memo is None else self.memo.ask("encode", fingerprint("encode", pixels), len(pixels), run, shape)   # the posterior is shared, a draw from it is not
+        d = run() if self.memo is None else self.memo.ask("encode", fingerprint("encode", pixels, self.dtype), len(pixels), run, shape)   # the posterior is shared, a draw from it is not
         z = (d.sample(generator) if generator is not None else d.mean)
         return ((z-(getattr(vae.config, "shift_factor", None) or 0))*vae.config.scaling_factor).to(self.device, self.dtype)
 
@@ -235,8 +235,9 @@ class Denoiser:
                 about = fingerprint("controlnet", question if w is None else fingerprint(x, int(t), text.states, text.pooled), self._map, inside); question = fingerprint(question, about, tuple(scale))
             down, mid = self._residuals(x, t, text, inside, None if question is None else about)
         def run():
+            nonlocal down, mid
             more = dict(kw)
-            if controlled: more.update(down_block_additional_residuals=[(d if s == 1 else d*s).to(x) for d, s in zip(down, scale)], mid_block_additional_residual=(mid if scale[-1] == 1 else mid*scale[-1]).to(x))
+            if controlled: more.update(down_block_additional_residuals=[(d if s == 1 else d*s).to(x) for d, s in zip(down, scale)], mid_block_additional_residual=(mid if scale[-1] == 1 else mid*scale[-1]).to(x)); down = mid = None   # only what is passed on stays
             if w is not None: more["timestep_cond"] = guidance_embedding(w, self.parts.unet.config.time_cond_proj_dim).to(x)
             with self.stage("denoise"), self._timed("unet"): return self.parts.unet(x, t, encoder_hidden_states=text.states, return_dict=False, **self._conditions(text, x.shape), **more)[0]
         self.count.nfe += len(x); self.count.calls += 1

@@ -396,15 +396,17 @@ def predict_memory(model,                        # spec, registry name, local pa
     if tile and tile < max(w, h):
         n = math.ceil(max(1, w-tile//4)/(tile*3//4))*math.ceil(max(1, h-tile//4)/(tile*3//4)); t = cost("vae", "decode", tile, tile, 1, vnum)
         dec = Trace(t.peak+3*w*h*vnum*2, t.flops*n)  # the finished tiles wait while the next one is decoded, and are joined at the end
-    cross = uc["cross_attention_dim"]; carried = prompts*tokens*cross*num+6*4*(h//f)*(w//f)*num*batch+3*h*w*num
-    def stage(name, acts, flops, calls=1, extra=0):
+    said, latents, pictures = prompts*tokens*uc["cross_attention_dim"]*num, 4*(h//f)*(w//f)*num, 3*h*w*num*(2 if "controlnet" in conf else 1)  # the source, and its control map
+    stem = uc["block_out_channels"][0]*(h//f)*(w//f)*num if "controlnet" in conf else 0
+    carried = dict(text=pictures+said, encode=pictures+said, denoise=pictures+said+stem+3*batch*latents, decode=pictures+said+stem+3*latents)
+    def stage(name, acts, flops, calls=1):
         need = [k for k in STAGES[name] if k in weigh]; away = [k for k in need if k not in r.keeps]
         if r.moves == "leaves":
             leaves = [_leaves(_name(conf[k]), _vae_precision(model, k, precision), device) for k in away]
             ws = max([max(_pairs(x) if r.overlap else x) for x in leaves], default=0)
         else: ws = sum(weigh[k] for k in away)
         kept = sum(weigh[k] for k in weigh if k in r.keeps)
-        return StageMemory(name, kept+ws, acts, carried+extra, flops, sum(weigh[k] for k in away)*(calls if r.moves == "leaves" else 1))
+        return StageMemory(name, kept+ws, acts, carried[name], flops, sum(weigh[k] for k in away)*(calls if r.moves == "leaves" else 1))
     stages = (stage("text", max(t.peak for t in text), prompts*sum(t.flops for t in text)), stage("encode", enc.peak, enc.flops),
               stage("denoise", max(c.peak, u.peak+res), (u.flops+c.flops)*steps, steps), stage("decode", dec.peak, dec.flops))
     return Prediction(spec.key, precision, residency, (w, h), batch, steps, tile, weigh, stages)
