@@ -345,6 +345,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastedit.flow._flow_files': ('flow.html#_flow_files', 'fastedit/flow.py'),
                                'fastedit.flow._klein': ('flow.html#_klein', 'fastedit/flow.py'),
                                'fastedit.flow._kontext': ('flow.html#_kontext', 'fastedit/flow.py'),
+                               'fastedit.flow._narrowed': ('flow.html#_narrowed', 'fastedit/flow.py'),
                                'fastedit.flow._qwen': ('flow.html#_qwen', 'fastedit/flow.py'),
                                'fastedit.flow._watched': ('flow.html#_watched', 'fastedit/flow.py'),
                                'fastedit.flow.check_flow': ('flow.html#check_flow', 'fastedit/flow.py'),

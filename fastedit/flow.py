@@ -7,12 +7,12 @@ __all__ = ['FLOW', 'FLOW_PARTS', 'FlowRule', 'check_flow', 'FlowOutcome', 'FlowM
            'random_flow']
 
 # %% ../nbs/08_flow.ipynb #992c4ad1
-import json, time
+import json, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from .core import ModelError, OptionError, content_hash
-from .models import ModelSpec, check_precision, compute_dtype, default_device, file_hash, find_spec, locate, module_bytes, quantize, read_header, tensor_bytes
+from .core import MemoryPlanError, ModelError, OptionError, content_hash
+from .models import PRECISIONS, ModelSpec, check_precision, compute_dtype, default_device, file_hash, find_spec, locate, module_bytes, quantize, read_header, tensor_bytes
 
 # %% ../nbs/08_flow.ipynb #9e77dc3c
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ class FlowModel:
                 return state
             try: out = p(image=[image], prompt=prompt, height=h, width=w, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed), output_type="pt", callback_on_step_end=step, **kw).images[0]
             except (ValueError, TypeError, IndexError) as e: raise OptionError(f"diffusers' {self.spec.pipeline} refuses this request: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+            except torch.OutOfMemoryError as e:
+                raise MemoryPlanError(f"the memory is full while {self.spec.key!r} runs at {w}x{h}: use residency='model-offload' or 'sequential', precision='int8' or 'nf4', or a smaller size") from e
         finite("edited latents", last[0]); seconds = {**seen["seconds"], "total": time.perf_counter()-start}
         return FlowOutcome(to_image(finite("decoded pixels", out.float())*2-1), tuple(times), seen["nfe"], seconds, sum(seen["seconds"].values()), last[0])
 
@@ -168,6 +170,10 @@ def _flow_files(folder, spec) -> list:
         if f.suffix == ".safetensors": read_header(f)
     return files
 
+def _narrowed(component: str, precision: str) -> bool:
+    "Whether a precision's weights concern a component; pipelines ask a text encoder for its type, and cannot compute in float8."
+    return component == "transformer" or component.startswith("text_encoder") and PRECISIONS[precision].weights != "float8"
+
 def load_flow(name,                      # registry name, or a `ModelSpec` of family "flow"
               device: str|None=None,     # torch device; None: CUDA if there is one, else CPU
               precision: str="bf16",     # key of `PRECISIONS`; not fp16
@@ -186,13 +192,14 @@ def load_flow(name,                      # registry name, or a `ModelSpec` of fa
         raise ModelError(f"model {spec.key!r} ({spec.base}) is not on this machine: run `fastedit fetch {spec.key}` once while online (about {spec.disk_gb:g} GB), or use model 'mini'")
     files = _flow_files(Path(folder), spec); dtype = getattr(torch, compute_dtype(precision, device))
     try:
-        with _quiet(): pipe = getattr(diffusers, spec.pipeline).from_pretrained(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning); pipe = getattr(diffusers, spec.pipeline).from_pretrained(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
     except Exception as e: raise ModelError(f"{folder} cannot be loaded as {spec.pipeline}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}. Fetch or copy the model again") from e
     pipe.set_progress_bar_config(disable=True)
     for k, m in pipe.components.items():
         if not isinstance(m, torch.nn.Module): continue
         m.eval().requires_grad_(False)
-        if k == "transformer" or k.startswith("text_encoder"): quantize(m, precision, device)
+        if _narrowed(k, precision): quantize(m, precision, device)
     m = FlowModel(spec, pipe, content_hash([file_hash(f) for f in files], precision), precision, ("fp32 takes twice the memory of bf16, in which this model was trained",)*(precision == "fp32"))
     if str(device).startswith("cpu"): pipe.to(device); return m
     if residency == "auto": residency = "resident" if 1.3*sum(m.weight_bytes().values()) < torch.cuda.mem_get_info(device)[0] else "model-offload"
@@ -214,7 +221,7 @@ def open_flow(model, device=None, precision="bf16", residency="resident", **load
 _CLIP_L = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768)
 FLOW_PARTS = {   # published configurations; what is not named is the class's default
     "flux2-klein": dict(transformer=("Flux2Transformer2DModel", dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False)),
-        text_encoder=("Qwen3ForCausalLM", dict(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True)),
+        text_encoder=("Qwen3Model", dict(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)),   # its head shares the embedding's weights
         vae=("AutoencoderKLFlux2", {})),
     "qwen-image-edit": dict(transformer=("QwenImageTransformer2DModel", {}), vae=("AutoencoderKLQwenImage", {}),
         text_encoder=("Qwen2_5_VLForConditionalGeneration", dict(text_config=dict(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
@@ -236,7 +243,7 @@ def flow_bytes(key: str,                 # key of `FLOW_PARTS`
         c = getattr(transformers, cls); return c(c.config_class(**config))
     with torch.device("meta"): nets = {k: make(*v) for k, v in FLOW_PARTS[key].items()}
     plain = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[compute_dtype(precision, device)]
-    return {k: module_bytes(m, plain if k == "vae" else precision, device) for k, m in nets.items()}
+    return {k: module_bytes(m, precision if _narrowed(k, precision) else plain, device) for k, m in nets.items()}
 
 # %% ../nbs/08_flow.ipynb #aa53b9d5
 def _bytes_tokenizer(special=(), endings=()):

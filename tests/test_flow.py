@@ -4,8 +4,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
 from fastedit import FastEditor, flow as F, models as M, picturebook as pb
-from fastedit.core import Cancelled, ModelError, NumericalError, OptionError
-from fastedit.editor import EditRequest
+from fastedit.core import Cancelled, MemoryPlanError, ModelError, NumericalError, OptionError
 
 KEYS = {"flux2-klein": None, "flux-kontext": 2.5, "qwen-image-edit": 4.}   # row -> guidance at which a step costs one evaluation, or two for Qwen
 
@@ -117,6 +116,12 @@ def test_the_command_line_edits_with_them(folders, tmp_path, monkeypatch):
 def test_nan_is_an_error_and_no_picture(folders):
     e = FastEditor(row(folders["flux2-klein"], "flux2-klein"), device="cpu"); next(e.parts.pipe.transformer.parameters()).fill_(float("nan"))
     with pytest.raises(NumericalError): e(A, "make it blue", steps=1, size=(80, 64))
+
+def test_full_memory_is_one_error_with_a_way_out(editors, monkeypatch):
+    def full(*a, **k): raise torch.OutOfMemoryError("full")
+    e = editors["flux2-klein"]; monkeypatch.setattr(e.parts.pipe.vae, "decode", full)
+    with pytest.raises(MemoryPlanError, match="80x64.*model-offload"): e(A, "make it blue", steps=1, size=(80, 64))
+    assert hooks(e.parts) == 0
 
 def test_precisions_and_revisions(folders):
     spec = row(folders["flux2-klein"], "flux2-klein"); plain = F.load_flow(spec, "cpu", "fp32"); half = F.load_flow(spec, "cpu", "bf16")

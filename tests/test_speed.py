@@ -49,7 +49,7 @@ def test_calls_are_counted_and_the_caches_save_them(benches, kind, pair):
         assert t.identical and t.calls["ours"]["unet"] == b.steps*pair-(pair if pair == 2 and t is guided else 0) and t.calls["other"]["unet"] == b.steps*2 and len(t.ratios) == b.repeats == len(t.networks) and t.cpu_ratio > 0
     encoded = [t.calls["ours"]["encode"] for t in (first, second, guided)]; texts = [t.calls["ours"]["text"] for t in (first, second, guided)]
     assert encoded == [1, 0, 0] and texts[2] == 0 < texts[1] <= texts[0] and second.calls["other"]["encode"] == 1 and second.calls["other"]["text"] >= 1
-    assert not any(len(m._forward_hooks) for n in b.parts.modules().values() for m in n.modules())
+    assert not any(f.__module__.startswith("fastedit") for n in b.parts.modules().values() for m in n.modules() for f in m._forward_hooks.values())   # transformers keeps some of its own
 
 def test_w_embedding_halves_the_evaluations(benches):
     t = benches["w"].embedded(); assert t.calls["other"]["unet"] == 2*t.calls["ours"]["unet"] and t.identical and t.against == "CFG pair, ours"
