@@ -145,7 +145,7 @@ def test_plan(place):
     assert "6 GiB: fp16, text-cached" in r.stdout and "moves 1.64 GB" in r.stdout and "<- peak" in r.stdout and "estimates, not measurements" in r.stdout and " s on RTX 4090" in r.stdout
     d = json.loads(run("plan", "--model", "sdxl", "--budget", 12, "--size", "768x768", "--steps", 2, "--no-controlnet", "--json", "-q").stdout)
     c = d["chosen"]; assert (c["size"], c["steps"], c["budget_gb"]) == ([768, 768], 2, 12) and c["needs_gb"] <= 12 and len(c["stages"]) == 4 and c["seconds_estimate"] and len(d["table"]) == 6 and "50%" in d["assumptions"]
-    small = run("plan", "--precision", "fp32", "-q"); assert "does not fit" not in small.stdout and "sequential" in small.stdout
+    small = run("plan", "--precision", "fp32", "-q"); assert "does not fit" not in small.stdout and "group-offload" in small.stdout and "fp16" not in small.stdout
     assert "It would fit" in run("plan", "--model", "sdxl", "--precision", "fp32", "--size", "2048x2048", "-q").stdout
 
 def test_plan_refuses_in_words(place):

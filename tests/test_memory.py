@@ -104,7 +104,7 @@ def test_policies_order_the_peaks():
     assert abs(moved["text-cached"]/1.64e9-1) < .01 and moved["model-offload"] < 9.6e9, "against 9.6 GB of the published system"
     p = Q.predict_memory("ssd-1b"); assert p.worst.stage == "decode" and p.peak/GIB > 5.9 and "peak" in str(p)
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.sampled_from(["ssd-1b", "sdxl", "sd15-lcm"]), st.floats(.3, 90), st.integers(1, 8), st.sampled_from([None, "fp16", "fp32", "fp8"]))
 def test_a_plan_fits_or_is_refused_in_words(model, budget, batch, precision):
     try: p = Q.plan(model, budget, batch=batch, precision=precision)
