@@ -731,7 +731,7 @@ SDXL in miniature, trained on drawn picture-book scenes of 64x64 pixels (`fasted
 {parts}
 
 ## Training
-On two CPU cores, by `fastedit train STAGE` in the order vae, reader, teacher, lcm-lora, student, lcm, controlnet, instruct. Data: scenes 0..{train} of `sample_scene`, captions of `training_caption`; the
+On two CPU cores, by `fastedit train STAGE` in the order vae, reader, teacher, lcm (a LoRA for `mini`), student, lcm `--model mini-s`, controlnet, instruct, clip. Data: scenes 0..{train} of `sample_scene`, captions of `training_caption`; the
 generators use the latents of the first {encoded}, and `mini-instruct` {triples} drawn edits from seed {triple_seeds} on. Seeds: 0 for the order of the pictures, 1 to 5 for fresh weights. The first 1,200 steps of the VAE ran with the same losses and optimiser outside the package, before the module existed.
 
 | stage | steps | minutes | last evaluation during training |
@@ -773,13 +773,13 @@ def write_card(dest,            # the package's weights folder, as `ship` left i
     for f in sorted(dest.rglob("*.safetensors")):
         with safe_open(f, "pt") as s: count = sum(math.prod(s.get_slice(k).get_shape()) for k in s.keys())
         parts.append(f"| `{f.parent.relative_to(dest).as_posix()}` | {f.name} | {count:,} | {f.stat().st_size/1e6:.1f} |")
-    for stage in STAGES:
+    for stage in (*STAGES, "clip"):
         log = dest/"logs"/f"{stage}.csv"
         if log.exists():
             last = list(csv.DictReader(open(log)))[-1]; rest = ", ".join(f"{k} {float(v):.3g}" for k, v in last.items() if k not in ("step", "seconds") and v)
             stages.append(f"| {stage} | {last['step']} | {float(last['seconds'])/60:.0f} | {rest} |")
     rows = [f"| {k} | {', '.join(f'{a} {b:.3f}' if b < 2 else f'{a} {b:.1f}' for a, b in v.items())} |" for k, v in figures.items()]
     goals = ["| figure | goal | measured | |", "|---|---|---|---|"]+[f"| {k}: {n} | {v:g} | {figures[k][n]:.3g} | {'reached' if figures[k][n] >= v else 'not reached'} |" for k, n, v in GOALS]
-    spent = {s: float(list(csv.DictReader(open(p)))[-1]["seconds"])/3600 for s in STAGES if (p := dest/"logs"/f"{s}.csv").exists()}
+    spent = {s: float(list(csv.DictReader(open(p)))[-1]["seconds"])/3600 for s in (*STAGES, "clip") if (p := dest/"logs"/f"{s}.csv").exists()}
     text = _CARD.format(hours=sum(spent.values()), teacher_hours=spent.get("teacher", 0.), goals="\n".join(goals), parts="\n".join(parts), stages="\n".join(stages), figures="\n".join(rows), n=n, start=HELD_OUT+start, start_offset=start, train=TRAIN-1, encoded=ENCODED, triples=TRIPLES, triple_seeds=TRIPLE_SEEDS)
     return atomic_write(dest/"README.md", text.encode())
