@@ -731,6 +731,7 @@ class Components:
     notes: tuple=()             # what was done differently from what was asked, in words
     files: dict=field(default_factory=dict, repr=False)  # component -> folder or file
     execution: object=None      # device that computes, where weights come and go; None: where the UNet is
+    mover: object=None          # the `memory.Mover` that brings the networks there, while there is one
 
     def modules(self) -> dict:
         "List the networks that are there, {name: module}."
