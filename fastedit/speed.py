@@ -212,7 +212,7 @@ class Bench:
     def previews(self) -> Timing:
         "A preview after every step: ours through a tiny VAE, stock's through the VAE itself."
         import torch
-        e, tiny, vae = self.editor(), tiny_vae(self.parts.vae), self.parts.vae
+        tiny, vae = tiny_vae(self.parts.vae), self.parts.vae
         def small(s): tiny.decode(s["clean"].to(tiny.dtype)/tiny.config.scaling_factor)
         def large(p, i, t, kw): vae.decode((kw["latents"]/vae.config.scaling_factor).to(vae.dtype)); return kw
         with torch.no_grad():
