@@ -582,7 +582,7 @@ class _Live:
     def __call__(self, row, new):
         with self.lock:
             self.failed += bool(row["error"])
-            if not new and self.bar.total is not None: self.bar.initial += 1    # done before: no part of the rate
+            if not new and not self.bar.disable: self.bar.initial += 1    # done before: no part of the rate
             self.bar.update(); self.bar.set_postfix_str(f"{row['label']}, {self.failed} failed", refresh=False)
     def tick(self):
         "Redraw the live table, every few seconds and for at most a fiftieth of the time."
@@ -687,7 +687,7 @@ def draw_trade_off(found: Bench,                    # results over several value
         xs, ys = [p.x.mean for p in points], [p.y.mean for p in points]
         bars = [np.nan_to_num([[p.x.mean-p.x.low, p.x.high-p.x.mean] for p in points]).T.clip(0), np.nan_to_num([[p.y.mean-p.y.low, p.y.high-p.y.mean] for p in points]).T.clip(0)]
         ax.errorbar(xs, ys, bars[1], bars[0], fmt="none", ecolor=colour, alpha=.25, lw=1)
-        ax.plot(xs, ys, marker="s" if colour == "0.45" else "o", color=colour, ms=5, lw=1.4, mfc="none" if "(oracle mask)" in name else colour, label=name, ls="none" if len(xs) == 1 else "-")
+        ax.plot(xs, ys, "s" if colour == "0.45" else "o-", color=colour, ms=5, lw=1.4, mfc="none" if "(oracle mask)" in name else colour, label=name, ls="none" if len(xs) == 1 else "-")
         for p in points:
             if p.knob is not None: ax.annotate(f"{p.knob:g}" if isinstance(p.knob, (int, float)) else str(p.knob), (p.x.mean, p.y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
     front = sorted((p.x.mean, p.y.mean) for p in t.points if p.front)
