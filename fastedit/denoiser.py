@@ -97,6 +97,11 @@ class _Given(torch.nn.Module):
     "Stands in for a ControlNet's stem once its output is known."
     def forward(self, x): return x
 
+def _dtype(net) -> torch.dtype:
+    "The type that a network computes in; diffusers walks through all of its modules for it, in case one stores its weights in another type, as none does in float32."
+    d = next(net.parameters()).dtype if isinstance(net, torch.nn.Module) else net.dtype
+    return d if d == torch.float32 else net.dtype
+
 def spread(scales: tuple,   # one per block of the encoder and one for the middle, or one per residual and one for the middle
            controlnet
           ) -> tuple:           # one per residual, the middle one last
@@ -121,12 +126,12 @@ class Denoiser:
         self.edges = None
         if edges is not None:
             if parts.controlnet is None: raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded: use control='none' or load one")
-            self.edges = edges.to(self.device, parts.controlnet.dtype)
+            self.edges = edges.to(self.device, _dtype(parts.controlnet))
 
     @cached_property
     def schedule(self): return NoiseSchedule.from_config(self.parts.scheduler)
     @cached_property
-    def dtype(self): return self.parts.unet.dtype   # diffusers walks through all modules for it
+    def dtype(self): return _dtype(self.parts.unet)
     @property
     def device(self): return self.parts.device   # a network's own `.device` walks through all of its modules at every call
     @property
@@ -190,7 +195,7 @@ class Denoiser:
         "Encode pixels to scaled source latents `z0`, (B, 4, H/f, W/f)."
         vae = self.parts.vae
         def run():
-            with self.stage("encode"), self._timed("vae"): return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            with self.stage("encode"), self._timed("vae"): return vae.encode(pixels.to(vae.device, _dtype(vae))).latent_dist
         f = 2**(len(vae.config.block_out_channels)-1); shape = (len(pixels), vae.config.latent_channels, pixels.shape[-2]//f, pixels.shape[-1]//f)
         d = run() if self.memo is None else self.memo.ask("encode", fingerprint("encode", pixels, self.dtype), len(pixels), run, shape)   # the posterior is shared, a draw from it is not
         z = (d.sample(generator) if generator is not None else d.mean)
@@ -203,7 +208,7 @@ class Denoiser:
         vae = self.parts.vae; finite("latents before decoding", z)
         def run():
             with self.stage("decode"), self._timed("vae"):
-                return memory.decode(vae, (z/vae.config.scaling_factor+(getattr(vae.config, "shift_factor", None) or 0)).to(vae.device, vae.dtype), self.tile)
+                return memory.decode(vae, (z/vae.config.scaling_factor+(getattr(vae.config, "shift_factor", None) or 0)).to(vae.device, _dtype(vae)), self.tile)
         return finite("decoded pixels", (run() if self.memo is None else self.memo.ask("decode", fingerprint("decode", z, self.tile), len(z), run)).float())
 
     # --- noise

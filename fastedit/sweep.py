@@ -112,7 +112,7 @@ def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` o
     if twice := [k for k, n in Counter(s.id for s in found).items() if n > 1]: raise DataError(f"two pictures are called {twice[0]!r}: rename one, so that the rows can be told apart")
     return found
 
-# %% ../nbs/34_sweep.ipynb #a8450bc7
+# %% ../nbs/34_sweep.ipynb #8eed169f
 class Rehearsal(Memo):
     "Stand in for the networks: every new question gets an answer of its own, made of noise, and goes into the log."
     def __init__(self): super().__init__(); self.log, self.salt = [], b""
@@ -124,11 +124,24 @@ class Rehearsal(Memo):
         if network == "encode": return Posterior(noise(shape[0], 2*shape[1], *shape[2:]))
         return noise(*shape) if network == "unet" else (None, None)
 
+class _Words:
+    "A tokenizer that counts the tokens of each prompt once."
+    def __init__(self, tok): self.tok, self.model_max_length, self.known = tok, tok.model_max_length, {}
+    def __call__(self, prompt, **kw):
+        if prompt not in self.known: self.known[prompt] = self.tok(prompt, **kw)
+        return self.known[prompt]
+
+class _Maps(StageCache):
+    "A stage cache that keeps control maps from one rehearsal to the next, because making them asks no network."
+    def clear(self):
+        for k in [k for k, (v, _) in self.items.items() if not (isinstance(v, torch.Tensor) and v.shape[1] == 3)]: self.bytes -= self.items.pop(k)[1]
+
 def rehearsed(editor: FastEditor) -> FastEditor:
     "Copy an editor without its networks: what it is asked, it asks a `Rehearsal`, in float64 and on the CPU."
     e, p = copy.copy(editor), copy.copy(editor.parts); u = p.unet
-    p.unet, p.execution, p.mover = SimpleNamespace(config=u.config, dtype=torch.float64), "cpu", None
-    e.parts, e.device, e.cache, e.memo = p, torch.device("cpu"), StageCache(1 << 26), Rehearsal()
+    p.unet, p.execution, p.mover, p.tokenizer = SimpleNamespace(config=u.config, dtype=torch.float64), "cpu", None, _Words(p.tokenizer)
+    p.spec = replace(p.spec, path=p.spec.path or "rehearsal")   # whether the picture suits the model is said when the edit runs
+    e.parts, e.device, e.cache, e.memo = p, torch.device("cpu"), _Maps(1 << 26), Rehearsal()
     return e
 
 def _opaque(method, r) -> bool:

@@ -45,8 +45,7 @@ def checked(editor, pictures, prompt="a blue ball", alone_all=True, **kw):
 
 # --- shared is what alone is
 
-@pytest.mark.parametrize("kind", ["cfg", "w"])
-@pytest.mark.parametrize("schedule", ["stock", "continuous"])
+@pytest.mark.parametrize("kind, schedule", [("cfg", "stock"), ("cfg", "continuous"), ("w", "continuous")])
 def test_a_grid_gives_the_same_bits_with_the_calls_that_were_planned(parts, kind, schedule):
     s, p, images = checked(FastEditor(parts[kind]), A, method="img2img", schedule=schedule, control="canny", strength=[.5, .6, .8], guidance=[1., 1.5, 2.], control_scale=[0., .5, 1.], steps=4 if schedule == "stock" else 2)
     assert len(s.jobs) == 27 and p.distinct == len(set(images.values())) == (18 if schedule == "stock" else 27)
