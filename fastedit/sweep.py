@@ -20,7 +20,7 @@ from . import images, schedules
 from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress
 from .denoiser import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
-from .methods.base import check_options, cost, find_method
+from .methods.base import cost, find_method
 from .stats import Table, difference_interval, mean_interval, scores
 
 # %% ../nbs/34_sweep.ipynb #123f7714

@@ -7,10 +7,10 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 from fastedit import picturebook as pb
-from fastedit.core import Cancelled, DataError, FastEditError, NumericalError, OptionError, PromptError
+from fastedit.core import Cancelled, DataError, FastEditError, NumericalError, OptionError
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.models import load_model, random_model
-from fastedit.sweep import FINE, GRID, WIDE, Plan, Span, Subject, Sweep, change, combinations, race, read_values, rehearse, rehearsed, subjects, sweep
+from fastedit.sweep import FINE, GRID, WIDE, Span, Subject, Sweep, change, combinations, race, read_values, subjects
 
 KW = dict(channels=(16, 32, 32), width=16)
 
