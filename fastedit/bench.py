@@ -8,7 +8,7 @@ __all__ = ['CONTROLS', 'PRESETS', 'VARIANTS', 'KNOBS', 'OURS', 'PROFILES', 'HEAD
            'read_run', 'RowFile', 'Sink', 'read_shard', 'current_rows', 'flat_rows', 'summarise', 'Bench', 'read_bench',
            'merge_runs', 'run_bench', 'write_tables', 'draw_trade_off', 'read_config']
 
-# %% ../nbs/37_bench.ipynb #02020202
+# %% ../nbs/37_bench.ipynb #2294bdaf
 import itertools, json, os, re, secrets, shutil, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -24,7 +24,7 @@ from .picturebook import EDIT_TYPES, write_benchmark
 from .piebench import DataSet, read_data
 from .stats import Table, scores, trade_off
 
-# %% ../nbs/37_bench.ipynb #04040404
+# %% ../nbs/37_bench.ipynb #877b0b35
 CONTROLS = ("identity", "vae")
 PRESETS = {"published-as-written": dict(PUBLISHED, schedule="stock"),
            "published-as-run": dict(PUBLISHED, schedule="stock", strength=.8, guidance=1., brackets=True, jpeg=75)}
@@ -54,7 +54,7 @@ class Run:
         return "mask" in self.settings
     def to_dict(self) -> dict: return dict(label=self.label, method=self.method, model=self.model, settings=self.settings, knob=self.knob, value=self.value, oracle=self.oracle, control=self.control)
 
-# %% ../nbs/37_bench.ipynb #07070707
+# %% ../nbs/37_bench.ipynb #5998977e
 _TAKEN = ("prompt", "source_prompt", "method", "model", "image", "options", "negative_prompt", "precision")
 
 def _check_run(run: Run):
@@ -113,7 +113,7 @@ def make_runs(methods="all",        # "all", names of methods, `PRESETS` or `VAR
         seen.add((r.label, r.model))
     return out
 
-# %% ../nbs/37_bench.ipynb #11111111
+# %% ../nbs/37_bench.ipynb #16fb65a6
 PROFILES = ("drawn", "corrected", "pnp", "whole")
 _DINO = "dino-vitb8-structure"
 HEADLINE = {p: dict(success="drawn/reader-success" if p == "drawn" else None, ignored="drawn/reader-ignored" if p == "drawn" else None, background_psnr=f"{p}/psnr{'' if p == 'whole' else '-bg'}",
@@ -152,7 +152,7 @@ class Judge:
             if self.scorer.profile == "drawn": found["drawn/reader-structure"] = structure_error(Image.fromarray(pair.source), image, self.scorer.net("reader"))
         return {k: None if v is None or not np.isfinite(v) else float(v) for k, v in found.items()}
 
-# %% ../nbs/37_bench.ipynb #14141414
+# %% ../nbs/37_bench.ipynb #2df9a8b7
 def open_dataset(dataset="picturebook",    # "picturebook", a folder (PIE-Bench, drawn benchmark), or a CSV or JSONL
                  out="fastedit-bench",     # results folder; the drawn benchmark is written below it
                  per_type: int=10,         # with "picturebook": edits of each type
@@ -195,7 +195,7 @@ def bench_request(run: Run,       # what is asked of the editor
     return EditRequest(prompt=entry.instruction if m.instruction else target, source_prompt=source if m.source_prompt else None, method=m.key, model=run.model,
                        options={k: v for k, v in run.settings.items() if k not in ask and k not in OURS}, **given)
 
-# %% ../nbs/37_bench.ipynb #17171717
+# %% ../nbs/37_bench.ipynb #823199ee
 def _parse(line):
     "A row, or None for a line that was torn or is none."
     try: r = json.loads(line)
@@ -250,7 +250,7 @@ class RowFile:
             raise FastEditError(f"cannot write {self.path}: {e.strerror or e}. Free some space; the same command goes on where this one stopped.") from e
     def close(self): self.file.close()
 
-# %% ../nbs/37_bench.ipynb #20202020
+# %% ../nbs/37_bench.ipynb #750586f9
 class Sink:
     "Write pictures, scores and rows while the next edit runs: a bounded queue and a few threads; what goes wrong there is raised at the next `put`."
     def __init__(self, work,            # called with each job's arguments
@@ -276,7 +276,7 @@ class Sink:
         "Finish what is queued."
         if self.pool: self.pool.shutdown(wait=True)
 
-# %% ../nbs/37_bench.ipynb #22222222
+# %% ../nbs/37_bench.ipynb #978882c6
 class _Editors:
     "Editors by model; small ones stay, of the large ones only the last."
     def __init__(self, make): self.make, self.kept, self.given = make, {}, {}
@@ -421,7 +421,7 @@ def _save(image, path, told):
     from fastedit.images import save_image
     path.parent.mkdir(parents=True, exist_ok=True); save_image(image, path, told)
 
-# %% ../nbs/37_bench.ipynb #24242424
+# %% ../nbs/37_bench.ipynb #207958c7
 _NUMBERS = ("success", "ignored", "background_psnr", "structure_error", "target_psnr", "seconds")
 
 def current_rows(rows, run: dict) -> list:
@@ -573,7 +573,7 @@ def merge_runs(out,      # results folder that takes them in; made if absent
     finally: file.close()
     return new
 
-# %% ../nbs/37_bench.ipynb #26262626
+# %% ../nbs/37_bench.ipynb #970b565b
 class _Live:
     "Progress with rate, time left and failures; in a notebook a table that grows as well."
     def __init__(self, total, quiet, show):
@@ -687,7 +687,7 @@ def draw_trade_off(found: Bench,                    # results over several value
         xs, ys = [p.x.mean for p in points], [p.y.mean for p in points]
         bars = [np.nan_to_num([[p.x.mean-p.x.low, p.x.high-p.x.mean] for p in points]).T.clip(0), np.nan_to_num([[p.y.mean-p.y.low, p.y.high-p.y.mean] for p in points]).T.clip(0)]
         ax.errorbar(xs, ys, bars[1], bars[0], fmt="none", ecolor=colour, alpha=.25, lw=1)
-        ax.plot(xs, ys, "s" if colour == "0.45" else "o-", color=colour, ms=5, lw=1.4, mfc="none" if "(oracle mask)" in name else colour, label=name, ls="none" if len(xs) == 1 else "-")
+        ax.plot(xs, ys, marker="s" if colour == "0.45" else "o", color=colour, ms=5, lw=1.4, mfc="none" if "(oracle mask)" in name else colour, label=name, ls="none" if len(xs) == 1 else "-")
         for p in points:
             if p.knob is not None: ax.annotate(f"{p.knob:g}" if isinstance(p.knob, (int, float)) else str(p.knob), (p.x.mean, p.y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
     front = sorted((p.x.mean, p.y.mean) for p in t.points if p.front)
