@@ -692,6 +692,11 @@ def draw_trade_off(found: Bench,                    # results over several value
             if p.knob is not None: ax.annotate(f"{p.knob:g}" if isinstance(p.knob, (int, float)) else str(p.knob), (p.x.mean, p.y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
     front = sorted((p.x.mean, p.y.mean) for p in t.points if p.front)
     if len(front) > 1: ax.step(*zip(*front), where="pre", color="0.7", lw=3, zorder=0, label="Pareto front")
+    inner = [(p.x.low if np.isfinite(p.x.low) else p.x.mean, p.x.high if np.isfinite(p.x.high) else p.x.mean) for p in t.points if p.method.split(" on ")[0] != "identity"]
+    if x.endswith("psnr") and inner:    # the untouched source is far off any scale: only pointed at
+        lo, hi = min(a for a, _ in inner), max(b for _, b in inner); pad = .06*(hi-lo)+.5; ax.set_xlim(lo-pad, hi+pad)
+        for p in t.points:
+            if p.method.split(" on ")[0] == "identity" and p.x.mean > hi+pad: ax.annotate(f"{p.method}, {p.x.mean:.0f} dB \u2192", (hi+pad, p.y.mean), xytext=(-4, 6), textcoords="offset points", ha="right", fontsize=8, color="0.45")
     names = dict(background_psnr="background PSNR in dB (more is kept)", success="edit success", structure_error="structure error", target_psnr="PSNR to the right answer in dB")
     ax.set_xlabel(names.get(x, x)); ax.set_ylabel(names.get(y, y)); ax.legend(fontsize=8, frameon=False); ax.spines[["top", "right"]].set_visible(False)
     canvas.draw(); return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
