@@ -683,7 +683,7 @@ def draw_trade_off(found: Bench,                    # results over several value
     t = found.trade_off(x, y); fig = Figure(size, dpi=110, layout="constrained"); canvas = FigureCanvasAgg(fig); ax = fig.add_subplot()
     plain = set(CONTROLS)
     for i, (name, points) in enumerate(t.curves().items()):
-        colour = "0.45" if name.split(" on ")[0] in plain else f"C{i % 10}"
+        colour = "0.45" if name.split(" on ")[0] in plain else f"C{(0, 1, 2, 3, 4, 5, 6, 8, 9)[i % 9]}"
         xs, ys = [p.x.mean for p in points], [p.y.mean for p in points]
         bars = [np.nan_to_num([[p.x.mean-p.x.low, p.x.high-p.x.mean] for p in points]).T.clip(0), np.nan_to_num([[p.y.mean-p.y.low, p.y.high-p.y.mean] for p in points]).T.clip(0)]
         ax.errorbar(xs, ys, bars[1], bars[0], fmt="none", ecolor=colour, alpha=.25, lw=1)
