@@ -179,6 +179,7 @@ def test_help_is_light(place):
 def test_ctrl_c(place, model):
     "A real interrupt in the middle of an edit: 130, one line, nothing written."
     code = f"""import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job inherits it ignored
 from fastedit import denoiser
 old = denoiser.Denoiser.decode
 def decode(self, z): os.kill(os.getpid(), signal.SIGINT); return old(self, z)
