@@ -246,7 +246,7 @@ MODELS = {s.key: s for s in (
               multiple=16,
               vae_factor=4, variants=(), licence="apache-2.0", notes="knows drawn scenes only"),
     ModelSpec("mini-s", "sdxl", Source("mini-s"), controlnet="own", resolution=64, multiple=16, vae_factor=4, variants=(), licence="apache-2.0",
-              guidance="w-embedding", guidance_range=(2.0, 6.0), guidance_default=6.0, notes="knows drawn scenes only; pruned, full LCM UNet"),
+              guidance="w-embedding", guidance_range=(2.0, 8.0), guidance_default=6.0, notes="knows drawn scenes only; pruned, full LCM UNet"),
     ModelSpec("mini-teacher", "sdxl", Source("mini"), controlnet="own", resolution=64, multiple=16, vae_factor=4, variants=(), licence="apache-2.0",
               scheduler="DDIMScheduler", guidance_range=(1.0, 8.0), guidance_default=4.0, default_steps=25, notes="mini without its LCM-LoRA"),
     ModelSpec("mini-instruct", "sdxl", Source("mini"), controlnet=None, resolution=64, multiple=16, vae_factor=4, variants=(), licence="apache-2.0",

@@ -39,6 +39,7 @@ class Reader(nn.Module):
         self.where = nn.Conv2d(width, len(pb.NOUNS), 1)                   # a map per noun: where is it?
         self.what = nn.Linear(width, n)                                   # shared by all nouns
         self.own = nn.Parameter(torch.randn(len(pb.NOUNS), width+2, n)*.02)  # each noun's own correction
+        self.many = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, len(HEADS["count"])))   # how many, by the peaks of a map
         self.scene = nn.Linear(2*width, len(GROUNDS)+len(LOOKS))
     def forward(self, x): return self.look(x)[0]
     def look(self, x: torch.Tensor) -> tuple:
@@ -49,6 +50,7 @@ class Reader(nn.Module):
         per = self.what(at)+torch.einsum("bnc,nck->bnk", torch.cat([at, seen], -1), self.own)
         g = self.scene(torch.cat([flat.mean(-1), flat.amax(-1)], 1))
         out = dict(zip(HEADS, per.split([len(v) for v in HEADS.values()], -1)))
+        out["count"] = out["count"]+self.many(torch.cat([m.topk(4).values.sigmoid(), seen[..., :1], m.amax(-1, keepdim=True)/4], -1))
         out["background"], out["style"] = g.split([len(GROUNDS), len(LOOKS)], -1)
         return out, where
 
