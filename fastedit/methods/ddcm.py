@@ -41,7 +41,7 @@ def ddcm_uac(job: Job) -> torch.Tensor:
     return z
 
 METHODS = {"ddcm": Method("ddcm", "virtual inversion: denoise source and target with the same noise, keep the difference", ddcm,
-                          nfe=lambda steps, cfg, source_cfg=1, uac=False, **_: (cfg+source_cfg*(1+uac))*steps, steps=4, strength=1., source_prompt=True, options=dict(uac=Option(False, doc="hold the source by attention control with a third branch (best with 12 steps over the whole grid)"),
+                          nfe=lambda steps, cfg, source_cfg=1, uac=False, **_: (cfg+source_cfg*(1+uac))*steps, steps=4, strength=.7, source_prompt=True, options=dict(uac=Option(False, doc="hold the source by attention control with a third branch (best with 12 steps over the whole grid)"),
                                                                                 cross_until=Option(.7, 0., 1., "with uac: share of the steps with refined cross-attention"),
                                                                                 self_until=Option(.7, 0., 1., "with uac: share of the steps with the source's layout"),
                                                                                 blend=Option(True, doc="with uac: whether only the region of the changed words may change"), words=Option("", doc="words that the edit is about; empty: those that differ"), **REGION),
