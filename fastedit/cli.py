@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from typer.core import TyperGroup
-from .core import FastEditError, OptionError, PromptError, atomic_write, progress
+from .core import FastEditError, OptionError, PromptError, atomic_write, progress, read_value
 
 # %% ../nbs/90_cli.ipynb #b70ca73a
 def _say(text): print(text, file=sys.stderr, flush=True)
@@ -99,8 +99,7 @@ def _options(given):
     for pair in given or []:
         k, eq, v = pair.partition("=")
         if not eq or not k.strip(): raise typer.BadParameter(f"{pair!r}: write name=value")
-        try: out[k.strip()] = json.loads(v)
-        except ValueError: out[k.strip()] = v
+        out[k.strip()] = read_value(v)
     return out
 
 def _writable(path: Path, suffixes=()):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionError', 'ModelError', 'MemoryPlanError',
-           'NumericalError', 'DataError', 'Cancelled', 'canonical_json', 'content_hash', 'atomic_write', 'progress']
+           'NumericalError', 'DataError', 'Cancelled', 'canonical_json', 'content_hash', 'read_value', 'atomic_write',
+           'progress']
 
 # %% ../nbs/00_core.ipynb #af13d3b0
-import hashlib, json, math, os, tempfile
+import hashlib, json, math, os, re, tempfile
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def content_hash(*objs,          # anything `canonical_json` accepts
                 ) -> str:
     "Hash the canonical JSON of `objs` with SHA-256."
     return hashlib.sha256("\n".join(canonical_json(o) for o in objs).encode()).hexdigest()[:length]
+
+# %% ../nbs/00_core.ipynb #71be8a9b
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+def read_value(text: str):
+    "Read a word as JSON, else as a number the way people write it (`.5`, `2.`), else as itself."
+    try: return json.loads(text)
+    except ValueError: return float(text) if _NUMBER.fullmatch(text.strip()) else text.strip()
 
 # %% ../nbs/00_core.ipynb #730b8fdd
 def atomic_write(path,        # where the file shall be

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from . import images, schedules
-from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress
+from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value
 from .denoiser import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
 from .methods.base import cost, find_method
@@ -61,13 +61,12 @@ def read_values(text: str  # "0.3,0.5", "a red ball|a blue ball", "0.3..0.7/5" (
                ):
     "Read the values of a field from one word of a command line: a list, or a `Span`; raises `OptionError`."
     def one(v):
-        try: v = json.loads(v)
-        except ValueError: return v.strip()
-        return tuple(v) if isinstance(v, list) else v
+        v = read_value(v); return tuple(v) if isinstance(v, list) else v
     if "|" in text or ".." not in text: found = [one(v) for v in text.split("|" if "|" in text else ",")]
     else:
         try:
-            ends, _, n = text.partition("/"); low, high = (json.loads(v) for v in ends.split(".."))
+            ends, _, n = text.partition("/"); low, high = map(read_value, ends.split(".."))
+            if not all(type(v) in (int, float) for v in (low, high)): raise TypeError
             if not n: return Span(low, high, isinstance(low, int) and isinstance(high, int))
             found = [round(float(v), 6) for v in np.linspace(low, high, int(n))]
         except (ValueError, TypeError) as e: raise OptionError(f"{text!r} is no range of numbers: write 0.3..0.7/5 for five of them, or 0.3..0.7 to draw from") from e

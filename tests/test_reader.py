@@ -111,3 +111,9 @@ def test_places_mark_each_thing_once():
         assert k.sum() == len(cells) and all(k[pb.NOUNS.index(n), y, x] == 1 for n, y, x in cells)
     x = torch.randn(2, 3, 64, 64); r = Reader().eval(); out, where = r.look(x)
     assert where.shape == (2, *m.shape[1:]) and all(torch.equal(out[k], v) for k, v in r(x).items())
+
+def test_the_shipped_reader_tells_one_from_two():
+    found = [s for s in map(pb.sample_scene, range(9_600_000, 9_600_900)) if len(s.things) == 2 and s.things[0].noun == s.things[1].noun][:60]
+    alone = [replace(s, things=s.things[:1]) for s in found]; pics = lambda scenes: [pb.render(s, 64) for s in scenes]
+    two, one = ([max((t["count"] for t in r.things), default=0) for r in read_images(pics(s))] for s in (found, alone))
+    assert len(found) == 60 and two.count(2) >= 54 and one.count(1) >= 54

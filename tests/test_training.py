@@ -98,3 +98,20 @@ def test_logs_go_on_from_the_package_and_take_new_columns(tmp_path, monkeypatch)
     monkeypatch.setitem(tr.PLACES, "toy", "toy"); run = lambda steps: tr.fit("toy", dict(net=net), lambda s, r: (net(torch.ones(3, 2)).square().mean(), dict(extra=1.)), steps, tmp_path/"state", every=2, shipped=dict(net="toy"), quiet=True)
     run(2); run(4); rows = list(csv.DictReader(open(tmp_path/"state"/"toy.csv")))
     assert [int(r["step"]) for r in rows] == [70, 72, 74] and [r["extra"] for r in rows] == ["", "1", "1"] and [float(r["seconds"]) >= 33 for r in rows] == [True]*3
+
+def test_noise_times_are_spread_evenly_and_half_of_them_in_the_middle():
+    import numpy as np
+    for n in (2, 64):
+        t = tr.noise_times(n, np.random.default_rng(0)); assert t.shape == (n,) and t.dtype == torch.int64 and torch.equal(t, tr.noise_times(n, np.random.default_rng(0)))
+    t = tr.noise_times(64_000, np.random.default_rng(1)); assert 0 <= int(t.min()) and int(t.max()) <= 999
+    middle = ((t >= 350) & (t < 850)).float().mean().item(); assert middle == pytest.approx(.75, abs=.001)   # its own half, and half of the other
+    assert (t < 350).float().mean().item() == pytest.approx(.175, abs=.001)
+
+def test_a_distillation_goes_on_from_the_packages_lora_if_it_fits():
+    from safetensors.torch import load_file
+    unet, = tr._frozen("nowhere", "unet"); unet.add_adapter(tr.lora_config()); before = {n: p.detach().clone() for n, p in unet.named_parameters() if "lora_" in n}
+    assert tr._lora_from_package(unet, "lcm-lora")
+    kept = {k.removeprefix("unet."): v.float() for k, v in load_file(tr._shipped("lcm-lora")/"pytorch_lora_weights.safetensors").items()}
+    for n, p in unet.named_parameters():
+        if "lora_" in n: assert torch.equal(p, kept[n.replace(".default.", ".")]) and not torch.equal(p, before[n])
+    other, = tr._frozen("nowhere", "unet"); other.add_adapter(tr.lora_config(3)); assert not tr._lora_from_package(other, "lcm-lora")   # another rank: starts afresh
