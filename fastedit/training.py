@@ -482,7 +482,7 @@ def consistency(unet, x, t, text, w=None):
     return skip*x+out*SCHEDULE.split(predict(unet, x, t, text, **kw), x, t)[1]
 
 @torch.no_grad()
-def lcm_sample(unet, text, steps: int=4, guidance: float=4., seed: int=0, w: bool=True, control=None):
+def lcm_sample(unet, text, steps: int=4, guidance: float=6., seed: int=0, w: bool=True, control=None):
     "Sample latents in few steps on the stock LCM grid; guidance goes into the embedding if `w`."
     n = len(text[0]); g = torch.Generator().manual_seed(seed); x = torch.randn(n, 4, LATENT, LATENT, generator=g)
     grid = lcm_grid(steps)
