@@ -510,10 +510,12 @@ def _distil(state, name, net, target, w_known, guidance, shipped, steps, batch, 
     teacher, *enc = _frozen(state, "unet", "text_encoder", "text_encoder_2"); tok = load_tokenizer(_part(state, "tokenizer"))
     scenes, vae, reader = _judged(state); target.requires_grad_(False)
     with torch.no_grad(): prompts, empty = (encode_text(enc, tokens_of(tok, p)) for p in ([pb.caption(s) for s in scenes], [""]))
-    pairs = [(target.get_parameter(n), p) for n, p in net.named_parameters() if p.requires_grad]
+    pairs, follow = [(target.get_parameter(n), p) for n, p in net.named_parameters() if p.requires_grad], 1.
     def loss_fn(step, rng):
+        nonlocal follow
         with torch.no_grad():
-            for q, p in pairs: q.lerp_(p, .05 if step else 1.)
+            for q, p in pairs: q.lerp_(p, follow)
+            follow = .05   # at first the target is what the net starts from, at step 0 or at a checkpoint
             ids = np.sort(rng.integers(0, len(z0), batch)); text = encode_text(enc, tokens_of(tok, _captions(ids, rng)))
             n = rng.integers(0, 50, batch); t = torch.tensor(np.array(LCM_GRID)[n]); s = (t-20).clamp_min(0)
             x = SCHEDULE.noised(torch.tensor(z0[ids]).float(), torch.randn(batch, 4, LATENT, LATENT), t)
