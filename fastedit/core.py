@@ -51,7 +51,8 @@ def content_hash(*objs,          # anything `canonical_json` accepts
 # %% ../nbs/00_core.ipynb #71be8a9b
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-def read_value(text: str):
+def read_value(text: str  # what stands after `=`
+              ):
     "Read a word as JSON, else as a number the way people write it (`.5`, `2.`), else as itself."
     try: return json.loads(text)
     except ValueError: return float(text) if _NUMBER.fullmatch(text.strip()) else text.strip()

@@ -50,7 +50,7 @@ class Reader(nn.Module):
         per = self.what(at)+torch.einsum("bnc,nck->bnk", torch.cat([at, seen], -1), self.own)
         g = self.scene(torch.cat([flat.mean(-1), flat.amax(-1)], 1))
         out = dict(zip(HEADS, per.split([len(v) for v in HEADS.values()], -1)))
-        out["count"] = out["count"]+self.many(torch.cat([m.topk(4).values.sigmoid(), seen[..., :1], m.amax(-1, keepdim=True)/4], -1))
+        out["count"] = out["count"]+self.many(torch.cat([m.topk(4).values.sigmoid(), seen[..., :1], seen[..., 1:]/4], -1))
         out["background"], out["style"] = g.split([len(GROUNDS), len(LOOKS)], -1)
         return out, where
 

@@ -148,7 +148,7 @@ PUBLISHED = {   # profile -> (protocol, columns, rows: method, figures, source);
         ("DDIM+PnP (SD1.5)", (28.22, 22.28, 113.46, 83.64, 79.05, 25.41, 22.55, 12.62), _JU),
         ("Direct Inversion+PnP", (24.29, 22.46, 106.06, 80.45, 79.68, 25.41, 22.62, 12.79), _JU),
         ("InfEdit (LCM + UAC)", (13.78, 28.51, 47.58, 32.09, 85.66, 25.03, 22.22, None), "Xu et al. 2023 (InfEdit, arXiv 2312.04965)"),
-        ("ViMAEdit-XL", (12.06, 29.65, 48.75, 24.50, 92.30, 25.98, 22.89, None), "Wang et al. 2024 (ViMAEdit)"),
+        ("ViMAEdit-XL", (12.06, 29.65, 48.75, 24.50, 92.30, 25.98, 22.89, None), "ViMAEdit, its paper"),
         ("TurboEdit (few-step)", (None, 22.43, None, None, None, 25.49, 21.82, 1.32), "TurboEdit, as compared by " + _SWIFT),
         ("ReNoise (SDXL-Turbo)", (None, 20.28, None, None, None, 24.29, 21.07, 5.11), "ReNoise, as compared by " + _SWIFT),
         ("SwiftEdit (trained, one step)", (None, 23.33, None, None, None, 25.16, 21.25, .23), _SWIFT),

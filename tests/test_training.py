@@ -79,7 +79,7 @@ def test_control_residuals_fit_both_unets():
 def test_a_new_machine_starts_from_the_packages_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path)); a, b = tr.new_vae(), tr.new_vae()
     (tmp_path/"vae").mkdir(); a.half().save_pretrained(tmp_path/"vae")
-    tr._from_package(b, "vae"); assert all(torch.equal(p.float(), q) for p, q in zip(a.parameters(), b.parameters()))
+    assert tr._from_package(dict(b=b), dict(b="vae")) and all(torch.equal(p.float(), q) for p, q in zip(a.parameters(), b.parameters()))
 
 def test_lcm_grid_is_the_schedulers():
     from diffusers import LCMScheduler
@@ -115,3 +115,20 @@ def test_a_distillation_goes_on_from_the_packages_lora_if_it_fits():
     for n, p in unet.named_parameters():
         if "lora_" in n: assert torch.equal(p, kept[n.replace(".default.", ".")]) and not torch.equal(p, before[n])
     other, = tr._frozen("nowhere", "unet"); other.add_adapter(tr.lora_config(3)); assert not tr._lora_from_package(other, "lcm-lora")   # another rank: starts afresh
+
+def test_a_resumed_distillation_starts_its_target_from_the_checkpoint(tmp_path, monkeypatch):
+    import numpy as np
+    from fastedit import picturebook as pb
+    drawn, judged = np.stack([pb.render(pb.sample_scene(i), 64) for i in range(64)]), tr._judged
+    monkeypatch.setattr(tr, "TRAIN", 64); monkeypatch.setattr(tr, "pictures", lambda state, quiet=False: drawn); monkeypatch.setattr(tr, "_judged", lambda state: judged(state, 2))
+    for steps in (1, 2): tr.train_lcm(tmp_path, steps=steps, batch=32, quiet=True)
+    log = [float(r["loss"]) for r in csv.DictReader(open(tmp_path/"lcm.csv"))][-2:]
+    assert log[1] < 1.5*log[0]   # a target of random weights is several times as far away
+
+def test_a_log_goes_on_only_where_the_weights_do(tmp_path, monkeypatch):
+    from fastedit import models
+    monkeypatch.setattr(models, "weights_dir", lambda: tmp_path/"package"); (tmp_path/"package"/"logs").mkdir(parents=True); (tmp_path/"package"/"logs"/"toy.csv").write_text("step,seconds,loss\n70,33,1\n")
+    for found, want in ((True, 72), (False, 2)):
+        net = torch.nn.Linear(2, 2); state = tmp_path/str(found)
+        tr.fit("toy", dict(net=net), lambda s, r: (net(torch.ones(3, 2)).square().mean(), {}), 2, state, shipped=lambda: found, quiet=True)
+        assert int(list(csv.DictReader(open(state/"toy.csv")))[-1]["step"]) == want
