@@ -235,7 +235,7 @@ def controlled(d,               # `Denoiser`
               ):
     "Install attention control in the UNet while the context is open; yields its `Control` and always restores what was there."
     unet = d.parts.unet; before, c, handles = dict(unet.attn_processors), Control(d, rules, pictures), []
-    memo, d.memo = d.memo, None   # answers now depend on more than the question
+    memo, d.memo, halves, d.halves = d.memo, None, d.halves, None   # answers now depend on more than the question, and rules look across the batch
     try:
         def flush(*_):
             for r in c.rules:
@@ -247,7 +247,7 @@ def controlled(d,               # `Denoiser`
         yield c
     finally:
         for h in handles: h.remove()
-        unet.set_attn_processor(before); d.memo = memo
+        unet.set_attn_processor(before); d.memo, d.halves = memo, halves
 
 # %% ../nbs/07_attention.ipynb #7e32dddf
 def word_pictures(maps: WordMaps,   # after a run

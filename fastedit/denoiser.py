@@ -120,9 +120,10 @@ class Denoiser:
                  drop_w: bool=False,           # ignore a guidance embedding and use CFG, as stock img2img pipelines do
                  count: Count=None,            # where to keep the books; what a memo knows already counts as asked
                  tile: int=None,               # decode in tiles of this many pixels, see `memory.decode`
-                 memo: Memo=None):             # what other edits with the same networks have asked already
+                 memo: Memo=None,              # what other edits with the same networks have asked already
+                 halves: Memo=None):           # ask the halves of a CFG pair one after the other and keep the unconditional ones here, which then cost and count nothing; None: in one batch
         self.parts, self.count, self._negative, self._drop_w, self._stem, self.tile = parts, count or Count(), negative, drop_w, None, tile
-        self.memo, self._map = memo, None
+        self.memo, self.halves, self._map = memo, halves, None
         self.edges = None
         if edges is not None:
             if parts.controlnet is None: raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded: use control='none' or load one")
@@ -229,6 +230,10 @@ class Denoiser:
                 finally: net.controlnet_cond_embedding = stem
         return run() if question is None else self.memo.ask("controlnet", question, len(x), run)
 
+    def _about_map(self):
+        if self._map is None and self.edges is not None: self._map = fingerprint(self.edges)
+        return self._map
+
     def _unet(self, x, t, text, w=None, control=0., **kw):
         many = isinstance(control, (list, tuple)); controlled = self.edges is not None and (any(control) if many else bool(control))
         question = None if self.memo is None or kw or torch.is_grad_enabled() else fingerprint("unet", x, int(t), text.states, text.pooled, w, self._drop_w)
@@ -236,8 +241,7 @@ class Denoiser:
             net = self.parts.controlnet; inside = float(control) if net.config.global_pool_conditions and not many else 1.
             scale = spread(control, net) if many else [1. if inside != 1 else control]*(len(net.controlnet_down_blocks)+1)
             if question is not None:
-                if self._map is None: self._map = fingerprint(self.edges)
-                about = fingerprint("controlnet", question if w is None else fingerprint(x, int(t), text.states, text.pooled), self._map, inside); question = fingerprint(question, about, tuple(scale))
+                about = fingerprint("controlnet", question if w is None else fingerprint(x, int(t), text.states, text.pooled), self._about_map(), inside); question = fingerprint(question, about, tuple(scale))
             down, mid = self._residuals(x, t, text, inside, None if question is None else about)
         def run():
             nonlocal down, mid
@@ -265,8 +269,11 @@ class Denoiser:
         pair = [i for i in range(n) if g[i] != 1]
         if not pair: return self._unet(x, tt, text, None, control, **kw)
         neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]; self.rows = [(True, i) for i in pair]+self.rows
-        out = self._unet(torch.cat([x[pair], x]), tt, Text.stack(neg, text), None, control, **kw)
-        e0, e1 = out[:len(pair)], out[len(pair):]; gg = g[pair].view(-1, 1, 1, 1).to(out)
+        if self.halves is not None and not kw and not torch.is_grad_enabled():
+            e0 = self.halves.ask("unet", fingerprint(x[pair], int(t), neg.states, neg.pooled, self._about_map(), control), len(pair), lambda: self._unet(x[pair], tt, neg, None, control))   # the first step's latents know nothing of the prompt
+            e1 = self._unet(x, tt, text, None, control)
+        else: e0, e1 = self._unet(torch.cat([x[pair], x]), tt, Text.stack(neg, text), None, control, **kw).split([len(pair), n])
+        gg = g[pair].view(-1, 1, 1, 1).to(e1)
         e = e1.clone(); e[pair] = e0+gg*(e1[pair]-e0)
         return e
 

@@ -16,7 +16,7 @@ import numpy as np, torch
 from . import images, memory, schedules
 from .conditions import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash
-from .denoiser import Denoiser, Noise, finite, spread
+from .denoiser import Denoiser, Memo, Noise, finite, spread
 from .flow import check_flow, open_flow
 from .methods.base import Job, check_model, check_options, find_method
 
@@ -178,9 +178,12 @@ class FastEditor:
                  residency: str="resident", # which networks stay on the device: a key of `memory.RESIDENCIES`, or "auto" for what the planner says
                  budget_gb: float=None,     # memory of the device that may be used, GiB; None: what it has
                  allow_smaller: bool=False, # once memory ran out, work at half the area before giving up
+                 pairs: str="together",     # the two halves of classifier-free guidance: in one batch, or "apart": one after the other, in less memory, and another prompt on the same picture saves one evaluation
                  meter=None,                # a `memory.live_tensors` that weighs each edit, with a limit if it shall stand for a device
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
+        if pairs not in ("together", "apart"): raise OptionError(f"pairs={pairs!r}: use together or apart")
+        self.halves = Memo(1 << 26) if pairs == "apart" else None
         self.flow = open_flow(model, device, precision, residency, **load)
         if self.flow is not None: self.parts = self.flow
         else: self._load(model, device, precision, residency, budget_gb, load)
@@ -267,7 +270,8 @@ class FastEditor:
 
     def _free(self):
         self.cache.clear(); memory.free_caches()
-        if self.memo is not None: self.memo.items.clear(); self.memo.bytes = 0
+        for m in (self.memo, self.halves):
+            if m is not None: m.items.clear(); m.bytes = 0
 
     def _advice(self, size=None) -> str:
         "What the planner says about this model on this device; nothing where there is no device to plan for."
@@ -355,7 +359,7 @@ class FastEditor:
         fitted, fit = clock("fit", lambda: images.fit(source, self.spec.resolution, self.spec.multiple, r.size)); x = images.to_tensor(fitted)
         edges = None if r.control == "none" else clock("control", lambda: self.cache.get(content_hash("edges", r.image, r.size, r.control),
             lambda: (images.to_tensor(control_map(fitted, r.control))+1)/2))
-        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo); pair = self._pairs(d, r)
+        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, halves=self.halves and (Memo(0) if s.wide else self.halves)); pair = self._pairs(d, r)
         target, *more = clock("text", lambda: self._texts(d, [r.prompt]+[r.negative_prompt]*pair+[r.source_prompt]*method.source_prompt))
         src = more.pop() if method.source_prompt else None
         if pair: d._negative = more.pop()

@@ -121,6 +121,17 @@ def test_a_memo_gives_the_same_bits_for_fewer_calls(parts, kind):
     assert memo.ran["text"] == (2 if kind == "w" else 3)
     again = asked(parts[kind], memo, PLAN); assert all(torch.equal(a, b) for a, b in zip(alone, again)) and memo.saved["unet"] >= sum(pair if p[3] != 1 else 1 for p in PLAN)
 
+@pytest.mark.parametrize("kind", ["cfg", "sd15"])
+def test_halves_asked_apart_are_the_pair_and_the_unconditional_one_is_asked_once(parts, kind):
+    def ask(halves, prompt, t=500, c=.5, seed=0, **kw):
+        d = Denoiser(parts[kind], EDGES, halves=halves)
+        with torch.no_grad(): return d.output(x(1, seed), t, d.text(prompt), 3., c, **kw), d.count
+    halves = Memo(); (a, n), (b, m) = (ask(halves, p) for p in ("a ball", "a cup"))
+    assert (n.nfe, n.control_nfe, n.calls) == (2, 2, 2) and (m.nfe, m.control_nfe, m.calls) == (1, 1, 1)
+    for y, p in ((a, "a ball"), (b, "a cup")): assert torch.allclose(y, ask(None, p)[0], atol=1e-4) and torch.equal(y, ask(Memo(), p)[0])
+    for other in (dict(t=480), dict(c=.25), dict(seed=1), dict(c=0.)): assert ask(halves, "a cup", **other)[1].nfe == 2, other   # everything that went in is part of the question
+    y, n = ask(halves, "a cup", cross_attention_kwargs={}); assert n.calls == 1 and n.nfe == 2 and torch.equal(y, ask(None, "a cup")[0])   # further keywords may look across the batch
+
 def test_a_memo_forgets_what_no_one_wants_and_what_is_too_much(parts):
     memo = Memo(1); assert all(torch.equal(a, b) for a, b in zip(asked(parts["cfg"], None, PLAN), asked(parts["cfg"], memo, PLAN))) and len(memo.items) == 1
     memo = Memo(); memo.ahead = {"unet": iter([1, 0, 0]), "controlnet": iter([0]*9), "text": iter([])}
