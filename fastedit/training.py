@@ -763,8 +763,8 @@ generators use the latents of the first {encoded} (the teacher's first 3,200 ste
 |---|---|---|---|
 {stages}
 
-The curves are in `logs/` and drawn in the training notebook. In them the teacher is judged at guidance 4, not 6, and up to its step 4200 (and in the first runs of student and few-step models) by an earlier
-reader that hardly ever counted to two: a part of the jump after it is the judge's.
+The curves are in `logs/` and drawn in the training notebook. In them the teacher is judged at guidance 4, not 6, up to its step 5450, and up to its step 4200 (as was the LCM-LoRA in its first runs) by an earlier
+reader that hardly ever counted to two: a part of the jumps after them is the judge's.
 
 ## Figures
 On {n} held-out scenes from number {start} on, which nothing was trained or tuned on, the reader on 16 times as many; generators judged by the reader on full captions. `python -c "from fastedit.training import measure; print(measure({n}, {start_offset}))"`
@@ -777,7 +777,7 @@ On {n} held-out scenes from number {start} on, which nothing was trained or tune
 {goals}
 
 The shipped weights took {hours:.1f} hours of two cores in all, of which the teacher had {teacher_hours:.1f}. They were trained in several sittings; each goes on from the
-weights of the last one with a high learning rate that falls to near zero at its end, which is where the curves have their kinks. From the second sitting on, the teacher's loss weighs the cells that things cover more (`cell_weight`). What is learned first is what fills the picture (background, style), then colour and material, and shapes last.
+weights of the last one (but `mini-s`, which was pruned anew from the last teacher) with a high learning rate that falls to near zero at its end, which is where the curves have their kinks. From the second sitting on, the teacher's loss weighs the cells that things cover more (`cell_weight`). What is learned first is what fills the picture (background, style), then colour and material, and shapes last.
 Where a goal is not reached, `fastedit train STAGE --steps N` continues from the shipped weights.
 
 ## Limits
