@@ -952,7 +952,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fastedit.speed.Timing.ratios': ('speed.html#timing.ratios', 'fastedit/speed.py'),
                                 'fastedit.speed.Timing.to_dict': ('speed.html#timing.to_dict', 'fastedit/speed.py'),
                                 'fastedit.speed._assemble': ('speed.html#_assemble', 'fastedit/speed.py'),
-                                'fastedit.speed._how': ('speed.html#_how', 'fastedit/speed.py'),
                                 'fastedit.speed._machine': ('speed.html#_machine', 'fastedit/speed.py'),
                                 'fastedit.speed._prompt': ('speed.html#_prompt', 'fastedit/speed.py'),
                                 'fastedit.speed._psnr': ('speed.html#_psnr', 'fastedit/speed.py'),

@@ -121,9 +121,9 @@ class Denoiser:
                  count: Count=None,            # where to keep the books; what a memo knows already counts as asked
                  tile: int=None,               # decode in tiles of this many pixels, see `memory.decode`
                  memo: Memo=None,              # what other edits with the same networks have asked already
-                 halves: Memo=None):           # ask the halves of a CFG pair one after the other and keep the unconditional ones here, which then cost and count nothing; None: in one batch
+                 halves: Memo=None):           # ask the halves of the first CFG pair one after the other and keep the unconditional one here: known, it costs and counts nothing; None: in one batch
         self.parts, self.count, self._negative, self._drop_w, self._stem, self.tile = parts, count or Count(), negative, drop_w, None, tile
-        self.memo, self.halves, self._map = memo, halves, None
+        self.memo, self.halves, self._map, self._paired = memo, halves, None, False
         self.edges = None
         if edges is not None:
             if parts.controlnet is None: raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded: use control='none' or load one")
@@ -269,7 +269,8 @@ class Denoiser:
         pair = [i for i in range(n) if g[i] != 1]
         if not pair: return self._unet(x, tt, text, None, control, **kw)
         neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]; self.rows = [(True, i) for i in pair]+self.rows
-        if self.halves is not None and not kw and not torch.is_grad_enabled():
+        first, self._paired = not self._paired, True
+        if self.halves is not None and first and not kw and not torch.is_grad_enabled():
             e0 = self.halves.ask("unet", fingerprint(x[pair], int(t), neg.states, neg.pooled, self._about_map(), control), len(pair), lambda: self._unet(x[pair], tt, neg, None, control))   # the first step's latents know nothing of the prompt
             e1 = self._unet(x, tt, text, None, control)
         else: e0, e1 = self._unet(torch.cat([x[pair], x]), tt, Text.stack(neg, text), None, control, **kw).split([len(pair), n])

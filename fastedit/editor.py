@@ -178,12 +178,12 @@ class FastEditor:
                  residency: str="resident", # which networks stay on the device: a key of `memory.RESIDENCIES`, or "auto" for what the planner says
                  budget_gb: float=None,     # memory of the device that may be used, GiB; None: what it has
                  allow_smaller: bool=False, # once memory ran out, work at half the area before giving up
-                 pairs: str="together",     # the two halves of classifier-free guidance: in one batch, or "apart": one after the other, in less memory, and another prompt on the same picture saves one evaluation
+                 keep_negative: bool=False, # ask the unconditional half of an edit's first CFG pair by itself and keep it: a first edit costs one more call, every further prompt on the picture one evaluation less
                  meter=None,                # a `memory.live_tensors` that weighs each edit, with a limit if it shall stand for a device
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
-        if pairs not in ("together", "apart"): raise OptionError(f"pairs={pairs!r}: use together or apart")
-        self.halves = Memo(1 << 26) if pairs == "apart" else None
+        if not isinstance(keep_negative, bool): raise OptionError(f"keep_negative={keep_negative!r}: use True or False")
+        self.halves = Memo(1 << 26) if keep_negative else None
         self.flow = open_flow(model, device, precision, residency, **load)
         if self.flow is not None: self.parts = self.flow
         else: self._load(model, device, precision, residency, budget_gb, load)

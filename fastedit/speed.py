@@ -123,7 +123,7 @@ def in_turns(ours, other, repeats: int) -> tuple:
 
 # %% ../nbs/25_speed.ipynb #8f1b97ba
 _WORDS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "white", "black", "brown")
-def _how(pairs): return "" if pairs == "together" else ", pairs apart"
+_KEPT = ", keep_negative"
 def _prompt(i): return f"a {_WORDS[i % 10]} {('ball', 'star', 'house')[i//10 % 3]} {'' if i < 30 else i}".strip()
 
 class Bench:
@@ -146,10 +146,10 @@ class Bench:
         self.guidance = s.guidance_default if s.guidance_default != 1 else 1.5
 
     # --- the two sides
-    def editor(self, pairs="together"):
+    def editor(self, keep_negative=False):
         "Make an editor on the same networks whose caches are empty."
         from fastedit.editor import FastEditor
-        return FastEditor(self.parts, pairs=pairs)
+        return FastEditor(self.parts, keep_negative=keep_negative)
 
     def ours(self, editor, prompt, guidance=None, **kw):
         "One edit of ours with as many executed steps as stock has."
@@ -189,15 +189,15 @@ class Bench:
         a, b = self.ours(self.editor(), _prompt(0), schedule="stock", steps=2*self.steps).image, self.stock(_prompt(0))
         return int(np.abs(np.asarray(a).astype(int)-np.asarray(b)).max())
 
-    def first(self, pairs: str="together") -> Timing:
-        "A picture and a prompt that are new to the editor; promised for the default, both halves of guidance together."
-        return self.compare("first edit"+_how(pairs), lambda i: self.ours(self.editor(pairs), _prompt(i)), lambda i: self.stock(_prompt(i)), 1. if pairs == "together" else None, fresh=lambda i: self.ours(self.editor(pairs), _prompt(i)))
+    def first(self, keep: bool=False) -> Timing:
+        "A picture and a prompt that are new to the editor; promised for the default, which keeps nothing of CFG."
+        return self.compare("first edit"+_KEPT*keep, lambda i: self.ours(self.editor(keep), _prompt(i)), lambda i: self.stock(_prompt(i)), None if keep else 1., fresh=lambda i: self.ours(self.editor(keep), _prompt(i)))
 
-    def second(self, pairs: str="together") -> Timing:
+    def second(self, keep: bool=False) -> Timing:
         "A new prompt for the same picture."
-        e = self.editor(pairs); self.ours(e, "a drawing")
-        return self.compare("second prompt"+_how(pairs), lambda i: self.ours(e, _prompt(i)), lambda i: self.stock(_prompt(i)), .7, fresh=lambda i: self.ours(self.editor(pairs), _prompt(i)),
-                            notes=() if pairs == "together" else ("the first step's unconditional half does not depend on the prompt, and is asked once per picture",))
+        e = self.editor(keep); self.ours(e, "a drawing")
+        return self.compare("second prompt"+_KEPT*keep, lambda i: self.ours(e, _prompt(i)), lambda i: self.stock(_prompt(i)), .7, fresh=lambda i: self.ours(self.editor(keep), _prompt(i)),
+                            notes=("the first step's unconditional half does not depend on the prompt, and is asked once per picture",)*keep)
 
     def guided(self) -> Timing:
         "Another guidance scale for the same picture and prompt."
@@ -226,7 +226,7 @@ class Bench:
 
     def timings(self, quiet: bool=False) -> list:
         "Run every case that this model has."
-        cases = [self.first, self.second, self.guided, *([self.embedded] if self.w else [lambda: self.first("apart"), lambda: self.second("apart")]), self.previews]
+        cases = [self.first, self.second, self.guided, *([self.embedded] if self.w else [lambda: self.first(True), lambda: self.second(True)]), self.previews]
         return [c() for c in progress(cases, desc=f"timing {self.parts.spec.key}", quiet=quiet)]
 
 # %% ../nbs/25_speed.ipynb #03984dab

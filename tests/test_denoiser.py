@@ -130,6 +130,11 @@ def test_halves_asked_apart_are_the_pair_and_the_unconditional_one_is_asked_once
     assert (n.nfe, n.control_nfe, n.calls) == (2, 2, 2) and (m.nfe, m.control_nfe, m.calls) == (1, 1, 1)
     for y, p in ((a, "a ball"), (b, "a cup")): assert torch.allclose(y, ask(None, p)[0], atol=1e-4) and torch.equal(y, ask(Memo(), p)[0])
     for other in (dict(t=480), dict(c=.25), dict(seed=1), dict(c=0.)): assert ask(halves, "a cup", **other)[1].nfe == 2, other   # everything that went in is part of the question
+    for want in ((5, 4), (4, 3)):   # one plain question, the first pair apart, the next one in one batch; then the same with its first half known
+        d = Denoiser(parts[kind], EDGES, halves=halves); t = d.text("a ball")
+        with torch.no_grad():
+            for time, g in ((500, 1.), (470, 3.), (460, 3.)): d.output(x(1, 0), time, t, g, .5)
+        assert (d.count.nfe, d.count.calls) == want
     y, n = ask(halves, "a cup", cross_attention_kwargs={}); assert n.calls == 1 and n.nfe == 2 and torch.equal(y, ask(None, "a cup")[0])   # further keywords may look across the batch
 
 def test_a_memo_forgets_what_no_one_wants_and_what_is_too_much(parts):
