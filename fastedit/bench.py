@@ -29,7 +29,7 @@ CONTROLS = ("identity", "vae")
 PRESETS = {"published-as-written": dict(PUBLISHED, schedule="stock"),
            "published-as-run": dict(PUBLISHED, schedule="stock", strength=.8, guidance=1., brackets=True, jpeg=75)}
 VARIANTS = {"img2img-4": dict(method="img2img", steps=4, strength=.8, guidance=1., control="none"), "ddcm-whole": dict(method="ddcm", strength=1.), "ddcm-words": dict(method="ddcm", region="words"),
-            "ddcm-uac": dict(method="ddcm", uac=True, steps=12, strength=1.), "turbo-words": dict(method="turbo", region="words"),
+            "ddcm-uac": dict(method="ddcm", uac=True, steps=12, strength=1.), "turbo-words": dict(method="turbo", region="words", strength=.8),
             "edit_friendly-4": dict(method="edit_friendly", steps=4, strength=.8, guidance=1., source_guidance=1.)}
 KNOBS = dict(img2img=("strength", (.4, .6, .8, 1.)), ddcm=("strength", (.5, .6, .7, .85, 1.)), chord=("strength", (.5, .7, .9)), turbo=("w", (.5, 1., 1.5, 2.)), edit_friendly=("strength", (.4, .64, .9)),
              renoise=("guidance", (1., 1.5, 2.)))   # the others: guidance
