@@ -271,7 +271,8 @@ class Denoiser:
         neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]; self.rows = [(True, i) for i in pair]+self.rows
         first, self._paired = not self._paired, True
         if self.halves is not None and first and not kw and not torch.is_grad_enabled():
-            e0 = self.halves.ask("unet", fingerprint(x[pair], int(t), neg.states, neg.pooled, self._about_map(), control), len(pair), lambda: self._unet(x[pair], tt, neg, None, control))   # the first step's latents know nothing of the prompt
+            half = lambda: self._unet(x[pair], tt, neg, None, control)   # the first step's latents know nothing of the prompt
+            e0 = half() if self.memo is not None else self.halves.ask("unet", fingerprint(x[pair], int(t), neg.states, neg.pooled, self._about_map(), control), len(pair), half)   # a memo keeps it by itself
             e1 = self._unet(x, tt, text, None, control)
         else: e0, e1 = self._unet(torch.cat([x[pair], x]), tt, Text.stack(neg, text), None, control, **kw).split([len(pair), n])
         gg = g[pair].view(-1, 1, 1, 1).to(e1)
