@@ -26,7 +26,7 @@ A = Image.fromarray(EDITS[0].source_image(64))
 
 def checked(editor, pictures, prompt="a blue ball", alone_all=True, **kw):
     "Run a sweep, and every one of its settings alone on another editor: bits, calls and plan must agree."
-    s = Sweep(pictures, prompt, editor=editor, **kw); p = s.plan(); other = FastEditor(editor.parts); calls = dict(unet=0, controlnet=0)
+    s = Sweep(pictures, prompt, editor=editor, **kw); p = s.plan(); other = FastEditor(editor.parts, keep_negative=editor.halves is not None); calls = dict(unet=0, controlnet=0)
     handles = [net.register_forward_hook(lambda m, a, k, o, n=n: calls.__setitem__(n, calls[n]+len(a[0])), with_kwargs=True) for n, net in (("unet", editor.parts.unet), ("controlnet", editor.parts.controlnet))]
     try: found = dict(s.results())
     finally:
@@ -38,12 +38,17 @@ def checked(editor, pictures, prompt="a blue ball", alone_all=True, **kw):
     images = {}
     for k, (_, group) in enumerate(p.order):
         for j in group if alone_all else group[:1]:
-            i, _, r = s.jobs[j]; other.cache.clear(); own = other(s.subjects[i].image, mask=s.subjects[i].mask, request=r); shared = found[k]
+            i, _, r = s.jobs[j]; other._free(); own = other(s.subjects[i].image, mask=s.subjects[i].mask, request=r); shared = found[k]
             assert own.image.tobytes() == shared.image.tobytes() and (own.latents is None or torch.equal(own.latents, shared.latents)) and (own.nfe, own.control_nfe) == (shared.nfe, shared.control_nfe)
             images[k] = own.latents.numpy().tobytes() if own.latents is not None else own.image.tobytes()
     return s, p, images
 
 # --- shared is what alone is
+
+def test_an_editor_that_keeps_the_negative_sweeps_as_planned(parts):
+    kept = FastEditor(parts["cfg"], keep_negative=True); kw = dict(method="img2img", control="canny", guidance=[1.5, 3.], control_scale=[.5, 1.])
+    checked(kept, A, ["a blue ball", "a cup", "a star"], **kw); assert not kept.halves.items, "a sweep's own memo keeps it"
+    plain, own = (Sweep(A, ["a blue ball", "a cup", "a star"], editor=FastEditor(parts["cfg"], keep_negative=k), **kw).plan().shared() for k in (False, True)); assert own["unet"] < plain["unet"]
 
 @pytest.mark.parametrize("kind, schedule", [("cfg", "stock"), ("cfg", "continuous"), ("w", "continuous")])
 def test_a_grid_gives_the_same_bits_with_the_calls_that_were_planned(parts, kind, schedule):
