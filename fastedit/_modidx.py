@@ -1120,6 +1120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastedit.training._shipped': ('training.html#_shipped', 'fastedit/training.py'),
                                    'fastedit.training._spoil': ('training.html#_spoil', 'fastedit/training.py'),
                                    'fastedit.training.averaged': ('training.html#averaged', 'fastedit/training.py'),
+                                   'fastedit.training.block_outputs': ('training.html#block_outputs', 'fastedit/training.py'),
                                    'fastedit.training.caption_words': ('training.html#caption_words', 'fastedit/training.py'),
                                    'fastedit.training.cell_weight': ('training.html#cell_weight', 'fastedit/training.py'),
                                    'fastedit.training.consistency': ('training.html#consistency', 'fastedit/training.py'),

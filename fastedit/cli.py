@@ -75,6 +75,7 @@ def _heavy(quiet=False):
     "Import what edits, under a clock, with the libraries' own talk turned off."
     with _waiting("starting", quiet):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import fastedit.models  # noqa: F401 - first: it quietens what talks while diffusers is imported
         import diffusers, transformers
         for lib in (diffusers, transformers): lib.logging.set_verbosity_error(); lib.logging.disable_progress_bar()
         from fastedit import editor

@@ -50,12 +50,18 @@ def content_hash(*objs,          # anything `canonical_json` accepts
 
 # %% ../nbs/00_core.ipynb #71be8a9b
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_POINT = re.compile(r"(?<=[\[,\s:])([+-]?)(?=\.\d)")   # where JSON wants a zero in `[.5, -.5]`
 
 def read_value(text: str  # what stands after `=`
               ):
-    "Read a word as JSON, else as a number the way people write it (`.5`, `2.`), else as itself."
+    "Read a word as JSON, else as a number or a list of numbers the way people write them (`.5`, `2.`, `[.8,.7]`), else as itself."
     try: return json.loads(text)
-    except ValueError: return float(text) if _NUMBER.fullmatch(text.strip()) else text.strip()
+    except ValueError:
+        if _NUMBER.fullmatch(text.strip()): return float(text)
+        if text.lstrip().startswith("[") and '"' not in text:
+            try: return json.loads(_POINT.sub(lambda m: m[1].replace("+", "")+"0", text))
+            except ValueError: pass
+        return text.strip()
 
 # %% ../nbs/00_core.ipynb #730b8fdd
 def atomic_write(path,        # where the file shall be

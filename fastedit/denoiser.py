@@ -121,8 +121,9 @@ class Denoiser:
                  count: Count=None,            # where to keep the books; what a memo knows already counts as asked
                  tile: int=None,               # decode in tiles of this many pixels, see `memory.decode`
                  memo: Memo=None,              # what other edits with the same networks have asked already
+                 stem=None,                    # called with a function that makes the ControlNet's stem of the map, returns it or what it made before; None: made once per denoiser
                  halves: Memo=None):           # ask the halves of the first CFG pair one after the other and keep the unconditional one here: known, it costs and counts nothing; None: in one batch
-        self.parts, self.count, self._negative, self._drop_w, self._stem, self.tile = parts, count or Count(), negative, drop_w, None, tile
+        self.parts, self.count, self._negative, self._drop_w, self._stem, self._keep_stem, self.tile = parts, count or Count(), negative, drop_w, None, stem, tile
         self.memo, self.halves, self._map, self._paired = memo, halves, None, False
         self.edges = None
         if edges is not None:
@@ -219,14 +220,14 @@ class Denoiser:
         ids = torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=self.dtype).repeat(len(text), 1)
         return dict(added_cond_kwargs=dict(text_embeds=text.pooled, time_ids=ids))
 
-    def _residuals(self, x, t, text, inside, question):
+    def _residuals(self, x, t, text, inside, question, conditions):
         "The ControlNet's residuals before their scale, which diffusers multiplies in last, so that one answer serves all scales; `inside` is 1 but for networks that pool after scaling."
         net = self.parts.controlnet; stem = net.controlnet_cond_embedding; self.count.control_nfe += len(x)
         def run():
             with self.stage("denoise"), self._timed("controlnet"):
-                if self._stem is None: self._stem = stem(self.edges)   # depends on the map alone: once per edit, not once per step
+                if self._stem is None: self._stem = self._keep_stem(lambda: stem(self.edges)) if self._keep_stem else stem(self.edges)   # depends on the map alone: once per picture, not once per step
                 net.controlnet_cond_embedding = _Given()
-                try: return net(x, t, encoder_hidden_states=text.states, controlnet_cond=self._stem.expand(len(x), -1, -1, -1), conditioning_scale=inside, return_dict=False, **self._conditions(text, x.shape))
+                try: return net(x, t, encoder_hidden_states=text.states, controlnet_cond=self._stem.expand(len(x), -1, -1, -1), conditioning_scale=inside, return_dict=False, **conditions)
                 finally: net.controlnet_cond_embedding = stem
         return run() if question is None else self.memo.ask("controlnet", question, len(x), run)
 
@@ -235,20 +236,20 @@ class Denoiser:
         return self._map
 
     def _unet(self, x, t, text, w=None, control=0., **kw):
-        many = isinstance(control, (list, tuple)); controlled = self.edges is not None and (any(control) if many else bool(control))
+        conditions, many = self._conditions(text, x.shape), isinstance(control, (list, tuple)); controlled = self.edges is not None and (any(control) if many else bool(control))
         question = None if self.memo is None or kw or torch.is_grad_enabled() else fingerprint("unet", x, int(t), text.states, text.pooled, w, self._drop_w)
         if controlled:
             net = self.parts.controlnet; inside = float(control) if net.config.global_pool_conditions and not many else 1.
             scale = spread(control, net) if many else [1. if inside != 1 else control]*(len(net.controlnet_down_blocks)+1)
             if question is not None:
                 about = fingerprint("controlnet", question if w is None else fingerprint(x, int(t), text.states, text.pooled), self._about_map(), inside); question = fingerprint(question, about, tuple(scale))
-            down, mid = self._residuals(x, t, text, inside, None if question is None else about)
+            down, mid = self._residuals(x, t, text, inside, None if question is None else about, conditions)
         def run():
             nonlocal down, mid
             more = dict(kw)
             if controlled: more.update(down_block_additional_residuals=[(d if s == 1 else d*s).to(x) for d, s in zip(down, scale)], mid_block_additional_residual=(mid if scale[-1] == 1 else mid*scale[-1]).to(x)); down = mid = None   # only what is passed on stays
             if w is not None: more["timestep_cond"] = guidance_embedding(w, self.parts.unet.config.time_cond_proj_dim).to(x)
-            with self.stage("denoise"), self._timed("unet"): return self.parts.unet(x, t, encoder_hidden_states=text.states, return_dict=False, **self._conditions(text, x.shape), **more)[0]
+            with self.stage("denoise"), self._timed("unet"): return self.parts.unet(x, t, encoder_hidden_states=text.states, return_dict=False, **conditions, **more)[0]
         self.count.nfe += len(x); self.count.calls += 1
         return run() if question is None else self.memo.ask("unet", question, len(x), run, (len(x), self.parts.unet.config.out_channels, *x.shape[-2:]))
 

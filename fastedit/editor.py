@@ -184,7 +184,7 @@ class FastEditor:
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
         if not isinstance(keep_negative, bool): raise OptionError(f"keep_negative={keep_negative!r}: use True or False")
         self.halves = Memo(1 << 26) if keep_negative else None
-        self.flow = open_flow(model, device, precision, residency, **load)
+        self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb, **load)
         if self.flow is not None: self.parts = self.flow
         else: self._load(model, device, precision, residency, budget_gb, load)
 
@@ -292,15 +292,15 @@ class FastEditor:
         control = r.control or ("canny" if scale and self.parts.controlnet is not None else "none")
         if control == "none" or isinstance(scale, tuple) and not any(scale): scale = 0.
         if isinstance(scale, tuple) and self.parts.controlnet is not None: spread(scale, self.parts.controlnet)
-        src = r.source_prompt
+        src, seen = r.source_prompt, pixel_hash(source)
         if m.source_prompt and src is None: src = ""; notes.append(f"{m.key} compares with a source prompt and none was given: the empty prompt was used")
         for what, text in (("prompt", r.prompt), ("source prompt", src or "")):
             n = self.denoiser().cut(text)
             if n: notes.append(f"the last {n} tokens of the {what} did not fit the text encoder and were ignored")
-        if s.key.startswith("mini") and not s.path and _photographic(source): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
+        if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: _photographic(source)): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
         return replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
-                       schedule=schedule, source_prompt=src, size=fit.model, options=check_options(m, r.options), image=pixel_hash(source),
+                       schedule=schedule, source_prompt=src, size=fit.model, options=check_options(m, r.options), image=seen,
                        mask=None if mask is None else pixel_hash(mask)), m, notes
 
     def denoiser(self, **kw) -> Denoiser:
@@ -359,7 +359,7 @@ class FastEditor:
         fitted, fit = clock("fit", lambda: images.fit(source, self.spec.resolution, self.spec.multiple, r.size)); x = images.to_tensor(fitted)
         edges = None if r.control == "none" else clock("control", lambda: self.cache.get(content_hash("edges", r.image, r.size, r.control),
             lambda: (images.to_tensor(control_map(fitted, r.control))+1)/2))
-        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, halves=self.halves and (Memo(0) if s.wide else self.halves)); pair = self._pairs(d, r)
+        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, stem=lambda make: self.cache.get(content_hash("stem", self.parts.revision, r.image, r.size, r.control), make), halves=self.halves and (Memo(0) if s.wide else self.halves)); pair = self._pairs(d, r)
         target, *more = clock("text", lambda: self._texts(d, [r.prompt]+[r.negative_prompt]*pair+[r.source_prompt]*method.source_prompt))
         src = more.pop() if method.source_prompt else None
         if pair: d._negative = more.pop()

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, progress
 
-for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):   # talk of an installed torchao while diffusers is imported
+for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes.backends.cpu.ops"):   # talk of an installed torchao or bitsandbytes while diffusers is imported
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 # %% ../nbs/04_models.ipynb #09136b06

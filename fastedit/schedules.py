@@ -43,10 +43,12 @@ class NoiseSchedule:
 
     def levels(self, t, like: torch.Tensor=None) -> tuple:
         "`(alpha, sigma)` at integer times `t` (a number or (B,)); (B, 1, 1, 1) tensors in the type of `like`. `t=-1` is clean."
-        t = torch.as_tensor(t).reshape(-1)
+        one = isinstance(t, int) and self.beta_schedule != "flow"   # as every step asks: a third of the work
+        t = t if one else torch.as_tensor(t).reshape(-1)
         if self.beta_schedule == "flow": s = ((t.float()+1)/self.timesteps); a, s = 1-s, s
         else:
-            ab = torch.where(t >= 0, self.alphas_cumprod[t.clamp_min(0).long()], torch.ones(()))
+            if one: ab = self.alphas_cumprod[t] if t >= 0 else torch.ones(())
+            else: ab = torch.where(t >= 0, self.alphas_cumprod[t.clamp_min(0).long()], torch.ones(()))
             a, s = ab.sqrt(), (1-ab).sqrt()
         a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
         return (a, s) if like is None else (a.to(like), s.to(like))

@@ -9,12 +9,13 @@ __all__ = ['SIZE', 'LATENT', 'TOKENS', 'CHANNELS', 'HEADS', 'TEXT', 'TIME_IDS', 
            'load_tokenizer', 'tokens_of', 'encode_text', 'Muon', 'optimisers', 'decay', 'fit', 'averaged', 'pictures',
            'to_batch', 'held_out', 'psnr', 'train_vae', 'reader_accuracy', 'train_reader', 'latents', 'covered',
            'cell_weight', 'time_ids', 'predict', 'snr_weight', 'ddim_sample', 'judge', 'noise_times', 'train_teacher',
-           'consistency', 'lcm_sample', 'lora_config', 'train_lcm_lora', 'train_lcm', 'train_student',
+           'consistency', 'lcm_sample', 'lora_config', 'train_lcm_lora', 'train_lcm', 'block_outputs', 'train_student',
            'control_residuals', 'edges_of', 'train_controlnet', 'widen', 'triples', 'train_instruct', 'train', 'ship',
            'measure', 'write_card']
 
 # %% ../nbs/60_training.ipynb #5610dbaa
 import csv, io, json, math, os, shutil, time
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
@@ -194,10 +195,10 @@ def fit(name: str,             # of the stage: names checkpoint and log
         torch.save(dict(step=step, seconds=time.time()-began, before=before, params={n: p.detach() for n, p in params.items()}, average=average,
                         opts=[o.state_dict() for o in opts]), tmp); os.replace(tmp, path)
     for step in bar:
-        torch.manual_seed((seed << 32)+step)
+        torch.manual_seed((seed << 32)+before[0]+step)   # new noise and new pictures for a stage that goes on from the package
         for o, b in zip(opts, base):
             for g, l in zip(o.param_groups, b): g["lr"] = l*decay(step, steps)
-        loss, extra = loss_fn(step, np.random.default_rng((seed, step)))
+        loss, extra = loss_fn(step, np.random.default_rng((seed, before[0]+step)))
         if not torch.isfinite(loss): raise OptionError(f"stage {name}: the loss became {loss.item()} at step {step}; start again from the last checkpoint with a lower lr")
         loss.backward(); torch.nn.utils.clip_grad_norm_(params.values(), 1.)
         for o in opts: o.step(); o.zero_grad(set_to_none=True)
@@ -504,7 +505,7 @@ def _captions(ids, rng, drop=0.):
 def _distil(state, name, net, target, w_known, guidance, shipped, steps, batch, lr, adam_lr, quiet):
     "Consistency distillation of `net`; `target` is a copy that follows it slowly."
     from diffusers import AutoencoderKL
-    data = pictures(state, quiet=quiet); z0 = latents(state, _load(AutoencoderKL, state, "vae"), data, quiet)
+    data = pictures(state, quiet=quiet); z0 = latents(state, _load(AutoencoderKL, state, "vae"), data, quiet); cover = covered(state, len(z0), quiet)
     teacher, *enc = _frozen(state, "unet", "text_encoder", "text_encoder_2"); tok = load_tokenizer(_part(state, "tokenizer"))
     scenes, vae, reader = _judged(state); target.requires_grad_(False)
     with torch.no_grad(): prompts, empty = (encode_text(enc, tokens_of(tok, p)) for p in ([pb.caption(s) for s in scenes], [""]))
@@ -523,7 +524,7 @@ def _distil(state, name, net, target, w_known, guidance, shipped, steps, batch, 
             y = SCHEDULE.noised(SCHEDULE.split(e, x, t)[1], e, s)
             goal = consistency(target, y, s, text, w if w_known else None)
         out = consistency(net, x, t, text, w if w_known else None)
-        return ((out-goal).square()+.01**2).sqrt().mean()-.01, {}
+        return (((out-goal).square()+.01**2).sqrt()*cell_weight(torch.tensor(cover[ids]).float()/255, t)).mean()-.01, {}
     def evaluate():
         z = lcm_sample(net, prompts, guidance=6., w=w_known); return judge(vae.decode(z/vae.config.scaling_factor).sample.clamp(-1, 1), scenes, reader)
     return fit(name, dict(unet=net), loss_fn, steps, state, lr=lr, adam_lr=adam_lr, ema=.99, every=140, evaluate=evaluate, shipped=shipped, quiet=quiet)
@@ -567,21 +568,30 @@ def train_lcm(state, steps: int=800, batch: int=32, quiet: bool=False):
     return _save(nets[0], state, "unet-s")
 
 # %% ../nbs/60_training.ipynb #f96fea94
+def block_outputs(unet) -> deque:
+    "Have a UNet's blocks leave behind what they returned in the last pass, in the order in which they ran."
+    blocks = (*unet.down_blocks, unet.mid_block, *unet.up_blocks); out = deque(maxlen=len(blocks))
+    for b in blocks: b.register_forward_hook(lambda m, args, y: out.append(y[0] if isinstance(y, tuple) else y))
+    return out
+
 def train_student(state, steps: int=800, batch: int=64, quiet: bool=False):
-    "Distil the teacher into the pruned UNet: the teacher's noise prediction and the true noise, half and half."
+    "Distil the teacher into the pruned UNet: its noise prediction, the true noise, and what each of its blocks puts out (Kim et al. 2023, BK-SDM; Gupta et al. 2024, SSD-1B)."
     from diffusers import AutoencoderKL
-    data = pictures(state, quiet=quiet); z0 = latents(state, _load(AutoencoderKL, state, "vae"), data, quiet)
+    data = pictures(state, quiet=quiet); z0 = latents(state, _load(AutoencoderKL, state, "vae"), data, quiet); cover = covered(state, len(z0), quiet)
     teacher, *enc = _frozen(state, "unet", "text_encoder", "text_encoder_2"); tok = load_tokenizer(_part(state, "tokenizer"))
     torch.manual_seed(3); student = new_unet(True); own = student.state_dict()
     student.load_state_dict({k: v for k, v in teacher.state_dict().items() if k in own}, strict=False)
-    scenes, vae, reader = _judged(state)
+    scenes, vae, reader = _judged(state); mine, theirs = block_outputs(student), block_outputs(teacher)
     with torch.no_grad(): prompts, empty = (encode_text(enc, tokens_of(tok, p)) for p in ([pb.caption(s) for s in scenes], [""]))
     def loss_fn(step, rng):
-        ids = np.sort(rng.integers(0, len(z0), batch)); t = torch.tensor(rng.integers(0, 1000, batch)); noise = torch.randn(batch, 4, LATENT, LATENT)
+        ids = np.sort(rng.integers(0, len(z0), batch)); t = noise_times(batch, rng); noise = torch.randn(batch, 4, LATENT, LATENT)
+        w = cell_weight(torch.tensor(cover[ids]).float()/255, t)
+        def distance(e, goal): return (((e-goal).square()*w).mean((1, 2, 3))*snr_weight(t)).mean()
         with torch.no_grad():
             text = encode_text(enc, tokens_of(tok, _captions(ids, rng, .1))); x = SCHEDULE.noised(torch.tensor(z0[ids]).float(), noise, t); goal = predict(teacher, x, t, text)
-        e = predict(student, x, t, text); kd = ((e-goal).square().mean((1, 2, 3))*snr_weight(t)).mean()
-        return kd+.5*((e-noise).square().mean((1, 2, 3))*snr_weight(t)).mean(), dict(distance=kd.item())
+        e = predict(student, x, t, text); kd = distance(e, goal)
+        inside = sum((a-b).square().mean()/b.square().mean() for a, b in zip(mine, theirs))/len(mine)
+        return kd+.5*distance(e, noise)+.5*inside, dict(distance=kd.item(), inside=inside.item())
     def evaluate():
         z = ddim_sample(student, prompts, empty); return judge(vae.decode(z/vae.config.scaling_factor).sample.clamp(-1, 1), scenes, reader)
     fit("student", dict(unet=student), loss_fn, steps, state, lr=.01, ema=.995, every=130, evaluate=evaluate, quiet=quiet)

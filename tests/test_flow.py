@@ -99,7 +99,7 @@ def test_what_such_a_model_cannot_have(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path)); monkeypatch.delenv("FASTEDIT_MODELS", raising=False)
     with pytest.raises(ModelError, match="fastedit fetch flux2-klein"): FastEditor("flux2-klein", device="cpu")
     spec = row(folders["flux2-klein"], "flux2-klein")
-    for kw, word in ((dict(precision="fp16"), "overflows"), (dict(residency="text-cached"), "model-offload"), (dict(controlnet="canny-sdxl"), "leave it out"), (dict(precision="int4"), "does not work on cpu")):
+    for kw, word in ((dict(precision="fp16"), "overflows"), (dict(residency="text-cached"), "model-offload"), (dict(controlnet="canny-sdxl"), "leave it out"), (dict(budget_gb=8), "budget_gb=8.*leave it out"), (dict(precision="int4"), "does not work on cpu")):
         with pytest.raises(OptionError, match=word): FastEditor(spec, device="cpu", **kw)
 
 def test_the_command_line_edits_with_them(folders, tmp_path, monkeypatch):

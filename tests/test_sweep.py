@@ -135,7 +135,7 @@ def test_combinations_that_cannot_be(kw, why):
     with pytest.raises(OptionError, match=why): combinations(kw, draw)
 
 @pytest.mark.parametrize("text, want", [("0.3,0.5", [.3, .5]), ("1", [1]), ("a red ball|a cup, blue", ["a red ball", "a cup, blue"]), ("0.3..0.7/5", [.3, .4, .5, .6, .7]), ("linear:3:1,2", ["linear:3:1", 2]), ("true,false", [True, False]),
-    ("0.3..0.7", Span(.3, .7)), ("0..9", Span(0, 9, True)), ("[0.5,1,1,0]|1", [(.5, 1, 1, 0), 1]), ("null,canny", [None, "canny"]), (".5,2.", [.5, 2.]), (".3...7/3", [.3, .5, .7]), (".3...7", Span(.3, .7))])
+    ("0.3..0.7", Span(.3, .7)), ("0..9", Span(0, 9, True)), ("[0.5,1,1,0]|1", [(.5, 1, 1, 0), 1]), ("[.5,-.25, 1]|[.5", [(.5, -.25, 1), "[.5"]), ("null,canny", [None, "canny"]), (".5,2.", [.5, 2.]), (".3...7/3", [.3, .5, .7]), (".3...7", Span(.3, .7))])
 def test_values_from_a_command_line(text, want): assert read_values(text) == want
 
 @pytest.mark.parametrize("text", ["", ",", "a..b", "0.1..", "..", "0.1..0.2/x", "1,,2", "true..false"])
