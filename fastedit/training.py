@@ -787,7 +787,8 @@ On {n} held-out scenes from number {start} on, which nothing was trained or tune
 {goals}
 
 The shipped weights took {hours:.1f} hours of two cores in all, of which the teacher had {teacher_hours:.1f}. They were trained in several sittings; each goes on from the
-weights of the last one (but `mini-s`, which was pruned anew from the last teacher) with a high learning rate that falls to near zero at its end, which is where the curves have their kinks. From the second sitting on, the teacher's loss weighs the cells that things cover more (`cell_weight`). What is learned first is what fills the picture (background, style), then colour and material, and shapes last.
+weights of the last one (but `mini-s`, which was pruned anew from the last teacher) with a high learning rate that falls to near zero at its end, which is where the curves have their kinks. From the second sitting on, the teacher's loss weighs the cells that things cover more (`cell_weight`); from the fifth on
+the student's and the consistency losses do so too, and the student learns what the teacher's blocks put out. Up to the fourth, each sitting drew the same pictures and the same noise in the same order. What is learned first is what fills the picture (background, style), then colour and material, and shapes last.
 Where a goal is not reached, `fastedit train STAGE --steps N` continues from the shipped weights.
 
 ## Limits
