@@ -21,6 +21,7 @@ from .core import FastEditError, ModelError, OptionError, atomic_write, content_
 
 for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes.backends.cpu.ops"):   # talk of an installed torchao or bitsandbytes while diffusers is imported
     logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda r: "kept in float32: []" not in r.getMessage())   # a note about no module at all, at every call of a stock pipeline
 
 # %% ../nbs/04_models.ipynb #09136b06
 @dataclass(frozen=True)

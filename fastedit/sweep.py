@@ -605,7 +605,7 @@ class Clocked(Memo):
 
 def stock_loop(editor: FastEditor, schedule: str):
     "Make a function that runs one setting as a user of diffusers would, on the same networks."
-    from diffusers import LCMScheduler, logging
+    from diffusers import LCMScheduler
     from fastedit.conditions import canny
     from fastedit.speed import stock_pipeline
     class Continuous(LCMScheduler):
@@ -616,10 +616,8 @@ def stock_loop(editor: FastEditor, schedule: str):
     if schedule == "continuous": pipe.scheduler = scheduler = Continuous.from_config(pipe.scheduler.config)
     def run(source, edges, r):
         if schedule == "continuous": scheduler.share = r.strength
-        before = logging.get_verbosity(); logging.set_verbosity_error()   # a note on every call, about modules that the VAE does not have
-        try: return pipe(r.prompt, image=source, control_image=edges, strength=1. if schedule == "continuous" else r.strength, num_inference_steps=4, guidance_scale=r.guidance, controlnet_conditioning_scale=r.control_scale,
+        return pipe(r.prompt, image=source, control_image=edges, strength=1. if schedule == "continuous" else r.strength, num_inference_steps=4, guidance_scale=r.guidance, controlnet_conditioning_scale=r.control_scale,
                     generator=torch.Generator().manual_seed(r.seed), width=source.width, height=source.height).images[0]
-        finally: logging.set_verbosity(before)
     return run, canny
 
 @dataclass
