@@ -451,16 +451,25 @@ def bench_memory(model: Annotated[str, typer.Option(help="Name in the registry, 
                  size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that it works at.")]="256x256",
                  steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]=2,
                  controlnet: Annotated[bool, typer.Option("--controlnet", help="With the model's ControlNet.")]=False,
+                 device: Annotated[str, typer.Option(help="cpu weighs live tensors in fp32; cuda measures allocated and reserved peaks.")]="cpu",
+                 precision: Annotated[str, typer.Option(help="On a GPU: fp32, fp16, bf16, fp8, int8, int4 or nf4; fp16 if not given.")]=None,
+                 residency: Annotated[list[str], typer.Option(help="On a GPU, may be repeated: which networks stay there; all policies if not given.")]=None,
                  json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write all figures as JSON; - prints them instead of the table.")]=None,
                  quiet: _Quiet=False):
-    "Run a full-size edit on the CPU, and hold its peak memory against the prediction."
+    "Run a full-size edit with random weights, and hold its peak memory against the prediction."
     if json_file and json_file != "-": _writable(Path(json_file))
-    shape = _size(size); editor = _heavy(quiet)
-    with _waiting(f"{model} with random weights, {shape[0]}x{shape[1]}", quiet): d = editor.bench_memory(model, shape, steps, controlnet)
+    shape = _size(size); editor = _heavy(quiet); cuda = device.startswith("cuda"); policies = tuple(residency or (editor.memory.RESIDENCIES if cuda else ("resident",)))
+    with _waiting(f"{model} with random weights, {shape[0]}x{shape[1]}", quiet):
+        d = editor.bench_memory(model, shape, steps, controlnet, residency=policies if len(policies) > 1 else policies[0], precision=precision, device=device)
     if json_file: _write_json(d, json_file)
     if json_file == "-": return
     from fastedit.stats import Table
     mb = lambda b: f"{b/1e6:.2f}"
+    if cuda:
+        gib = lambda b: f"{b/2**30:.2f}"
+        rows = [(x["residency"], gib(x["predicted"]), gib(x["allocated"]), f"{x['ratio']:.3f}", gib(x["reserved"]), gib(x["required"]), f"{x['moved']/1e9:.2f}", f"{x['moved_predicted']/1e9:.2f}", f"{x['seconds']:.3f}", f"{x['second_prompt_seconds']:.3f}") for x in d["policies"]]
+        print(Table(("residency", "peak GiB, predicted", "allocated", "ratio", "reserved", "planned for", "moved GB", "predicted", "seconds", "second prompt"), tuple(rows),
+                    title=f"{model}, random weights in {d['precision']}, {shape[0]}x{shape[1]}, {d['steps']} steps, on {d['device']}; {d['outside']/2**30:.2f} GiB outside torch's reach (context)")); return
     rows = [(x["stage"], mb(x["weights"]), mb(x["predicted"]), mb(x["measured"]), f"{x['ratio']:.3f}") for x in d["stages"]]
     rows.append(("worst, with weights", "", *(mb(d["peak"][k]) for k in ("predicted", "measured")), f"{d['peak']['ratio']:.3f}"))
     print(Table(("stage", "weights MB", "tensors MB, predicted", "measured", "ratio"), tuple(rows), title=f"{model}, random weights in fp32, {shape[0]}x{shape[1]}, {d['steps']} steps, NFE {d['nfe']}, {d['seconds']:.1f} s"))

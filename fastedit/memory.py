@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, MemoryPlanError, NumericalError, OptionError
-from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, compute_dtype, find_spec, mini_path, module_bytes
+from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize
 
 # %% ../nbs/05_memory.ipynb #a9a62dba
 def _torch():
@@ -407,7 +407,7 @@ def predict_memory(model,                        # spec, registry name, local pa
         else: ws = sum(weigh[k] for k in away)
         kept = sum(weigh[k] for k in weigh if k in r.keeps)
         return StageMemory(name, kept+ws, acts, carried[name], flops, sum(weigh[k] for k in away)*(calls if r.moves == "leaves" else 1))
-    stages = (stage("text", max(t.peak for t in text), prompts*sum(t.flops for t in text)), stage("encode", enc.peak, enc.flops),
+    stages = (stage("text", max(t.peak for t in text), prompts*sum(t.flops for t in text), prompts), stage("encode", enc.peak, enc.flops),
               stage("denoise", max(c.peak, u.peak+res), (u.flops+c.flops)*steps, steps), stage("decode", dec.peak, dec.flops))
     return Prediction(spec.key, precision, residency, (w, h), batch, steps, tile, weigh, stages)
 
@@ -563,7 +563,7 @@ class Mover:
                  meter=None):                 # a `live_tensors` whose `weights` is kept up to date (simulated devices)
         if residency not in RESIDENCIES: raise OptionError(f"residency {residency!r} is unknown: use one of {', '.join(RESIDENCIES)}")
         self.parts, self.policy, self.device, self.meter = parts, RESIDENCIES[residency], _torch().device(device), meter
-        self.home, self.moved, self.log, self.on = {}, 0, [], set()
+        self.home, self.moved, self.log, self.on, self.counts = {}, 0, [], set(), []
         parts.execution, parts.mover = self.device, self
         self.leaves = self.policy.moves == "leaves" and self.device.type != "cpu"   # between a CPU and itself nothing can be moved in parts
         try:
@@ -571,21 +571,29 @@ class Mover:
                 if k in self.policy.keeps: self._bring(k, m)
                 else:
                     self._send(k, m, "load")
-                    if self.leaves and k != "vae": by_leaves(m, self.device, self.policy.overlap)
+                    if self.leaves and k != "vae":
+                        n = _size(t for _, t in _tensors(m)); by_leaves(m, self.device, self.policy.overlap)
+                        self.counts.append(m.register_forward_pre_hook(lambda *_, k=k, n=n: self._cross(k, n)))
         except BaseException: self.release(); raise
 
     def _bring(self, k, m):
         if k in self.on: return
-        self.home[k] = {n: t.data for n, t in _tensors(m)}; self.on.add(k)
-        for n, t in _tensors(m): t.data = t.data.to(self.device, non_blocking=True)
-        n = _size(self.home[k].values()); self.moved += n; self.log.append((k, "in", n)); self._tell()
+        self.home[k] = {n: t.detach() for n, t in _tensors(m) if not self._here(t)}; self.on.add(k)
+        for n, t in self.home[k].items(): _put(m, n, t.to(self.device, non_blocking=True))
+        self._cross(k, _size(self.home[k].values())); self._tell()
+
+    def _here(self, t):
+        "Whether a tensor was made on the device: it stays there, and a second reference to it would only keep it alive (fp8's hooks replace it)."
+        return self.device.type != "cpu" and t.device.type == self.device.type and self.device.index in (None, t.device.index)
+
+    def _cross(self, k, n): self.moved += n; self.log.append((k, "in", n))
 
     def _send(self, k, m, why="out"):
         if k in self.on:
-            for n, t in _tensors(m): t.data = self.home[k][n]
+            for n, t in self.home[k].items(): _put(m, n, t)
             self.on.discard(k); self.log.append((k, why, 0)); self._tell()
         elif why == "load":
-            for _, t in _tensors(m): t.data = t.data.to("cpu")
+            for n, t in _tensors(m): _put(m, n, t.detach().to("cpu"))
 
     def _tell(self):
         if self.meter is not None: self.meter.weigh(sum(_size(self.home[k].values()) for k in self.on))
@@ -609,6 +617,7 @@ class Mover:
 
     def release(self):
         "Send everything home, take hooks off, and give the device back."
+        for hook in self.counts: hook.remove()
         for k, m in self.parts.modules().items():
             if self.leaves and k != "vae": whole_again(m)
             self._send(k, m)
@@ -646,6 +655,11 @@ def widened(parts: Components):
 
 def _size(tensors) -> int: return sum(t.numel()*t.element_size() for t in tensors)
 def _tensors(m): return [*m.named_parameters(), *m.named_buffers()]
+def _put(m, name, value):
+    "Let a network's tensor lie in other memory; a quantised weight, which is several tensors in one, is exchanged as a whole."
+    path, _, leaf = name.rpartition("."); owner = m.get_submodule(path); t = getattr(owner, leaf)
+    if hasattr(t, "__tensor_flatten__"): owner._parameters[leaf] = _torch().nn.Parameter(value, requires_grad=False)
+    else: t.data = value
 
 def free_caches():
     "Collect garbage and give cached device memory back."
@@ -731,19 +745,24 @@ def _step(rung, settings, smaller):
 # %% ../nbs/05_memory.ipynb #58718997
 def random_parts(model="sd15-lcm",        # registry name whose architectures are listed
                  controlnet: bool=False,  # also its ControlNet
-                 seed: int=0              # of the weights
+                 seed: int=0,             # of the weights
+                 precision: str="fp32",   # key of `PRECISIONS`
+                 device: str="cpu"        # where the networks are made, each in its turn, and then stay
                 ) -> Components:
-    "Build a model of the registry at full size in fp32, with random weights, in memory: to weigh, not to look at."
+    "Build a model of the registry at full size with random weights, in memory: to weigh, not to look at."
     import tempfile
     from fastedit.models import _LCM_SCHED, _load_tokenizer, clip_tokenizer
     torch, spec = _torch(), find_spec(model); archs = spec.parts(None if controlnet else "") if spec.family != "flow" else {}
     if "unet" not in archs: raise OptionError(f"model {spec.key!r} has no listed architectures: use one of the Stable Diffusion models, such as 'sd15-lcm'")
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+    check_precision(precision, device); on = torch.device(device)
+    with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed); clip_tokenizer(folder); tok = _load_tokenizer(folder)
-        nets = {k: build(a, "cpu").requires_grad_(False) for k, a in archs.items()}
+        nets = {k: build(a, device, compute_dtype(_vae_precision(spec, k, precision), device)).requires_grad_(False) for k, a in archs.items()}
+        for k, m in nets.items():
+            if k != "vae": quantize(m, precision, device)
     two = "text_encoder_2" in nets
     return Components(spec, nets["vae"], nets["unet"], nets.get("controlnet"), tok, tok if two else None, nets["text_encoder"], nets.get("text_encoder_2"),
-                      dict(_LCM_SCHED, _class_name=spec.scheduler), f"random-{seed}", notes=("the weights are random numbers: only time and memory mean anything",))
+                      dict(_LCM_SCHED, _class_name=spec.scheduler), f"random-{seed}", precision, notes=("the weights are random numbers: only time and memory mean anything",))
 
 # %% ../nbs/05_memory.ipynb #87f29fb3
 def auto_settings(model,                  # as for `predict_memory`

@@ -9,6 +9,7 @@ from fastedit import picturebook as pb
 from fastedit.cli import app
 from fastedit.core import Cancelled
 from fastedit.images import read_metadata
+from fastedit.memory import RESIDENCIES
 from fastedit.models import random_model, random_weights
 from fastedit.schedules import lcm_grid
 
@@ -163,10 +164,19 @@ def test_edit_within_a_budget(place, model):
 def test_bench_memory(place, monkeypatch):
     from fastedit import editor
     row = dict(weights=10**6, predicted=10**6, measured=10**6, ratio=1.); seen = []
-    monkeypatch.setattr(editor, "bench_memory", lambda *a: seen.append(a) or dict(stages=[dict(row, stage="text")], peak=row, steps=1, nfe=2, seconds=1.5))
+    monkeypatch.setattr(editor, "bench_memory", lambda *a, **kw: seen.append((*a, kw)) or dict(stages=[dict(row, stage="text")], peak=row, steps=1, nfe=2, seconds=1.5))
     r = run("bench-memory", "--size", "64", "--steps", 1, "--json", "m.json", "-q"); assert r.exit_code == 0 and "1.000" in r.stdout and json.loads(Path("m.json").read_text())["peak"]["ratio"] == 1
-    assert json.loads(run("bench-memory", "--json", "-", "-q").stdout)["nfe"] == 2 and seen == [("sd15-lcm", (64, 64), 1, False), ("sd15-lcm", (256, 256), 2, False)]
+    assert json.loads(run("bench-memory", "--json", "-", "-q").stdout)["nfe"] == 2 and seen == [("sd15-lcm", s, n, False, dict(residency="resident", precision=None, device="cpu")) for s, n in (((64, 64), 1), ((256, 256), 2))]
     says(run("bench-memory", "--json", "."), 2, "folder"); says(run("bench-memory", "--size", "big"), 2, "WIDTHxHEIGHT")
+
+def test_bench_memory_on_a_gpu(place, monkeypatch):
+    "The table of all policies, from what a GPU's run gives."
+    from fastedit import editor
+    says(run("bench-memory", "--precision", "fp16", "-q"), 2, "device='cuda'"); says(run("bench-memory", "--residency", "here", "-q"), 2, "text-cached")
+    if not torch.cuda.is_available(): says(run("bench-memory", "--device", "cuda", "-q"), 2, "no CUDA device")
+    asked = []; row = dict(predicted=2**30, allocated=2**30, ratio=1., reserved=2**31, required=3*2**30, moved=0, moved_predicted=10**9, seconds=1.5, second_prompt_seconds=.5)
+    monkeypatch.setattr(editor, "bench_memory", lambda *a, **kw: asked.append(kw) or dict(policies=[dict(row, residency=k) for k in kw["residency"]], steps=4, precision="fp16", device="a card", outside=2**29))
+    r = run("bench-memory", "--device", "cuda", "-q"); assert r.exit_code == 0 and "a card; 0.50 GiB outside" in r.stdout and all(k in r.stdout for k in RESIDENCIES) and asked[0]["residency"] == tuple(RESIDENCIES)
 
 # --- a real process
 

@@ -1,0 +1,67 @@
+"""On a GPU: the same picture as on the CPU, from every policy and every precision; memory as predicted; a full card is no catastrophe. Skipped where torch sees no CUDA device."""
+import numpy as np, pytest, torch
+from PIL import Image
+from fastedit import memory as Q, models as M, picturebook as pb
+from fastedit.core import MemoryPlanError, OptionError
+from fastedit.editor import FastEditor, bench_memory, weigh_on_gpu
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
+SCENE = pb.sample_scene(11); A = Image.fromarray(pb.render(SCENE, 64)); TELL = dict(source_prompt=pb.caption(SCENE), seed=3)
+
+def pixels(edit): return np.asarray(edit.image).astype(int)
+def editor(**kw): return FastEditor(kw.pop("model", "mini"), device="cuda", **kw)
+
+@pytest.mark.parametrize("model", ["mini", "mini-s"])
+@pytest.mark.parametrize("method", ["ddcm", "img2img", "turbo", "edit_friendly"])
+def test_a_gpu_draws_what_a_cpu_draws(model, method):
+    "TensorFloat-32 in the convolutions and other kernels move a few values; a wrong step or embedding would move whole things."
+    kw = dict(TELL, method=method); a = FastEditor(model, device="cpu")(A, "a blue ball", **kw); b = editor(model=model)(A, "a blue ball", **kw); far = np.abs(pixels(a)-pixels(b))
+    assert a.timesteps == b.timesteps and a.nfe == b.nfe and far.mean() < 1.5 and a.request == b.request
+
+def test_same_request_same_bytes():
+    a, b = editor()(A, "a blue ball", **TELL), editor()(A, "a blue ball", **TELL)
+    assert a.image.tobytes() == b.image.tobytes()
+
+@pytest.mark.parametrize("policy", list(Q.RESIDENCIES))
+def test_every_policy_gives_the_same_bytes(policy):
+    "What comes and goes, also by CUDA streams, must be there in time: a race would show in the picture."
+    whole = editor()(A, "a blue ball", **TELL); e = editor(residency=policy)
+    for _ in range(3): assert e(A, "a blue ball", **TELL).image.tobytes() == whole.image.tobytes(); e.cache.clear()
+    kept = {k for k, m in e.parts.modules().items() if next(m.parameters()).device.type == "cuda"}; assert kept == set(Q.RESIDENCIES[policy].keeps); e._release()
+
+@pytest.mark.parametrize("precision", [k for k in M.PRECISIONS if k != "fp32"])
+def test_every_precision_draws(precision):
+    try: M.check_precision(precision, "cuda")
+    except OptionError as e: pytest.skip(str(e))
+    whole, e = editor()(A, "a blue ball", **TELL), editor(precision=precision); got = e(A, "a blue ball", **TELL); mse = ((pixels(whole)-pixels(got))**2).mean()
+    assert got.request.precision == precision and 10*np.log10(255**2/max(mse, 1e-9)) > 15 and sum(e.parts.weight_bytes().values()) < sum(M.load_model("mini", device="cpu").weight_bytes().values())
+
+@pytest.mark.parametrize("policy", ["resident", "model-offload"])
+def test_allocated_memory_is_what_was_predicted(policy):
+    "On a picture of 512 pixels, where tensors outweigh the allocator's blocks; what convolutions borrow is the margin's."
+    d = weigh_on_gpu(editor(residency=policy), A, "a blue ball", size=(512, 512), method="img2img"); assert d["reserved"] >= d["allocated"] and d["allocated"] <= d["required"] and d["ratio"] > .5, d
+
+def test_a_full_card_steps_down_the_ladder():
+    "A share of the card that the whole decoder does not fit into: the edit goes on in tiles and says so; far less, and it ends in one error."
+    e = editor(); size = (1024, 1024); whole = weigh_on_gpu(e, A, "a blue ball", size=size, method="img2img"); total = torch.cuda.get_device_properties(0).total_memory
+    def within(n):
+        e._free(); torch.cuda.set_per_process_memory_fraction(n/total)
+        try: return e(A, "a blue ball", size=size, method="img2img")
+        finally: torch.cuda.set_per_process_memory_fraction(1.)
+    used = []
+    with pytest.raises(MemoryPlanError, match="memory ran out"):
+        for share in (.8, .65, .5, .4, .3, .2, .1, .05): used.append(within(int(whole["reserved"]*share)).fallbacks)
+    assert any("tiles" in f for u in used for f in u), used   # convolutions do with less room before anything has to give
+    assert e(A, "a blue ball", **TELL).image.size == A.size   # and the editor lives
+
+@pytest.mark.parametrize("precision,policy", [*(("fp8", k) for k in Q.RESIDENCIES), *((p, k) for p in ("int8", "nf4") for k in ("text-cached", "model-offload"))])
+def test_quantised_weights_come_and_go(precision, policy):
+    try: M.check_precision(precision, "cuda")
+    except OptionError as e: pytest.skip(str(e))
+    whole, e = editor(precision=precision)(A, "a blue ball", **TELL), editor(precision=precision, residency=policy)
+    for _ in range(2): got = e(A, "a blue ball", **TELL); e.cache.clear(); assert got.image.tobytes() == whole.image.tobytes()
+    e._release()
+
+def test_weights_built_on_the_gpu():
+    d = bench_memory("sd15-lcm", (256, 256), 1, residency=("resident", "text-cached"), device="cuda"); a, b = d["policies"]
+    assert d["precision"] == "fp16" and a["pixels"] == b["pixels"] and b["allocated"] < a["allocated"] and d["outside"] > 0
