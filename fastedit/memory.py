@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, MemoryPlanError, NumericalError, OptionError
-from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize
+from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize, tensor_bytes
 
 # %% ../nbs/05_memory.ipynb #a9a62dba
 def _torch():
@@ -292,9 +292,9 @@ def _vae_precision(model, component, precision):
 # %% ../nbs/05_memory.ipynb #ae3d138c
 @dataclass(frozen=True)
 class Margin:
-    "What a GPU needs beyond tensors; an assumption, to be measured on the card at hand."
-    context: int=400_000_000     # CUDA context and kernels, bytes
-    workspace: int=150_000_000   # cuBLAS and cuDNN workspaces, bytes
+    "What a GPU needs beyond tensors; an assumption, to be measured on the card at hand with `fastedit bench-memory --device cuda`."
+    context: int=400_000_000     # CUDA context and kernels, bytes; grows with the card: an H100 took .73 to .82 GB
+    workspace: int=150_000_000   # cuBLAS and cuDNN workspaces, bytes; where more is free cuDNN takes more, 1 GB in the decoder at 1024x1024, and does without where it is not
     slack: float=.10             # fragmentation, as a share of the activations
 
 @dataclass(frozen=True)
@@ -653,7 +653,7 @@ def widened(parts: Components):
     finally:
         for t in half: t.data = t.data.half()
 
-def _size(tensors) -> int: return sum(t.numel()*t.element_size() for t in tensors)
+def _size(tensors) -> int: return sum(tensor_bytes(t) for t in tensors)
 def _tensors(m): return [*m.named_parameters(), *m.named_buffers()]
 def _put(m, name, value):
     "Let a network's tensor lie in other memory; a quantised weight, which is several tensors in one, is exchanged as a whole."
