@@ -773,7 +773,7 @@ generators use the latents of the first {encoded} (the teacher's first 3,200 ste
 |---|---|---|---|
 {stages}
 
-The curves are in `logs/` and drawn in the training notebook. In them the teacher is judged at guidance 4 up to its step 5450 and at 6 after it (4.5, used for the figures below, was chosen last, on held-out scenes from number 704,000 on, which no figure is measured on), and up to its step 4200 (as was the LCM-LoRA in its first runs) by an earlier
+The curves are in `logs/` and drawn in the training notebook. In them the teacher is judged at guidance 4 up to its step 5450 and at 6 after it (4.5, used for the figures below, was chosen last, on held-out scenes 9704000 to 9705383, which no figure here is measured on), and up to its step 4200 (as was the LCM-LoRA in its first runs) by an earlier
 reader that hardly ever counted to two: a part of the jumps after them is the judge's.
 
 ## Figures
