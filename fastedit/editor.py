@@ -441,10 +441,9 @@ def weigh_on_gpu(editor: FastEditor,    # an editor on a CUDA device
                 ) -> dict:
     "Run an edit on a GPU and hold its allocated and reserved peaks against the prediction; plain data. The first edit, which chooses kernels, is not the one measured."
     if editor.device.type != "cuda": raise OptionError(f"this editor computes on {editor.device}: allocated and reserved peaks are a GPU's; use weigh_edit")
-    tell = lambda **kw: editor(image, kw.pop("say", prompt), **settings)
-    tell(); editor._free()
-    with memory.measure_peak(editor.device) as found: edit = tell()
-    p, again = _predicted(editor, edit, "cuda"), tell(say=f"{prompt} again")
+    editor(image, prompt, **settings); editor._free()
+    with memory.measure_peak(editor.device) as found: edit = editor(image, prompt, **settings)
+    p, again = _predicted(editor, edit, "cuda"), editor(image, f"{prompt} again", **settings)
     return dict(residency=edit.memory["residency"], vae_tile=edit.memory["vae_tile"], weights=p.worst.weights, predicted=p.peak, required=p.required, allocated=found["allocated"], reserved=found["reserved"],
                 ratio=p.peak/found["allocated"], moved=edit.memory["moved"], moved_predicted=p.moved, nfe=edit.nfe, control_nfe=edit.control_nfe, steps=len(edit.timesteps), flops=p.flops, fallbacks=list(edit.fallbacks),
                 seconds=edit.seconds["total"], second_prompt_seconds=again.seconds["total"], seconds_by_stage=edit.seconds, pixels=hashlib.sha256(edit.image.tobytes()).hexdigest()[:16])

@@ -294,7 +294,7 @@ def _vae_precision(model, component, precision):
 class Margin:
     "What a GPU needs beyond tensors; an assumption, to be measured on the card at hand with `fastedit bench-memory --device cuda`."
     context: int=400_000_000     # CUDA context and kernels, bytes; grows with the card: an H100 took .73 to .82 GB
-    workspace: int=150_000_000   # cuBLAS and cuDNN workspaces, bytes; where more is free cuDNN takes more, 1 GB in the decoder at 1024x1024, and does without where it is not
+    workspace: int=150_000_000   # cuBLAS and cuDNN workspaces, bytes; where more is free an H100 took 1 GB more in the decoder at 1024x1024, and did without where it was not
     slack: float=.10             # fragmentation, as a share of the activations
 
 @dataclass(frozen=True)
