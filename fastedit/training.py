@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'LATENT', 'TOKENS', 'CHANNELS', 'HEADS', 'TEXT', 'TIME_IDS', 'W_DIM', 'NOISE', 'SCHEDULE', 'TRAIN', 'HELD_OUT',
-           'PLACES', 'ENCODED', 'LCM_GRID', 'LORA_TARGETS', 'TRIPLES', 'TRIPLE_SEEDS', 'STAGES', 'GOALS', 'new_vae',
-           'new_unet', 'new_text_encoders', 'new_controlnet', 'learn_merges', 'write_tokenizer', 'caption_words',
-           'load_tokenizer', 'tokens_of', 'encode_text', 'Muon', 'optimisers', 'decay', 'fit', 'averaged', 'pictures',
-           'to_batch', 'held_out', 'psnr', 'train_vae', 'reader_accuracy', 'train_reader', 'latents', 'covered',
-           'cell_weight', 'time_ids', 'predict', 'snr_weight', 'ddim_sample', 'judge', 'noise_times', 'train_teacher',
-           'consistency', 'lcm_sample', 'lora_config', 'train_lcm_lora', 'train_lcm', 'block_outputs', 'train_student',
-           'control_residuals', 'edges_of', 'train_controlnet', 'widen', 'triples', 'train_instruct', 'train', 'ship',
-           'measure', 'write_card']
+           'PLACES', 'ENCODED', 'LCM_GRID', 'HOP', 'LORA_TARGETS', 'TRIPLES', 'TRIPLE_SEEDS', 'STAGES', 'GOALS',
+           'new_vae', 'new_unet', 'new_text_encoders', 'new_controlnet', 'learn_merges', 'write_tokenizer',
+           'caption_words', 'load_tokenizer', 'tokens_of', 'encode_text', 'Muon', 'optimisers', 'decay', 'fit',
+           'averaged', 'pictures', 'to_batch', 'held_out', 'psnr', 'train_vae', 'reader_accuracy', 'train_reader',
+           'latents', 'covered', 'cell_weight', 'time_ids', 'predict', 'snr_weight', 'ddim_sample', 'judge',
+           'noise_times', 'train_teacher', 'consistency', 'lcm_sample', 'Rollouts', 'lora_config', 'train_lcm_lora',
+           'train_lcm', 'block_outputs', 'train_student', 'control_residuals', 'edges_of', 'train_controlnet', 'widen',
+           'triples', 'train_instruct', 'train', 'ship', 'measure', 'write_card']
 
 # %% ../nbs/60_training.ipynb #5610dbaa
 import csv, io, json, math, os, shutil, time
@@ -472,6 +472,7 @@ def train_teacher(state, steps: int=4000, batch: int=64, compiled: bool=False, q
 
 # %% ../nbs/60_training.ipynb #fe9d8445
 LCM_GRID = lcm_grid(50)[::-1]   # the 50-point DDIM grid of the distillation: 19, 39, ... 999
+HOP = 40   # times that the teacher's DDIM step spans: a chain of 25 from noise to picture, as the teacher is sampled
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
                 "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
 
@@ -502,29 +503,45 @@ def _frozen(state, *names):
 def _captions(ids, rng, drop=0.):
     return ["" if rng.random() < drop else pb.training_caption(pb.sample_scene(int(i)), int(rng.integers(1 << 31))) for i in ids]
 
+class Rollouts:
+    "Pictures that the net is in the middle of sampling, each on an LCM grid of 2 to 8 steps: it learns from where its own earlier steps lead (Kohler et al. 2024, Imagine Flash)."
+    def __init__(self, n: int):   # pictures under way
+        self.z, self.captions, self.left = torch.zeros(n, 4, LATENT, LATENT), [""]*n, [[] for _ in range(n)]
+
+    def draw(self, caption, rng) -> tuple:
+        "Renoise each to its next time, start anew with `caption()` where sampling has ended; returns x (n, 4, 16, 16), t (n,)."
+        noise = torch.randn(self.z.shape); new = np.array([not l for l in self.left])
+        for i in np.flatnonzero(new): self.left[i], self.captions[i] = list(lcm_grid(int(rng.integers(2, 9)))), caption()
+        t = torch.tensor([l.pop(0) for l in self.left]); x = SCHEDULE.noised(self.z, noise, t); x[new] = noise[new]
+        return x, t
+
 def _distil(state, name, net, target, w_known, guidance, shipped, steps, batch, lr, adam_lr, quiet):
-    "Consistency distillation of `net`; `target` is a copy that follows it slowly."
+    "Consistency distillation of `net`, half on noised pictures, half on its own `Rollouts`; `target` is a copy that follows it slowly."
     from diffusers import AutoencoderKL
     data = pictures(state, quiet=quiet); z0 = latents(state, _load(AutoencoderKL, state, "vae"), data, quiet); cover = covered(state, len(z0), quiet)
     teacher, *enc = _frozen(state, "unet", "text_encoder", "text_encoder_2"); tok = load_tokenizer(_part(state, "tokenizer"))
     scenes, vae, reader = _judged(state); target.requires_grad_(False)
     with torch.no_grad(): prompts, empty = (encode_text(enc, tokens_of(tok, p)) for p in ([pb.caption(s) for s in scenes], [""]))
     pairs, follow = [(target.get_parameter(n), p) for n, p in net.named_parameters() if p.requires_grad], 1.
+    own = Rollouts(batch//2); k = batch-batch//2   # k pictures of the data, then its own
     def loss_fn(step, rng):
         nonlocal follow
         with torch.no_grad():
             for q, p in pairs: q.lerp_(p, follow)
             follow = .05   # at first the target is what the net starts from, at step 0 or at a checkpoint
-            ids = np.sort(rng.integers(0, len(z0), batch)); text = encode_text(enc, tokens_of(tok, _captions(ids, rng)))
-            n = rng.integers(0, 50, batch); t = torch.tensor(np.array(LCM_GRID)[n]); s = (t-20).clamp_min(0)
-            x = SCHEDULE.noised(torch.tensor(z0[ids]).float(), torch.randn(batch, 4, LATENT, LATENT), t)
+            ids = np.sort(rng.integers(0, len(z0), k)); t = torch.tensor(rng.choice(LCM_GRID, k))
+            x = SCHEDULE.noised(torch.tensor(z0[ids]).float(), torch.randn(k, 4, LATENT, LATENT), t)
+            mine, at = own.draw(lambda: _captions(rng.integers(0, len(z0), 1), rng)[0], rng); x, t = torch.cat([x, mine]), torch.cat([t, at]); s = (t-HOP).clamp_min(0)
+            text = encode_text(enc, tokens_of(tok, _captions(ids, rng)+own.captions))
             w = torch.tensor(rng.uniform(*guidance, batch)-1).float(); v = w.view(-1, 1, 1, 1)
             both = tuple(torch.cat([a, b.expand_as(a)]) for a, b in zip(text, empty))
             e1, e0 = predict(teacher, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2); e = e1+v*(e1-e0)
             y = SCHEDULE.noised(SCHEDULE.split(e, x, t)[1], e, s)
             goal = consistency(target, y, s, text, w if w_known else None)
         out = consistency(net, x, t, text, w if w_known else None)
-        return (((out-goal).square()+.01**2).sqrt()*cell_weight(torch.tensor(cover[ids]).float()/255, t)).mean()-.01, {}
+        own.z = out[k:].detach(); weight = torch.ones(batch, 1, LATENT, LATENT); weight[:k] = cell_weight(torch.tensor(cover[ids]).float()/255, t[:k])
+        each = ((((out-goal).square()+.01**2).sqrt()-.01)*weight).mean((1, 2, 3))
+        return each.mean(), dict(data=each[:k].mean().item(), own=each[k:].mean().item())
     def evaluate():
         z = lcm_sample(net, prompts, guidance=6., w=w_known); return judge(vae.decode(z/vae.config.scaling_factor).sample.clamp(-1, 1), scenes, reader)
     return fit(name, dict(unet=net), loss_fn, steps, state, lr=lr, adam_lr=adam_lr, ema=.99, every=140, evaluate=evaluate, shipped=shipped, quiet=quiet)
@@ -546,12 +563,12 @@ def lora_config(rank: int=12):
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
 
 def train_lcm_lora(state, steps: int=800, batch: int=32, quiet: bool=False):
-    "Distil the teacher into an LCM-LoRA for `mini`, going on from the package's if there is one; guidance 3-8 is drawn per picture and baked in."
+    "Distil the teacher into an LCM-LoRA for `mini`, going on from the package's if there is one; guidance 4-6 is drawn per picture and baked in."
     from diffusers import StableDiffusionXLPipeline
     from peft import get_peft_model_state_dict
     nets = _frozen(state, "unet", "unet"); torch.manual_seed(2)
     for n in nets: n.add_adapter(lora_config())
-    _distil(state, "lcm-lora", *nets, False, (3., 8.), lambda: _lora_from_package(nets[0], "lcm-lora"), steps, batch, None, 2e-3, quiet)
+    _distil(state, "lcm-lora", *nets, False, (4., 6.), lambda: _lora_from_package(nets[0], "lcm-lora"), steps, batch, None, 2e-3, quiet)
     layers = {k: v.half() for k, v in get_peft_model_state_dict(nets[0]).items()}
     StableDiffusionXLPipeline.save_lora_weights(Path(state)/"models"/"lcm-lora", unet_lora_layers=layers, safe_serialization=True)
     return nets[0]

@@ -1,8 +1,9 @@
 "The one caller of the networks: guidance, counts, control scales, noise, parameterisations; on small random networks."
+import inspect
 from dataclasses import replace
 import pytest, torch
 from fastedit.core import ModelError, NumericalError, OptionError, PromptError
-from fastedit.denoiser import Count, Denoiser, Memo, Noise, Text, fingerprint, finite, guidance_embedding
+from fastedit.denoiser import Count, Denoiser, Memo, Noise, Text, fingerprint, finite, guidance_embedding, known_processors
 from fastedit.models import load_model, random_model
 
 KW = dict(channels=(16, 32, 32), width=16)
@@ -27,6 +28,24 @@ def test_text_is_stock_text(folders, parts, kind):
     assert torch.equal(t.states, want[0]) and (want[1] is None or torch.equal(t.pooled, want[1]))
     with pytest.raises(PromptError): d.text(None)
     assert d.cut("ball") == 0 and d.cut("ball "*200) > 0
+
+@pytest.mark.parametrize("prompt", ["", "a", "a "*40, "(" * 30, "x1" * 15, "<|endoftext|>" * 2, "é" * 30, "a, b; c! " * 4, "word " * 15])
+def test_cut_is_what_the_tokenizer_drops(parts, prompt):
+    for p in parts.values():
+        tok = p.tokenizer; d = Denoiser(p)
+        for text in (prompt, prompt[:tok.model_max_length-2], (prompt*9)[:tok.model_max_length-1]):
+            assert d.cut(text) == max(0, len(tok(text, truncation=False).input_ids)-tok.model_max_length)
+
+def test_processors_are_asked_once_and_left_as_they_were(parts):
+    unet = parts["cfg"].unet; mine = set(unet.attn_processors.values()); d = Denoiser(parts["cfg"]); t = d.text("a ball"); want = d.output(x(), 500, t)
+    stock = {p: inspect.signature(p.__call__) for p in mine}
+    with known_processors(unet):
+        assert all("__call__" in vars(p) and inspect.signature(p.__call__) == s for p, s in stock.items())
+        assert torch.equal(d.output(x(), 500, t), want)
+    assert not any("__call__" in vars(p) for p in mine)
+    with pytest.raises(RuntimeError):
+        with known_processors(unet): raise RuntimeError
+    assert not any("__call__" in vars(p) for p in mine)
 
 def test_only_guided_rows_cost_a_pair(parts):
     d = Denoiser(parts["cfg"]); t = d.text("a ball"); d.negative
