@@ -54,6 +54,37 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     assert torch.equal(_toy(tmp_path/"b", 30).weight, whole.weight)
     assert [int(r["step"]) for r in csv.DictReader(open(tmp_path/"b"/"toy.csv"))] == [10, 20, 30]
 
+def test_a_soup_is_the_mean_of_start_and_marks(tmp_path):
+    def run(state, steps=8, soup=(.5, 1.), found=True, stop=None):
+        torch.manual_seed(0); net = torch.nn.Linear(8, 8); seen = [net.weight.detach().clone()]
+        def loss_fn(step, rng):
+            if step == stop: raise KeyboardInterrupt
+            if len(seen) == step: seen.append(net.weight.detach().clone())
+            x = torch.tensor(rng.standard_normal((16, 8))).float(); return (net(x)-x.flip(1)).square().mean(), {}
+        tr.fit("toy", dict(net=net), loss_fn, steps, state, every=2, ema=0., soup=soup, shipped=lambda: found, quiet=True); return net.weight.detach(), seen
+    last, seen = run(tmp_path/"plain", soup=())
+    assert torch.allclose(run(tmp_path/"on")[0], (seen[0]+seen[4]+last)/3, atol=1e-6)
+    assert torch.allclose(run(tmp_path/"fresh", found=False)[0], (seen[4]+last)/2, atol=1e-6)   # random weights are no part of it
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/"cut", stop=7)
+    assert torch.equal(run(tmp_path/"cut")[0], run(tmp_path/"on")[0])
+
+def test_rollouts_follow_the_samplers_grids():
+    import numpy as np
+    from fastedit.schedules import lcm_grid
+    r, rng, told, walks = tr.Rollouts(5), np.random.default_rng(0), iter(range(10**6)), [[] for _ in range(5)]; torch.manual_seed(0)
+    for step in range(40):
+        before = r.z.clone(); x, t = r.draw(lambda: str(next(told)), rng); noise = x.clone()
+        for i, n in enumerate(t.tolist()):
+            if n == 999: walks[i].append([])
+            walks[i][-1].append((n, r.captions[i]))
+            if n < 999: noise[i] = ((x[i:i+1]-tr.SCHEDULE.noised(before[i:i+1], torch.zeros(1, 4, 16, 16), torch.tensor([n])))/tr.SCHEDULE.levels(torch.tensor([n]))[1])[0]   # its own picture, renoised
+        assert .8 < float(noise.std()) < 1.2 and abs(float(noise.mean())) < .1
+        r.z = torch.full_like(r.z, step+1.)
+    grids = {lcm_grid(n) for n in range(2, 9)}
+    for w in walks:
+        assert len(w) > 3 and all(tuple(t for t, _ in chain) in grids and len({c for _, c in chain}) == 1 for chain in w[:-1])
+    assert len({c for w in walks for chain in w for _, c in chain}) == sum(map(len, walks))
+
 def test_a_broken_loss_is_an_error_in_words(tmp_path):
     net = torch.nn.Linear(2, 2)
     with pytest.raises(OptionError, match="became nan"): tr.fit("x", dict(net=net), lambda s, r: (net.weight.sum()*float("nan"), {}), 3, tmp_path, quiet=True)
