@@ -41,7 +41,7 @@ $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "fastedit needs Python 3.10 or newer: give one with 'make PYTHON=python3.11 ...'"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
-	  { echo "could not create $(VENV): the venv module is missing (on Debian: apt-get install python3-venv)"; exit 1; }
+	  { rm -f $(RUN); echo "could not create $(VENV): the venv module is missing (on Debian: apt-get install python3-venv)"; exit 1; }
 
 # -e: the environment always runs the code of this checkout. Extras of the dev install stay when demo's stamp is renewed.
 $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt | $(RUN)

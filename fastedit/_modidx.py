@@ -654,6 +654,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastedit.models.attach_lora': ('models.html#attach_lora', 'fastedit/models.py'),
                                  'fastedit.models.build': ('models.html#build', 'fastedit/models.py'),
                                  'fastedit.models.cache_dir': ('models.html#cache_dir', 'fastedit/models.py'),
+                                 'fastedit.models.check_device': ('models.html#check_device', 'fastedit/models.py'),
                                  'fastedit.models.check_precision': ('models.html#check_precision', 'fastedit/models.py'),
                                  'fastedit.models.clip_tokenizer': ('models.html#clip_tokenizer', 'fastedit/models.py'),
                                  'fastedit.models.compute_dtype': ('models.html#compute_dtype', 'fastedit/models.py'),

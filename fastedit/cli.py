@@ -150,6 +150,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     if not prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
     _writable(out, _SUFFIXES)
     if out.exists() and image.exists() and out.samefile(image): raise OptionError(f"{out} is the picture itself: choose another name, so that the original stays")
+    if mask is not None and out.exists() and mask.exists() and out.samefile(mask): raise OptionError(f"{out} is the mask itself: choose another name, so that it stays")
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     from fastedit.images import load_image, load_mask

@@ -7,7 +7,7 @@ __all__ = ['EditRequest', 'EditResult', 'StageCache', 'pixel_hash', 'FastEditor'
            'bench_memory']
 
 # %% ../nbs/20_editor.ipynb #2c126ae0
-import base64, hashlib, html, io, json, platform, threading, time
+import base64, hashlib, html, io, json, math, platform, threading, time
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -46,6 +46,12 @@ class EditRequest:
     mask: str=None                 # hash of the mask, filled in by the editor
 
     def __post_init__(self):
+        for name in ("steps", "strength", "guidance", "source_guidance", "control_scale", "seed", "feather"):   # NumPy's and torch's single numbers
+            if getattr(v := getattr(self, name), "ndim", None) == 0: object.__setattr__(self, name, v.item())
+        for name in ("prompt", "negative_prompt", "source_prompt"):
+            try: (getattr(self, name) or "").encode()
+            except UnicodeEncodeError as e: raise PromptError(f"{name}={getattr(self, name)!r} holds bytes that are no text ({e.reason}): give it in UTF-8") from e
+            except AttributeError: pass   # not text at all: said below
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str): raise PromptError(f"{name}={getattr(self, name)!r} is not text")
         if not isinstance(self.source_prompt, (str, type(None))): raise PromptError(f"source_prompt={self.source_prompt!r} is not text")
@@ -63,7 +69,10 @@ class EditRequest:
             if isinstance(v, (list, tuple, dict)) or len(scales) > 1 and v is None and name == "control_scale": raise OptionError(f"{name}={v!r}: give a number from {lo} to {hi}, or a curve")
             if isinstance(v, (int, float)) and (isinstance(v, bool) or not lo <= v <= hi): raise OptionError(f"{name}={v!r}: give a number from {lo} to {hi}, or a curve")
             if isinstance(v, str) and name == "source_guidance": raise OptionError(f"source_guidance={v!r}: give a number from 0 to 100")
-            if isinstance(v, str): schedules.curve(v, 0, 1)
+            if isinstance(v, str):
+                schedules.curve(v, 0, 1); kind, *at = v.split(":"); at = [float(x) for x in at]
+                if not all(map(math.isfinite, at)) or not all(lo <= x <= hi for x in (at[:1] if kind == "interval" else at)): raise OptionError(f"{name}={v!r}: a curve's values go from {lo} to {hi}")
+        if isinstance(self.feather, bool) or not isinstance(self.feather, (int, float)) or not 0 <= self.feather < math.inf: raise OptionError(f"feather={self.feather!r}: give a number of pixels, 0 or more")
         if self.control is not None and self.control not in CONDITIONS: raise OptionError(f"control={self.control!r}: use one of {', '.join(CONDITIONS)}")
         if not isinstance(self.options, dict): raise OptionError(f"options={self.options!r}: give a dict from name to value")
         if self.size is not None:
@@ -85,6 +94,7 @@ class EditRequest:
         except (ValueError, TypeError) as e: raise DataError(f"this is not a request in JSON: {e}") from e
         unknown = set(d)-{f.name for f in fields(cls)}
         if unknown: raise DataError(f"a request has no field {', '.join(sorted(unknown))}: it was written by another version")
+        if "prompt" not in d: raise DataError("this is not a request: it has no prompt")
         return cls(**d)
 
     @classmethod
@@ -135,7 +145,7 @@ class EditResult:
     def __repr__(self): return f"EditResult({self.request.prompt!r}; {self.summary}{''.join('; note: '+n for n in (*self.notes, *self.fallbacks))})"
     def pair(self, side: int=256):
         "Before and after beside each other, as a PIL image."
-        w, h = self.source.size; k = side/max(w, h); size = max(1, round(w*k)), max(1, round(h*k)); how = 0 if k > 2 else 1
+        w, h = self.source.size; k = side/max(w, h); size = max(8, round(w*k)), max(8, round(h*k)); how = 0 if k > 2 else 1
         return images.image_grid([im.resize(size, how) for im in (self.source, self.image)], labels=["before", self.request.prompt])
     def _repr_png_(self): return _png(self.pair())
     def _repr_html_(self):
@@ -226,9 +236,9 @@ class FastEditor:
     # --- memory
     def _load(self, model, device, precision, residency, budget_gb, load):
         "Decide what stays where, then load the model there; what cannot fit is refused before anything is loaded."
-        from fastedit.models import PRECISIONS, Components, default_device, find_spec, load_model
+        from fastedit.models import PRECISIONS, Components, check_device, default_device, find_spec, load_model
         parts = model if isinstance(model, Components) else None
-        self.device = torch.device(device or (parts.device if parts else default_device()))
+        self.device = check_device(device or (parts.device if parts else default_device()))
         known = find_spec(model) if parts is None else parts.spec if parts.spec.arch else parts
         if parts is None and known.path and Path(known.path).is_file():   # only a loaded file says what is in it
             known = parts = load_model(model, device="cpu" if residency != "resident" else self.device, precision=precision, **load)
@@ -288,7 +298,8 @@ class FastEditor:
         notes += check_model(m, self.parts, check_options(m, r.options))
         def inside(g): return min(max(g, s.guidance_range[0]), s.guidance_range[1]) if g != 1 or s.guidance == "w-embedding" else g   # a method's own scale, as far as this model bears it
         guidance = r.guidance if r.guidance is not None else inside(m.guidance) if m.guidance is not None else s.guidance_default
-        source_guidance = r.source_guidance if r.source_guidance is not None else inside(m.source_guidance)
+        same = m.key == "ddcm" and r.source_prompt == r.prompt and isinstance(guidance, (int, float))   # nothing is asked for: both branches alike, and the source comes back
+        source_guidance = r.source_guidance if r.source_guidance is not None else guidance if same else inside(m.source_guidance)
         scale = r.control_scale if r.control_scale is not None else m.control or (.5 if r.control not in (None, "none") else 0.)
         control = r.control or ("canny" if scale and self.parts.controlnet is not None else "none")
         if control == "none" or isinstance(scale, tuple) and not any(scale): scale = 0.

@@ -7,9 +7,10 @@ __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'PRECISIONS', 'Arch
            'Part', 'ModelSpec', 'user_models', 'read_models_toml', 'local_spec', 'find_spec', 'read_header',
            'weight_files', 'cache_dir', 'hub_cache', 'locate', 'weights_dir', 'model_index', 'file_hash', 'mini_path',
            'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision', 'precision_rows',
-           'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'default_device', 'load_model',
-           'openai_tokenizer', 'load_single_file', 'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size',
-           'load_preview', 'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora', 'random_weights']
+           'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device', 'default_device',
+           'load_model', 'openai_tokenizer', 'load_single_file', 'Finding', 'Diagnosis', 'diagnose', 'fetch',
+           'working_size', 'load_preview', 'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora',
+           'random_weights']
 
 # %% ../nbs/04_models.ipynb #72be65e2
 import hashlib, json, logging, math, os, re, shutil, tempfile, warnings
@@ -870,6 +871,15 @@ def speed_up(parts: "Components",          # a loaded model, changed in place
     if done: parts.revision = content_hash(parts.revision, done)
     return parts
 
+def check_device(device):
+    "Make a torch device of a name; raises `OptionError` if it is unknown, or not there."
+    import torch
+    try: d = torch.device(device)
+    except (RuntimeError, TypeError) as e: raise OptionError(f"device {device!r} is unknown: use cpu, cuda, cuda:1, ...") from e
+    if d.type == "cuda" and not torch.cuda.is_available(): raise OptionError(f"device {str(device)!r}: no GPU that torch can use was found here: use cpu")
+    if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count(): raise OptionError(f"device {str(device)!r}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
+    return d
+
 def default_device() -> str:
     "Name the device to use when none is asked for."
     import torch
@@ -887,7 +897,7 @@ def load_model(name,                     # registry name, local folder, .safeten
               ) -> Components:
     "Load a model from this machine; raises `ModelError` before anything is loaded if a part is absent, damaged or does not fit."
     spec = find_spec(name)
-    device = device or default_device(); check_precision(precision, device)
+    device = device or default_device(); check_device(device); check_precision(precision, device)
     if compile: _check_compiler(device)
     if spec.family == "flow":
         raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use FastEditor({spec.key!r}) or flow.load_flow({spec.key!r})")

@@ -78,14 +78,14 @@ def lcm_grid(steps: int,           # how many times to visit, 1..`original`
     _whole("steps", steps); _share("strength", strength)
     own = [k*(timesteps//original)-1 for k in range(1, int(original*strength+1e-6)+1)][::-1]
     if len(own) < steps:
-        raise OptionError(f"strength={strength:g} leaves {len(own)} of the model's {original} distilled times, fewer than steps={steps}: "
-                          f"use strength of at least {steps/original:g} or fewer steps")
+        more = f"strength of at least {steps/original:g} or fewer steps" if steps <= original else f"at most {original} steps"
+        raise OptionError(f"strength={strength:g} leaves {len(own)} of the model's {original} distilled times, fewer than steps={steps}: use {more}")
     return tuple(own[math.floor(i*len(own)/steps)] for i in range(steps))
 
 def stock_grid(steps: int, strength: float, original: int=50, timesteps: int=1000) -> tuple:
     "Reproduce which times stock img2img pipelines run: the last `int(steps*strength)` of the full grid; raises `OptionError` where they silently run none."
     _share("strength", strength); full = lcm_grid(steps, original, timesteps); run = min(int(steps*strength), steps)
-    if run < 1: raise OptionError(f"strength={strength:g} with {steps} stock steps runs no step at all: use strength of at least {1/steps:g}, or schedule='continuous'")
+    if run < 1: raise OptionError(f"strength={strength:g} with {steps} stock steps runs no step at all: use strength of at least {math.ceil(1e4/steps)/1e4:g}, or schedule='continuous'")
     return full[steps-run:]
 
 def continuous_grid(steps: int, strength: float, original: int=50, timesteps: int=1000) -> tuple:

@@ -200,3 +200,7 @@ from fastedit.cli import main
 main()"""
     p = start("-c", code, cwd=place); out, err = p.communicate(timeout=300)
     assert p.returncode == 130 and "interrupted" in err and "Traceback" not in err and not out and os.listdir() == ["a.png"]
+
+def test_the_mask_is_not_overwritten(place, model):
+    Image.new("L", (64, 64), 255).save("m.png"); before = open("m.png", "rb").read()
+    says(edit(model, "--mask", "m.png", out="m.png"), 2, "the mask itself"); assert open("m.png", "rb").read() == before

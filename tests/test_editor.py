@@ -377,3 +377,29 @@ def test_bench_memory_on_networks_in_small(monkeypatch):
     spec = M.find_spec("sd15-lcm"); what = {a: c[k] for k, a in spec.parts().items()}; monkeypatch.setattr(Q, "build", lambda arch, device="meta", dtype="float32": M.build(what.get(arch, arch) if isinstance(arch, str) else arch, device, dtype))
     d = bench_memory("sd15-lcm", (128, 64), 2, controlnet=True); assert d["size"] == [128, 64] and d["weights"] == "random" and d["nfe"] == 4 and abs(d["tensors"]["ratio"]-1) < .1
     assert d["parameters"]["unet"] == M.count_parameters(M.build(c["unet"]))
+
+@pytest.mark.parametrize("name,value,says", [("guidance", "linear:500:500", "from 0 to 100"), ("guidance", "linear:nan:1", "from 0 to 100"), ("guidance", "interval:2:0:inf", "from 0 to 100"), ("control_scale", "linear:-5:1", "from 0 to 10"),
+    ("feather", float("nan"), "feather=nan"), ("feather", -1, "feather=-1"), ("feather", "x", "feather='x'"), ("feather", None, "feather=None")])
+def test_curves_and_ramps_have_ranges_too(name, value, says):
+    with pytest.raises(OptionError, match=says): EditRequest("a ball", **{name: value})
+
+def test_single_numbers_of_numpy_and_torch_are_numbers():
+    r = EditRequest("a ball", seed=np.int64(3), steps=np.int64(4), strength=np.float64(.5), guidance=torch.tensor(2.), feather=np.float32(1))
+    assert r == EditRequest("a ball", seed=3, steps=4, strength=.5, guidance=2., feather=1.) and r.json == EditRequest("a ball", seed=3, steps=4, strength=.5, guidance=2., feather=1.).json
+    with pytest.raises(DataError, match="no prompt"): EditRequest.from_json("{}")
+    for name in ("prompt", "source_prompt"):
+        with pytest.raises(PromptError, match="UTF-8"): EditRequest(**{"prompt": "a ball", name: b"a \xff ball".decode(errors="surrogateescape")})
+
+def test_a_device_is_checked_before_anything_is_loaded(folders, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, says in (("foo", "unknown"), (3.5, "unknown"), ("cuda", "no GPU")):
+        with pytest.raises(OptionError, match=says): FastEditor(str(folders["cfg"]), device=device)
+        with pytest.raises(OptionError, match=says): load_model(folders["cfg"], device=device)
+
+def test_equal_prompts_change_nothing_by_default(ed):
+    r = ed(picture(), "a red ball", source_prompt="a red ball", method="ddcm")
+    assert r.request.source_guidance == r.request.guidance and torch.equal(r.latents, ed.denoiser().encode(ed.pixels(picture())))
+    assert ed(picture(), "a red ball", source_prompt="a ball", method="ddcm").request.source_guidance == 1
+
+def test_a_very_wide_edit_shows_itself(ed):
+    assert ed(picture().resize((400, 8)), "a red ball", method="identity").pair().size[0] > 256

@@ -86,3 +86,10 @@ def test_intervals_and_unreadable_curves():
     assert [curve("interval:2:0.3:0.7", i, 5) for i in range(5)] == [1, 1, 2, 1, 1] and [curve("interval:2:0:0.5", i, 3, off=0.) for i in range(3)] == [2, 2, 0]
     for bad in ("linear", "linear:1", "linear:1:2:3", "step:1:2", "", None, True, "linear:a:b"):
         with pytest.raises(OptionError, match="linear:3:1"): curve(bad, 0, 2)
+
+@pytest.mark.parametrize("steps", [2, 3, 6, 7, 9, 11, 13, 49, 50])
+def test_the_strength_that_an_error_advises_works(steps):
+    import re
+    with pytest.raises(OptionError) as e: stock_grid(steps, .5/steps)
+    assert len(stock_grid(steps, float(re.search(r"at least ([\d.]+\d)", str(e.value)).group(1)))) >= 1
+    with pytest.raises(OptionError, match="at most 50 steps"): lcm_grid(60)

@@ -7,6 +7,7 @@ __all__ = ['STEPPERS', 'REGION', 'Job', 'smooth', 'changed_region', 'ddim', 'pos
            'method_names', 'find_method', 'check_options', 'check_model', 'cost', 'method_table']
 
 # %% ../../nbs/09_methods.ipynb #76637be0
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -186,7 +187,7 @@ def check_options(method: Method, given: dict) -> dict:
         if isinstance(o.default, bool):
             if not isinstance(v, bool): raise OptionError(f"option {k}={v!r} of method {method.key!r}: give true or false")
         elif isinstance(o.default, (int, float)):
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or (isinstance(o.default, int) and int(v) != v) or (o.low is not None and v < o.low) or (o.high is not None and v > o.high):
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) or (isinstance(o.default, int) and int(v) != v) or (o.low is not None and v < o.low) or (o.high is not None and v > o.high):
                 raise OptionError(f"option {k}={v!r} of method {method.key!r}: give a {'whole ' if isinstance(o.default, int) else ''}number from {o.low} to {o.high}")
         elif not isinstance(v, str) or (o.choices and v not in o.choices):
             raise OptionError(f"option {k}={v!r} of method {method.key!r}: give {'one of '+', '.join(o.choices) if o.choices else 'text'}")
