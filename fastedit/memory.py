@@ -750,18 +750,19 @@ def random_parts(model="sd15-lcm",        # registry name whose architectures ar
                  device: str="cpu"        # where the networks are made, each in its turn, and then stay
                 ) -> Components:
     "Build a model of the registry at full size with random weights, in memory: to weigh and to time, not to look at."
-    from fastedit.models import _LCM_SCHED, _load_tokenizer, openai_tokenizer
+    import tempfile
+    from fastedit.models import _LCM_SCHED, _load_tokenizer, clip_tokenizer
     torch, spec = _torch(), find_spec(model); archs = spec.parts(None if controlnet else "") if spec.family != "flow" else {}
     if "unet" not in archs: raise OptionError(f"model {spec.key!r} has no listed architectures: use one of the Stable Diffusion models, such as 'sd15-lcm'")
     check_precision(precision, device); on = torch.device(device)
-    with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(seed); clip_tokenizer(folder); tok = _load_tokenizer(folder)
         nets = {k: build(a, device, compute_dtype(_vae_precision(spec, k, precision), device)).requires_grad_(False) for k, a in archs.items()}
         for k, m in nets.items():
             for p in m.parameters() if k == "controlnet" else ():   # its last layers start at zero, which would make it invisible
                 if p.ndim and not p.any(): torch.nn.init.normal_(p, std=.01)
             if k != "vae": quantize(m, precision, device)
-    return Components(spec, nets["vae"], nets["unet"], nets.get("controlnet"), _load_tokenizer(openai_tokenizer()), _load_tokenizer(openai_tokenizer("!")) if "text_encoder_2" in nets else None, nets["text_encoder"], nets.get("text_encoder_2"),
+    return Components(spec, nets["vae"], nets["unet"], nets.get("controlnet"), tok, tok if "text_encoder_2" in nets else None, nets["text_encoder"], nets.get("text_encoder_2"),
                       dict(_LCM_SCHED, _class_name=spec.scheduler), f"random-{seed}", precision, notes=("the weights are random numbers: only time and memory mean anything",))
 
 # %% ../nbs/05_memory.ipynb #87f29fb3
