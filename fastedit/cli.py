@@ -524,7 +524,7 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
                 model: Annotated[list[str], typer.Option(help="Model to time, may be repeated; mini and mini-s if not given.")]=None,
                 repeats: Annotated[int, typer.Option(min=1, help="Of each comparison, ours and stock in turns.")]=9,
                 steps: Annotated[int, typer.Option(min=1, max=50, help="Denoising steps that both sides execute.")]=2,
-                sd15: Annotated[bool, typer.Option("--sd15", help="Also a model of SD1.5's size with random weights: 6 GB of memory, minutes on a CPU.")]=False,
+                sd15: Annotated[bool, typer.Option("--sd15", help="Also a model of SD1.5's size with random weights: 6 GB of memory, 10 where its convolutions are packed; minutes on a CPU.")]=False,
                 side: Annotated[int, typer.Option(help="Side of its picture, a multiple of 64.")]=128,
                 compiled: Annotated[bool, typer.Option("--compile", help="Also measure compiled blocks; the compiler takes a minute or more.")]=False,
                 device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]=None,
@@ -533,7 +533,7 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
 
     Promised are a first edit never slower than stock, and a second prompt or a guidance change at most .7 of it; the table says which promise is kept, and what a missed one is bound by.
 
-    JSON, schema 1: {schema, machine: {device, load, versions}, models: [{model, size, steps, weight_bytes, difference (largest, of 255, between ours with the stock schedule and stock)}],
+    JSON, schema 1: {schema, machine: {device, load, versions}, models: [{model, size, steps, weight_bytes, packed_bytes (copies of convolutions at most), difference (largest, of 255, between ours with the stock schedule and stock)}],
     timings: [{model, case, against, ours_s, other_s (medians), ratio, ratio_low, ratio_high (of neighbouring runs), cpu_ratio (of processor time, null on a GPU), repeats, target, met (null: nothing is promised),
     calls: {ours, other: {unet, controlnet, encode, decode, text}} (single-sample evaluations, counted by hooks), networks_s, bound (ratio if all but the networks took no time), near (in words),
     identical (a cached edit has the bits of an uncached one; false never appears, it is an error), notes}]}
@@ -541,6 +541,6 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
     if json_file and json_file != "-": _writable(Path(json_file))
     _heavy(quiet)
     from fastedit import speed
-    found = speed.bench_speed(tuple(model or ("mini", "mini-s")), repeats, steps, sd15, side, ("channels_last", *(["compile"] if compiled else [])), device, quiet)
+    found = speed.bench_speed(tuple(model or ("mini", "mini-s")), repeats, steps, sd15, side, ("packed", "channels_last", *(["compile"] if compiled else [])), device, quiet)
     if json_file: _write_json(found.to_dict(), json_file)
     if json_file != "-": print(found)

@@ -17,7 +17,7 @@ import numpy as np, torch
 from . import images, memory, schedules
 from .conditions import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash
-from .denoiser import Denoiser, Memo, Noise, finite, spread
+from .denoiser import Denoiser, Noise, finite, spread
 from .flow import check_flow, open_flow
 from .methods.base import Job, check_model, check_options, find_method
 
@@ -123,10 +123,11 @@ class EditResult:
     versions: dict=field(default_factory=dict)
     latents: torch.Tensor=field(default=None, repr=False)
     memory: dict=field(default_factory=dict)   # residency, vae_tile (None: decoded whole), and bytes of weights that were moved
+    reused: int=0                # of the UNet evaluations, those whose answer was kept from an earlier edit of the picture
 
     def to_dict(self) -> dict:
         "Everything but the pictures, as plain data."
-        keep = ("timesteps", "nfe", "control_nfe", "seconds", "network_seconds", "peak_memory", "notes", "fallbacks", "memory", "revision", "versions")
+        keep = ("timesteps", "nfe", "control_nfe", "reused", "seconds", "network_seconds", "peak_memory", "notes", "fallbacks", "memory", "revision", "versions")
         return dict(request=json.loads(self.request.json), **{k: getattr(self, k) for k in keep})
 
     def save(self, path) -> Path:
@@ -139,7 +140,7 @@ class EditResult:
         "One line: method, what ran, what it cost."
         r = self.request
         return (f"{r.method} on {r.model}: {len(self.timesteps)} steps {list(self.timesteps)}, guidance {r.guidance}, control {r.control}"
-                f"{'' if r.control == 'none' else f' {r.control_scale}'}, seed {r.seed}, NFE {self.nfe}"
+                f"{'' if r.control == 'none' else f' {r.control_scale}'}, seed {r.seed}, NFE {self.nfe}{f' ({self.reused} known)' if self.reused else ''}"
                 f"{f' + {self.control_nfe} ControlNet' if self.control_nfe else ''}, {self.seconds['total']:.2f} s ({self.network_seconds:.2f} s in networks)")
 
     def __repr__(self): return f"EditResult({self.request.prompt!r}; {self.summary}{''.join('; note: '+n for n in (*self.notes, *self.fallbacks))})"
@@ -189,15 +190,15 @@ class FastEditor:
                  residency: str="resident", # which networks stay on the device: a key of `memory.RESIDENCIES`, or "auto" for what the planner says
                  budget_gb: float=None,     # memory of the device that may be used, GiB; None: what it has
                  allow_smaller: bool=False, # once memory ran out, work at half the area before giving up
-                 keep_negative: bool=False, # ask the unconditional half of an edit's first CFG pair by itself and keep it: a first edit costs one more call, every further prompt on the picture one evaluation less
+                 keep_negative: bool=None,  # ask the unconditional half of an edit's first CFG pair by itself and keep it: every further prompt on the picture costs one evaluation less, and a first edit one more call; None: on a CPU, where a call costs what its samples do
                  meter=None,                # a `memory.live_tensors` that weighs each edit, with a limit if it shall stand for a device
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
-        if not isinstance(keep_negative, bool): raise OptionError(f"keep_negative={keep_negative!r}: use True or False")
-        self.halves = Memo(1 << 26) if keep_negative else None
+        if keep_negative is not None and not isinstance(keep_negative, bool): raise OptionError(f"keep_negative={keep_negative!r}: use True, False or None")
         self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb, **load)
         if self.flow is not None: self.parts = self.flow
         else: self._load(model, device, precision, residency, budget_gb, load)
+        self.keep_negative = self.device.type == "cpu" if keep_negative is None and self.flow is None else bool(keep_negative)
 
     @property
     def spec(self): return self.parts.spec
@@ -238,6 +239,7 @@ class FastEditor:
         "Decide what stays where, then load the model there; what cannot fit is refused before anything is loaded."
         from fastedit.models import PRECISIONS, Components, check_device, default_device, find_spec, load_model
         parts = model if isinstance(model, Components) else None
+        if budget_gb is not None: load = dict(packed=False)|load   # copies of weights are not in the plan
         self.device = check_device(device or (parts.device if parts else default_device()))
         known = find_spec(model) if parts is None else parts.spec if parts.spec.arch else parts
         if parts is None and known.path and Path(known.path).is_file():   # only a loaded file says what is in it
@@ -281,8 +283,7 @@ class FastEditor:
 
     def _free(self):
         self.cache.clear(); memory.free_caches()
-        for m in (self.memo, self.halves):
-            if m is not None: m.items.clear(); m.bytes = 0
+        if self.memo is not None: self.memo.items.clear(); self.memo.bytes = 0
 
     def _advice(self, size=None) -> str:
         "What the planner says about this model on this device; nothing where there is no device to plan for."
@@ -362,7 +363,7 @@ class FastEditor:
         image = clock("finish", lambda: source if out is None else self._finish(out, r, source, mask, fit, job.found))
         peak = self.meter.most if self.meter is not None else torch.cuda.max_memory_allocated() if cuda else None
         how = dict(residency=s.residency, vae_tile=s.vae_tile if out is not None and s.vae_tile and s.vae_tile < max(r.size) else None, moved=mover.moved-moved if mover else 0)
-        return EditResult(image, source, r, job.grid, d.count.nfe, d.count.control_nfe, clock, d.count.network_seconds, peak, (), (), self.parts.revision, versions(), z, how)
+        return EditResult(image, source, r, job.grid, d.count.nfe, d.count.control_nfe, clock, d.count.network_seconds, peak, (), (), self.parts.revision, versions(), z, how, d.count.reused)
 
     def _encode(self, r, method, source, mask, s, clock, on_step) -> tuple:
         "Everything before the first step: times, control map, texts, source latents; returns (job, fit)."
@@ -371,7 +372,7 @@ class FastEditor:
         fitted, fit = clock("fit", lambda: images.fit(source, self.spec.resolution, self.spec.multiple, r.size)); x = images.to_tensor(fitted)
         edges = None if r.control == "none" else clock("control", lambda: self.cache.get(content_hash("edges", r.image, r.size, r.control),
             lambda: (images.to_tensor(control_map(fitted, r.control))+1)/2))
-        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, stem=lambda make: self.cache.get(content_hash("stem", self.parts.revision, r.image, r.size, r.control), make), halves=self.halves and (Memo(0) if s.wide else self.halves)); pair = self._pairs(d, r)
+        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, stem=lambda make: self.cache.get(content_hash("stem", self.parts.revision, r.image, r.size, r.control), make), halves=(lambda key, make: self.cache.get(content_hash("half", self.parts.revision, key.hex()), make)) if self.keep_negative else None); pair = self._pairs(d, r)
         target, *more = clock("text", lambda: self._texts(d, [r.prompt]+[r.negative_prompt]*pair+[r.source_prompt]*method.source_prompt))
         src = more.pop() if method.source_prompt else None
         if pair: d._negative = more.pop()

@@ -734,6 +734,7 @@ class Components:
     files: dict=field(default_factory=dict, repr=False)  # component -> folder or file
     execution: object=None      # device that computes, where weights come and go; None: where the UNet is
     mover: object=None          # the `memory.Mover` that brings the networks there, while there is one
+    packed: bool|None=None      # whether convolutions keep their weights in the order that a CPU wants; None: as `quick.packs` decides
 
     def modules(self) -> dict:
         "List the networks that are there, {name: module}."
@@ -852,7 +853,8 @@ def _check_compiler(device):
 
 def speed_up(parts: "Components",          # a loaded model, changed in place
              channels_last: bool=False,    # keep convolution weights channels last
-             compile: bool=False           # compile the repeated blocks of UNet and ControlNet one by one (regional torch.compile)
+             compile: bool=False,          # compile the repeated blocks of UNet and ControlNet one by one (regional torch.compile)
+             packed: bool|None=None        # keep convolution weights in the order that a CPU wants, or do not; None: where the copies are small beside the machine's memory
             ) -> "Components":
     "Turn on options that change speed and, in the last bits, pictures; each one is noted and enters the revision."
     import torch
@@ -868,6 +870,9 @@ def speed_up(parts: "Components",          # a loaded model, changed in place
             for m in getattr(parts, k).modules() if getattr(parts, k) is not None else ():
                 if type(m).__name__ in _BLOCKS: m.compile(dynamic=False)
         done.append("compile"); parts.notes += ("the blocks are compiled: the first edit at each size takes longer, and the last bits differ from plain code",)
+    if packed is not None:
+        if not isinstance(packed, bool): raise OptionError(f"packed={packed!r}: use True, False or None")
+        parts.packed = packed; done.append(f"packed={packed}")
     if done: parts.revision = content_hash(parts.revision, done)
     return parts
 
@@ -893,7 +898,8 @@ def load_model(name,                     # registry name, local folder, .safeten
                fuse: bool=True,          # add the LoRA to the weights; False keeps it apart (peft)
                vae: str|None=None,       # key of `VAES`, a folder, or "own" for the base's own; None: the model's default
                channels_last: bool=False,  # keep convolution weights channels last, see `speed_up`
-               compile: bool=False       # compile the blocks, see `speed_up`
+               compile: bool=False,      # compile the blocks, see `speed_up`
+               packed: bool|None=None    # keep convolution weights in the order that a CPU wants, see `speed_up`
               ) -> Components:
     "Load a model from this machine; raises `ModelError` before anything is loaded if a part is absent, damaged or does not fit."
     spec = find_spec(name)
@@ -918,9 +924,9 @@ def load_model(name,                     # registry name, local folder, .safeten
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
-    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora), single, inside, channels_last, compile)
+    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora), single, inside, (channels_last, compile, packed))
 
-def _load(spec, places, files, device, precision, fuse, prefused, single, inside, channels_last, compile):
+def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options):
     import torch
     notes, adapters = [], []; mods = load_single_file(single, inside, precision, device) if single else {}
     if single and precision == "fp16" and "vae" in mods and mods["vae"].dtype == torch.float32: notes.append(_UPCAST)
@@ -947,7 +953,7 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
                    mods.get("text_encoder_2"),
                    sched, content_hash([file_hash(f) for f in used], precision), precision, tuple(adapters), tuple(notes),
                    {k: str(p) for k, p in files.items()})
-    return speed_up(c.to(device), channels_last, compile)
+    return speed_up(c.to(device), *options)
 
 _UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from .core import ModelError, OptionError, progress
 from .memory import random_parts
 from .models import PRECISIONS, Components, check_precision, default_device, load_model, speed_up
+from .quick import convolution_bytes, packs
 
 # %% ../nbs/25_speed.ipynb #043d891f
 def stock_pipeline(parts: Components  # a loaded model with a ControlNet
@@ -102,7 +103,7 @@ def in_turns(ours, other, repeats: int) -> tuple:
 
 # %% ../nbs/25_speed.ipynb #8f1b97ba
 _WORDS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "white", "black", "brown")
-_KEPT = ", keep_negative"
+_HOW = {None: "", True: ", halves apart", False: ", pair in one batch"}   # `FastEditor(keep_negative=...)`
 def _prompt(i): return f"a {_WORDS[i % 10]} {('ball', 'star', 'house')[i//10 % 3]} {'' if i < 30 else i}".strip()
 
 class Bench:
@@ -125,7 +126,7 @@ class Bench:
         self.guidance = s.guidance_default if s.guidance_default != 1 else 1.5
 
     # --- the two sides
-    def editor(self, keep_negative=False):
+    def editor(self, keep_negative=None):
         "Make an editor on the same networks whose caches are empty."
         from fastedit.editor import FastEditor
         return FastEditor(self.parts, keep_negative=keep_negative)
@@ -168,15 +169,15 @@ class Bench:
         a, b = self.ours(self.editor(), _prompt(0), schedule="stock", steps=2*self.steps).image, self.stock(_prompt(0))
         return int(np.abs(np.asarray(a).astype(int)-np.asarray(b)).max())
 
-    def first(self, keep: bool=False) -> Timing:
-        "A picture and a prompt that are new to the editor; promised for the default, which keeps nothing of CFG."
-        return self.compare("first edit"+_KEPT*keep, lambda i: self.ours(self.editor(keep), _prompt(i)), lambda i: self.stock(_prompt(i)), None if keep else 1., fresh=lambda i: self.ours(self.editor(keep), _prompt(i)))
+    def first(self, keep: bool=None) -> Timing:
+        "A picture and a prompt that are new to the editor; promised for the default."
+        return self.compare("first edit"+_HOW[keep], lambda i: self.ours(self.editor(keep), _prompt(i)), lambda i: self.stock(_prompt(i)), 1. if keep is None else None, fresh=lambda i: self.ours(self.editor(keep), _prompt(i)))
 
-    def second(self, keep: bool=False) -> Timing:
-        "A new prompt for the same picture."
+    def second(self, keep: bool=None) -> Timing:
+        "A new prompt for the same picture; promised for the default."
         e = self.editor(keep); self.ours(e, "a drawing")
-        return self.compare("second prompt"+_KEPT*keep, lambda i: self.ours(e, _prompt(i)), lambda i: self.stock(_prompt(i)), .7, fresh=lambda i: self.ours(self.editor(keep), _prompt(i)),
-                            notes=("the first step's unconditional half does not depend on the prompt, and is asked once per picture",)*keep)
+        return self.compare("second prompt"+_HOW[keep], lambda i: self.ours(e, _prompt(i)), lambda i: self.stock(_prompt(i)), .7 if keep is None else None, fresh=lambda i: self.ours(self.editor(keep), _prompt(i)),
+                            notes=("the first step's unconditional half does not depend on the prompt, and is asked once per picture",)*(e.keep_negative and not self.w))
 
     def guided(self) -> Timing:
         "Another guidance scale for the same picture and prompt."
@@ -187,8 +188,8 @@ class Bench:
 
     def embedded(self) -> Timing:
         "Guidance as an input of the UNet against a pair of evaluations, both ours, same model, same steps."
-        e = self.editor(); kw = dict(schedule="stock", steps=2*self.steps)
-        return self.compare("w-embedding", lambda i: self.ours(e, _prompt(i)), lambda i: self.ours(e, _prompt(i), **kw), 1., "CFG pair, ours", fresh=lambda i: self.ours(self.editor(), _prompt(i)))
+        e, two = self.editor(), self.editor(False); kw = dict(schedule="stock", steps=2*self.steps)
+        return self.compare("w-embedding", lambda i: self.ours(e, _prompt(i)), lambda i: self.ours(two, _prompt(i), **kw), 1., "CFG pair, ours", fresh=lambda i: self.ours(self.editor(), _prompt(i)))
 
     def previews(self) -> Timing:
         "A preview after every step: ours through a tiny VAE, stock's through the VAE itself."
@@ -205,19 +206,22 @@ class Bench:
 
     def timings(self, quiet: bool=False) -> list:
         "Run every case that this model has."
-        cases = [self.first, self.second, self.guided, *([self.embedded] if self.w else [lambda: self.first(True), lambda: self.second(True)]), self.previews]
+        other = not self.editor().keep_negative   # the way that is not the default here
+        cases = [self.first, self.second, self.guided, *([self.embedded] if self.w else [lambda: self.first(other), lambda: self.second(other)]), self.previews]
         return [c() for c in progress(cases, desc=f"timing {self.parts.spec.key}", quiet=quiet)]
 
 # %% ../nbs/25_speed.ipynb #03984dab
+_OPTIONS = ("packed", "channels_last", "compile")
+
 def option_timing(make,                 # makes a fresh model: `Components`
-                  option: str,          # "channels_last" or "compile", as in `models.speed_up`
+                  option: str,          # "packed", "channels_last" or "compile", as in `models.speed_up`
                   repeats: int=9,       # of the comparison
                   **kw                  # options of `Bench`
                  ) -> Timing:
     "Measure one option of `models.speed_up` against the plain model, one edit each; what the first edit costs and how far the pixels move goes into the notes."
     import numpy as np
-    if option not in ("channels_last", "compile"): raise OptionError(f"option {option!r} is unknown: use channels_last or compile")
-    plain, quick = Bench(make(), repeats=repeats, **kw), Bench(speed_up(make(), **{option: True}), repeats=repeats, **kw)
+    if option not in _OPTIONS: raise OptionError(f"option {option!r} is unknown: use {' or '.join(_OPTIONS)}")
+    plain, quick = Bench(speed_up(make(), packed=False) if option == "packed" else make(), repeats=repeats, **kw), Bench(speed_up(make(), **{option: True}), repeats=repeats, **kw)
     start = time.perf_counter(); got = quick.ours(quick.editor(), _prompt(0)); first = time.perf_counter()-start
     far = int(np.abs(np.asarray(got.image).astype(int)-np.asarray(plain.ours(plain.editor(), _prompt(0)).image)).max())
     notes = (f"largest difference in any pixel {far} of 255", *((f"the first edit at a size takes {first:.0f} s, most of it the compiler's",) if option == "compile" else ()))
@@ -262,7 +266,7 @@ class SpeedReport:
         head = ("model", "case", "against", "ours s", "other s", "ratio", "range", "CPU", "target", "UNet + ControlNet calls, ours/other", "cached bits"); cells = [head, *self.rows()]
         wide = [max(len(r[i]) for r in cells) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in cells]
-        for m in self.models: lines.append(f"{m['model']}: {m['size'][0]}x{m['size'][1]}, {m['steps']} executed steps, {m['weight_bytes']/1e6:.1f} MB of weights; with the stock schedule ours differs from stock by {m['difference']} of 255 at most")
+        for m in self.models: lines.append(f"{m['model']}: {m['size'][0]}x{m['size'][1]}, {m['steps']} executed steps, {m['weight_bytes']/1e6:.1f} MB of weights{f', and {p/1e6:.1f} MB at most of packed convolutions' if (p := m['packed_bytes']) else ''}; with the stock schedule ours differs from stock by {m['difference']} of 255 at most")
         for t in self.timings:
             if t.near: lines.append(f"{t.model}, {t.case}: near its bound {t.bound:.2f}; {t.near}")
             lines += [f"{t.model}, {t.case}: {n}" for n in t.notes]
@@ -272,23 +276,23 @@ class SpeedReport:
 def bench_speed(models: tuple=("mini", "mini-s"),  # registry names, folders or loaded `Components`
                 repeats: int=9,                    # of each comparison
                 steps: int=2,                      # denoising steps that both sides execute
-                sd15: bool=False,                  # also a random model of SD1.5's full size (5.7 GB of memory, minutes)
+                sd15: bool=False,                  # also a random model of SD1.5's full size (6 GB of memory, 10 where there is enough to pack its convolutions; minutes)
                 side: int=128,                     # its picture's side, pixels
-                options: tuple=("channels_last",), # of `models.speed_up` to measure on the first model; "compile" takes a minute or more
+                options: tuple=("packed", "channels_last"),  # of `models.speed_up` to measure on the first model; "packed" is for a CPU, "compile" takes a minute or more
                 device: str|None=None,             # torch device; None: CUDA if there is one, else CPU
                 quiet: bool=False                  # no progress bars
                ) -> SpeedReport:
     "Time our edits against stock diffusers' pipelines on the same weights, in turns, in one run; raises `ModelError` if a cached edit differs from an uncached one."
     for o in options:
-        if o not in ("channels_last", "compile"): raise OptionError(f"option {o!r} is unknown: use channels_last or compile")
+        if o not in _OPTIONS: raise OptionError(f"option {o!r} is unknown: use {' or '.join(_OPTIONS)}")
     if side % 64 or not 64 <= side <= 1024: raise OptionError(f"side={side}: give a multiple of 64 from 64 to 1024")
     device = device or default_device(); timings, told = [], []
     machine = _machine(device)
     def run(parts, n):
-        b = Bench(parts, repeats=n, steps=steps); told.append(dict(model=parts.spec.key, size=list(b.size), steps=steps, weight_bytes=sum(parts.weight_bytes().values()), difference=b.difference()))
+        b = Bench(parts, repeats=n, steps=steps); told.append(dict(model=parts.spec.key, size=list(b.size), steps=steps, weight_bytes=sum(parts.weight_bytes().values()), packed_bytes=convolution_bytes(parts) if packs(parts) else 0, difference=b.difference()))
         timings.extend(b.timings(quiet))
     for m in models: run(m if isinstance(m, Components) else load_model(m, device=device), repeats)
-    for o in options: timings.append(option_timing(lambda: load_model(models[0], device=device), o, repeats, steps=steps))
+    for o in options if str(device).startswith("cpu") else [o for o in options if o != "packed"]: timings.append(option_timing(lambda: load_model(models[0], device=device), o, repeats, steps=steps))
     if sd15:
         parts = random_parts("sd15-lcm", controlnet=True, device=device); parts.spec = replace(parts.spec, key="random-sd15", resolution=side); run(parts, max(3, repeats//2))
     return SpeedReport(tuple(timings), tuple(told), machine)

@@ -70,13 +70,14 @@ def test_a_kept_negative_gives_the_same_edits_for_fewer_evaluations(parts, kind)
     kept, fewer = FastEditor(parts[kind], keep_negative=True), kind == "cfg"
     for kw in (dict(method="img2img", control="canny", control_scale=.5), dict(method="ddcm", source_prompt="a red ball"), dict(method="p2p", source_prompt="a red ball", steps=4)):
         for i, prompt in enumerate(("a blue ball", "a red star", "a cup")):
-            r = kept(A, prompt, guidance=3., seed=2, **kw); want = FastEditor(parts[kind])(A, prompt, guidance=3., seed=2, **kw)
+            r = kept(A, prompt, guidance=3., seed=2, **kw); want = FastEditor(parts[kind], keep_negative=False)(A, prompt, guidance=3., seed=2, **kw)
             assert same(r, FastEditor(parts[kind], keep_negative=True)(A, prompt, guidance=3., seed=2, **kw)), "what is remembered must not change a bit"
             assert (r.latents-want.latents).abs().max() < 1e-3 and np.abs(np.asarray(r.image).astype(int)-np.asarray(want.image)).max() <= 1
-            assert r.nfe == want.nfe-(fewer and i > 0 and kw["method"] != "p2p"), (kw, prompt)   # attention control needs both halves in one batch
+            assert (r.nfe, r.control_nfe, r.reused) == (want.nfe, want.control_nfe, int(fewer and i > 0 and kw["method"] != "p2p")) and ("known" in r.summary) == bool(r.reused), (kw, prompt)   # attention control needs both halves in one batch
             if not fewer: assert same(r, want)
     with pytest.raises(OptionError, match="keep_negative='yes'"): FastEditor(parts[kind], keep_negative="yes")
-    kept._free(); assert not kept.halves.items and not kept.halves.bytes
+    kept.cache.clear(); assert kept(A, "a cup", guidance=3., seed=2, method="img2img").reused == 0
+    assert FastEditor(parts[kind]).keep_negative, "on a CPU it is the default"
 
 @pytest.mark.parametrize("kind, nfe", [("cfg", 8), ("w", 4)])
 def test_guidance_changes_the_picture(parts, kind, nfe):
