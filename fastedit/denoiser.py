@@ -163,8 +163,8 @@ class Denoiser:
 
     @contextmanager
     def _asked(self, net):
-        "Ask a network the quick way, if nothing comes and goes meanwhile."
-        with quick(net, self._packs) if self.parts.execution is None and isinstance(net, torch.nn.Module) else nullcontext(): yield
+        "Ask a network the quick way."
+        with quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext(): yield
 
     def stage(self, *names: str  # keys of `memory.STAGES`
              ):

@@ -444,8 +444,9 @@ def weigh_edit(editor: FastEditor,     # any editor
 
 def _predicted(editor, edit, device) -> "memory.Prediction":
     "What the planner says about an edit that was made."
-    r, parts, n = edit.request, editor.parts, max(1, len(edit.timesteps))
-    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, max(1, edit.nfe//n), n, edit.control_nfe > 0, edit.memory["vae_tile"], 1+(r.source_prompt is not None)+(edit.nfe > n), device=device)
+    r, parts, n = edit.request, editor.parts, max(1, len(edit.timesteps)); batch, calls = max(1, edit.nfe//n), n
+    if editor.keep_negative and n == 1 and edit.nfe == 2: batch, calls = 1, 2   # its only pair was asked apart
+    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, batch, calls, edit.control_nfe > 0, edit.memory["vae_tile"], 1+(r.source_prompt is not None)+(edit.nfe > n), device=device)
 
 def weigh_on_gpu(editor: FastEditor,    # an editor on a CUDA device
                  image, prompt: str,    # as for the editor

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # %% ../nbs/05_quick.ipynb #65db2315
 def _bare(m, kind=None) -> bool:
@@ -123,6 +124,7 @@ def quick(net: nn.Module,    # any network
          ):
     "Let a network compute the plain way while inside; layers with anything special about them are left alone, and so is all of it where gradients are wanted."
     if torch.is_grad_enabled(): yield; return
+    pack = pack and not is_in_torch_dispatch_mode()   # who weighs tensors or counts operations shall see ordinary ones
     with _LOCK:
         plan = _PLANS.get(net)
         if plan is None or not plan.inside and not plan.holds(): plan = _PLANS[net] = _Plan(net)
@@ -159,7 +161,7 @@ def machine_memory() -> int:
 
 def packs(parts  # `models.Components`
          ) -> bool:
-    "Decide whether a model's convolutions are packed: on a CPU, where they stay there, if it was asked for or the copies are small beside the machine's memory."
-    if parts.packed is False or _REORDER is None or _CONVOLVE is None or not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available() or parts.execution is not None or parts.device.type != "cpu": return False
+    "Decide whether a model's convolutions are packed: on a CPU, if it was asked for or the copies are small beside the machine's memory."
+    if parts.packed is False or _REORDER is None or _CONVOLVE is None or not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available() or parts.device.type != "cpu": return False
     if parts.packed is None and getattr(parts, "_small", None) is None: parts._small = convolution_bytes(parts) <= machine_memory()//4
     return bool(parts.packed) or parts._small

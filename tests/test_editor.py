@@ -274,7 +274,7 @@ def small_device(parts, limit=None, settings=None, **kw):
 def heavy_text(tmp_path_factory):
     "A model whose text encoders weigh as much as its UNet, and whose decoder has the largest activations, as with SDXL."
     c = M.tiny_configs(**KW); c["text_encoder_2"][1].update(intermediate_size=9000); c["vae"][1].update(block_out_channels=(32, 32, 32), norm_num_groups=8)
-    return load_model(M.random_model(tmp_path_factory.mktemp("heavy"), configs=c))
+    return load_model(M.random_model(tmp_path_factory.mktemp("heavy"), configs=c), packed=False)   # what is weighed is not packed, and is compared with what is not weighed
 
 @pytest.fixture(scope="module")
 def needs(heavy_text):

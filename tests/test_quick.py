@@ -129,10 +129,26 @@ def test_a_packed_convolution_is_the_convolution(make, shape):
 def test_what_is_packed_is_decided_by_machine_and_model(parts, folders, monkeypatch):
     n = Q.convolution_bytes(parts); assert n == 4*sum(m.weight.numel() for k in ("unet", "controlnet", "vae") for m in getattr(parts, k).modules() if type(m) is nn.Conv2d) and Q.machine_memory() > 1 << 28
     assert Q.packs(parts) and not Q.packs(load_model(folders["cfg"], device="cpu", packed=False))
-    parts.execution = "cpu"; assert not Q.packs(parts); parts.execution = None
+    parts.execution = torch.device("meta"); assert not Q.packs(parts); parts.execution = None
     monkeypatch.setattr(Q, "machine_memory", lambda: 4*n-1); assert not Q.packs(load_model(folders["cfg"], device="cpu")) and Q.packs(load_model(folders["cfg"], device="cpu", packed=True))
     with pytest.raises(OptionError, match="packed='yes'"): load_model(folders["cfg"], device="cpu", packed="yes")
     assert len({load_model(folders["cfg"], device="cpu", packed=k).revision for k in (None, True, False)}) == 3, "an option enters the revision"
+
+def test_policies_and_packing_go_together(parts):
+    from fastedit import FastEditor
+    from fastedit.memory import RESIDENCIES, live_tensors
+    from fastedit.picturebook import render, sample_scene
+    import numpy as np
+    picture, kw = render(sample_scene(9_000_001), 64), dict(method="img2img", control="canny", guidance=2., steps=2); want = FastEditor(parts)(picture, "a cup", **kw)
+    for policy in RESIDENCIES:
+        e = FastEditor(parts, residency=policy); assert torch.equal(e(picture, "a cup", **kw).latents, want.latents), policy
+        if parts.mover: parts.mover.release()
+    weighed = FastEditor(parts, meter=live_tensors())(picture, "a cup", **kw); assert weighed.peak_memory > 0 and torch.allclose(weighed.latents, want.latents, atol=1e-3)
+    assert np.abs(np.asarray(weighed.image).astype(int)-np.asarray(want.image)).max() <= 1
+
+def test_a_budget_leaves_no_room_for_copies(folders):
+    from fastedit import FastEditor
+    assert FastEditor(folders["cfg"], device="cpu", budget_gb=4).parts.packed is False and FastEditor(folders["cfg"], device="cpu").parts.packed is None and FastEditor(folders["cfg"], device="cpu", budget_gb=4, packed=True).parts.packed
 
 def test_other_types_are_left_alone(folders):
     p = load_model(folders["cfg"], device="cpu", precision="bf16"); assert Q.convolution_bytes(p) == 0
