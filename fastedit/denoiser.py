@@ -241,10 +241,10 @@ class Denoiser:
                 def make():
                     with self._asked(stem): return stem(self.edges)
                 if self._stem is None: self._stem = self._keep_stem(make) if self._keep_stem else make()   # depends on the map alone: once per picture, not once per step
-                net.controlnet_cond_embedding = _Given()
-                try:
-                    with self._asked(net): return net(x, t, encoder_hidden_states=text.states, controlnet_cond=self._stem.expand(len(x), -1, -1, -1), conditioning_scale=inside, return_dict=False, **conditions)
-                finally: net.controlnet_cond_embedding = stem
+                with self._asked(net):
+                    net.controlnet_cond_embedding = _Given()
+                    try: return net(x, t, encoder_hidden_states=text.states, controlnet_cond=self._stem.expand(len(x), -1, -1, -1), conditioning_scale=inside, return_dict=False, **conditions)
+                    finally: net.controlnet_cond_embedding = stem
         return run() if question is None else self.memo.ask("controlnet", question, len(x), run)
 
     def _controlled(self, control) -> bool:

@@ -18,6 +18,7 @@ from . import images, memory, schedules
 from .conditions import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash
 from .denoiser import Denoiser, Noise, finite, spread
+from .quick import forget
 from .flow import check_flow, open_flow
 from .methods.base import Job, check_model, check_options, find_method
 
@@ -122,7 +123,7 @@ class EditResult:
     revision: str=""             # hash of the weights
     versions: dict=field(default_factory=dict)
     latents: torch.Tensor=field(default=None, repr=False)
-    memory: dict=field(default_factory=dict)   # residency, vae_tile (None: decoded whole), and bytes of weights that were moved
+    memory: dict=field(default_factory=dict)   # residency, vae_tile (None: decoded whole), bytes of weights that were moved, and whether convolutions were packed (see `quick`)
     reused: int=0                # of the UNet evaluations, those whose answer was kept from an earlier edit of the picture
 
     def to_dict(self) -> dict:
@@ -190,15 +191,15 @@ class FastEditor:
                  residency: str="resident", # which networks stay on the device: a key of `memory.RESIDENCIES`, or "auto" for what the planner says
                  budget_gb: float=None,     # memory of the device that may be used, GiB; None: what it has
                  allow_smaller: bool=False, # once memory ran out, work at half the area before giving up
-                 keep_negative: bool=None,  # ask the unconditional half of an edit's first CFG pair by itself and keep it: every further prompt on the picture costs one evaluation less, and a first edit one more call; None: on a CPU, where a call costs what its samples do
+                 keep_negative: bool=False, # ask the unconditional half of an edit's first CFG pair by itself and keep it: a first edit costs one more call, every further prompt on the picture one evaluation less; after changing the UNet in place call `cache.clear()`
                  meter=None,                # a `memory.live_tensors` that weighs each edit, with a limit if it shall stand for a device
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
-        if keep_negative is not None and not isinstance(keep_negative, bool): raise OptionError(f"keep_negative={keep_negative!r}: use True, False or None")
+        if not isinstance(keep_negative, bool): raise OptionError(f"keep_negative={keep_negative!r}: use True or False")
         self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb, **load)
         if self.flow is not None: self.parts = self.flow
         else: self._load(model, device, precision, residency, budget_gb, load)
-        self.keep_negative = self.device.type == "cpu" if keep_negative is None and self.flow is None else bool(keep_negative)
+        self.keep_negative = keep_negative
 
     @property
     def spec(self): return self.parts.spec
@@ -239,7 +240,6 @@ class FastEditor:
         "Decide what stays where, then load the model there; what cannot fit is refused before anything is loaded."
         from fastedit.models import PRECISIONS, Components, check_device, default_device, find_spec, load_model
         parts = model if isinstance(model, Components) else None
-        if budget_gb is not None: load = dict(packed=False)|load   # copies of weights are not in the plan
         self.device = check_device(device or (parts.device if parts else default_device()))
         known = find_spec(model) if parts is None else parts.spec if parts.spec.arch else parts
         if parts is None and known.path and Path(known.path).is_file():   # only a loaded file says what is in it
@@ -253,7 +253,9 @@ class FastEditor:
         except Exception as e:
             if not memory.out_of_memory(e): raise
             reason = str(e).strip().split("\n")[0]
-        else: self._half = PRECISIONS[self.parts.precision].compute == "float16"; return
+        else:
+            if budget_gb is not None and self.parts.packed is None: self.parts.packed = False   # copies of weights are not in the plan
+            self._half = PRECISIONS[self.parts.precision].compute == "float16"; return
         raise MemoryPlanError(f"memory ran out while loading ({reason}). {self._advice()}")
 
     def _keep(self, s):
@@ -284,6 +286,7 @@ class FastEditor:
     def _free(self):
         self.cache.clear(); memory.free_caches()
         if self.memo is not None: self.memo.items.clear(); self.memo.bytes = 0
+        for m in self.parts.modules().values(): forget(m)
 
     def _advice(self, size=None) -> str:
         "What the planner says about this model on this device; nothing where there is no device to plan for."
@@ -362,7 +365,7 @@ class FastEditor:
         out = None if z is None else clock("decode", lambda: images.to_image(d.decode(finite("edited latents", z))))
         image = clock("finish", lambda: source if out is None else self._finish(out, r, source, mask, fit, job.found))
         peak = self.meter.most if self.meter is not None else torch.cuda.max_memory_allocated() if cuda else None
-        how = dict(residency=s.residency, vae_tile=s.vae_tile if out is not None and s.vae_tile and s.vae_tile < max(r.size) else None, moved=mover.moved-moved if mover else 0)
+        how = dict(residency=s.residency, vae_tile=s.vae_tile if out is not None and s.vae_tile and s.vae_tile < max(r.size) else None, moved=mover.moved-moved if mover else 0, packed=d._packs)
         return EditResult(image, source, r, job.grid, d.count.nfe, d.count.control_nfe, clock, d.count.network_seconds, peak, (), (), self.parts.revision, versions(), z, how, d.count.reused)
 
     def _encode(self, r, method, source, mask, s, clock, on_step) -> tuple:
@@ -444,9 +447,8 @@ def weigh_edit(editor: FastEditor,     # any editor
 
 def _predicted(editor, edit, device) -> "memory.Prediction":
     "What the planner says about an edit that was made."
-    r, parts, n = edit.request, editor.parts, max(1, len(edit.timesteps)); batch, calls = max(1, edit.nfe//n), n
-    if editor.keep_negative and n == 1 and edit.nfe == 2: batch, calls = 1, 2   # its only pair was asked apart
-    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, batch, calls, edit.control_nfe > 0, edit.memory["vae_tile"], 1+(r.source_prompt is not None)+(edit.nfe > n), device=device)
+    r, parts, n = edit.request, editor.parts, max(1, len(edit.timesteps))
+    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, max(1, edit.nfe//n), n, edit.control_nfe > 0, edit.memory["vae_tile"], 1+(r.source_prompt is not None)+(edit.nfe > n), device=device)
 
 def weigh_on_gpu(editor: FastEditor,    # an editor on a CUDA device
                  image, prompt: str,    # as for the editor

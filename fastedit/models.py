@@ -872,7 +872,7 @@ def speed_up(parts: "Components",          # a loaded model, changed in place
         done.append("compile"); parts.notes += ("the blocks are compiled: the first edit at each size takes longer, and the last bits differ from plain code",)
     if packed is not None:
         if not isinstance(packed, bool): raise OptionError(f"packed={packed!r}: use True, False or None")
-        parts.packed = packed; done.append(f"packed={packed}")
+        parts.packed = packed; done += [f"packed={packed}"]*(parts.device.type == "cpu")   # nothing is packed elsewhere
     if done: parts.revision = content_hash(parts.revision, done)
     return parts
 

@@ -31,7 +31,7 @@ def plain_attention(m  # diffusers' `Attention`
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
     if type(m) is not Attention or type(m.processor) is not AttnProcessor2_0 or m.residual_connection or m.rescale_output_factor != 1 or m.to_k is None or m.added_kv_proj_dim is not None: return None
     if any(getattr(m, k) is not None for k in ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")) or len(m.to_out) != 2: return None
-    q, k, v, (out, drop), heads = m.to_q, m.to_k, m.to_v, m.to_out, m.heads
+    q, k, v, (out, drop), heads = m.to_q, m.to_k, m.to_v, m.to_out, m.heads   # a network that is built of other modules gets a new plan
     if not all(_bare(x, nn.Linear) for x in (q, k, v, out)) or not _none(drop): return None
     def forward(hidden_states, encoder_hidden_states=None, attention_mask=None, **kw):
         if kw or attention_mask is not None or hidden_states.ndim != 3 or type(m.processor) is not AttnProcessor2_0: return Attention.forward(m, hidden_states, encoder_hidden_states, attention_mask, **kw)
@@ -52,7 +52,7 @@ def plain_block(m  # diffusers' `BasicTransformerBlock`
     if not _bare(gate, GEGLU) or not _bare(gate.proj, nn.Linear) or not _none(drop) or not _bare(down, nn.Linear): return None
     norm1, norm2, norm3, attn1, attn2, up = m.norm1, m.norm2, m.norm3, m.attn1, m.attn2, gate.proj
     def forward(hidden_states, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, timestep=None, cross_attention_kwargs=None, class_labels=None, added_cond_kwargs=None):
-        if attention_mask is not None or encoder_attention_mask is not None or cross_attention_kwargs or hidden_states.ndim != 3:
+        if attention_mask is not None or encoder_attention_mask is not None or cross_attention_kwargs or hidden_states.ndim != 3 or m._chunk_size is not None:
             return BasicTransformerBlock.forward(m, hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs, class_labels, added_cond_kwargs)
         x = attn1(_layer(norm1, hidden_states))+hidden_states
         x = attn2(_layer(norm2, x), encoder_hidden_states=encoder_hidden_states)+x
@@ -80,43 +80,62 @@ def plain_resnet(m  # diffusers' `ResnetBlock2D`
 _REORDER = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)   # what torch's own compiler calls for frozen weights
 _CONVOLVE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
+def _suits(m) -> bool:
+    "Whether a module is a convolution of the plain kind in float32 on a CPU; a subclass, or a forward of its own, may compute something else."
+    w = m._parameters.get("weight") if type(m) is nn.Conv2d else None
+    return type(w) is nn.Parameter and w.dtype == torch.float32 and w.is_cpu and not w.is_inference() and m.padding_mode == "zeros" and not isinstance(m.padding, str) and "_conv_forward" not in vars(m)
+
 class PackedConv:
     "Compute one convolution with weights kept in oneDNN's order; what it cannot do, and what large inputs would not gain by, the layer does itself."
-    def __init__(self, conv: nn.Conv2d): self.conv, self.own, self.args, self.at = conv, conv._parameters, (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups), None; self.look()
+    def __init__(self, conv: nn.Conv2d): self.conv, self.own, self.at = conv, conv._parameters, None; self.look()
 
     def look(self):
-        "Notice whether the weights are still those that were packed."
-        w = self.own["weight"]; at = (id(w), w.data_ptr(), w._version)
-        if at != self.at: self.at, self.plain, self.shape, self.weight, self.most = at, w.detach(), None, None, 4*w.numel() if w.dtype == torch.float32 and w.is_cpu else 0
+        "Notice whether weights and settings are still those that were packed."
+        c, w = self.conv, self.own.get("weight"); at = (id(w), w.data_ptr(), w._version, c.padding, c.stride, c.dilation, c.groups, c.padding_mode, "_conv_forward" in c.__dict__) if type(w) is nn.Parameter and not w.is_inference() else (id(w),)
+        if at != self.at: self.at, self.shape, self.weight, self.most, self.args = at, None, None, 4*w.numel() if _suits(c) else 0, (c.padding, c.stride, c.dilation, c.groups)
         return self
 
     def __call__(self, x: torch.Tensor  # (B, C, H, W)
                 ) -> torch.Tensor:
         if type(x) is not torch.Tensor or x.dtype is not torch.float32 or not x.is_cpu or torch.is_grad_enabled() or x.ndim != 4 or x.numel() > self.most: return nn.Conv2d.forward(self.conv, x)
-        if x.shape[1:] != self.shape: self.weight, self.shape = _REORDER(self.plain, *self.args, list(x.shape)), x.shape[1:]
+        if x.shape[1:] != self.shape: self.weight, self.shape = _REORDER(self.own["weight"].detach(), *self.args, list(x.shape)), x.shape[1:]
         return _CONVOLVE(x, self.weight, self.own["bias"], *self.args, "none", [], "")
-
-def _suits(m) -> bool:
-    "Whether a module is a convolution of the plain kind; a subclass may compute something else."
-    return type(m) is nn.Conv2d and m.padding_mode == "zeros" and not isinstance(m.padding, str) and type(m.weight) is nn.Parameter and not m.weight.is_inference()
 
 # %% ../nbs/05_quick.ipynb #a3f6ad84
 class _Plan:
-    "What one network's layers are exchanged for, which modules that passes over, and how many of our calls are inside."
+    "What one network's layers are exchanged for, what that rests on, and how many of our calls are inside."
     def __init__(self, net):
-        compiled = {id(c) for m in net.modules() if getattr(m, "_compiled_call_impl", None) is not None for c in m.modules()}   # what a compiler has made its own is left alone
-        self.inside, self.layers, self.passed, self.convs = 0, [], [], []
-        for m in net.modules():
+        compiled = {id(c) for m in net.modules() if m._compiled_call_impl is not None for c in m.modules()}   # what a compiler has made its own is left alone
+        self.inside, self.layers, self.passed, self.convs, self.last = 0, [], [], None, ()
+        self.tree = [(m._modules, k, c, type(c), c._compiled_call_impl) for m in net.modules() for k, c in m._modules.items() if c is not None]
+        for m in net.modules() if not hasattr(net, "_orig_mod") else ():
             if id(m) in compiled: continue
-            if _suits(m): self.convs.append((vars(m), PackedConv(m)))
             for find in (plain_attention, plain_block, plain_resnet):
-                if (found := find(m)) is not None: self.layers.append((vars(m), found[0])); self.passed += [(*slot, slot[0][slot[1]]) for slot in found[1]]
+                if (found := find(m)) is not None: self.layers.append((vars(m), found[0])); self.passed += [at[k] for at, k in found[1]]
+        self.packable = [(vars(c), c) for at, k, c, t, _ in self.tree if t is nn.Conv2d and id(c) not in compiled and k != "base_layer"] if not hasattr(net, "_orig_mod") else []   # peft merges into its base layers where no version tells
 
     def holds(self) -> bool:
-        "Whether the modules that are passed over are still the same, with nothing hanging on them."
-        return not any(at[k] is not m or m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for at, k, m in self.passed)
+        "Whether the network is still built of the same modules, with nothing hanging on those that are passed over."
+        for at, k, m, t, c in self.tree:
+            if at.get(k) is not m or m.__class__ is not t or m._compiled_call_impl is not c: return False
+        for m in self.passed:
+            if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__: return False
+        return True
 
-_PLANS, _LOCK = weakref.WeakKeyDictionary(), threading.Lock()
+    def enter(self, pack):
+        "Exchange forwards for the first call that is inside."
+        if pack and self.convs is None: self.convs = [(own, PackedConv(c)) for own, c in self.packable if _suits(c)]
+        elif not pack: self.convs = None   # copies would only keep memory
+        self.last = [*self.layers, *((own, c.look()) for own, c in self.convs or ())]
+        for own, f in self.last: own.setdefault("forward", f)
+
+    def leave(self):
+        "Put everything back, after the last one."
+        for own, f in self.last:
+            if own.get("forward") is f: del own["forward"]
+        self.last = ()
+
+_PLANS, _LOCK = weakref.WeakKeyDictionary(), threading.RLock()
 
 @contextmanager
 def quick(net: nn.Module,    # any network
@@ -129,39 +148,44 @@ def quick(net: nn.Module,    # any network
         plan = _PLANS.get(net)
         if plan is None or not plan.inside and not plan.holds(): plan = _PLANS[net] = _Plan(net)
         plan.inside += 1
-        if plan.inside == 1:
-            for own, f in plan.layers: own.setdefault("forward", f)
-            for own, c in plan.convs if pack else (): own.setdefault("forward", c.look())
-    try: yield
+    try:
+        with _LOCK:
+            if plan.inside == 1: plan.enter(pack)
+        yield
     finally:
         with _LOCK:
             plan.inside -= 1
-            for own, f in (*plan.layers, *plan.convs) if not plan.inside else ():
-                if own.get("forward") is f: del own["forward"]
+            if not plan.inside: plan.leave()
 
 def forget(net: nn.Module  # any network
           ):
     "Drop a network's packed weights: after its weights were written to through `.data`, or to free memory; the next call packs them again."
-    with _LOCK: plan = _PLANS.get(net)
-    for _, c in plan.convs if plan else (): c.at = None; c.look()
+    with _LOCK:
+        if (plan := _PLANS.get(net)) is not None and not plan.inside: plan.convs = None
 
 # %% ../nbs/05_quick.ipynb #67ce7cee
 def convolution_bytes(parts  # `models.Components`
                      ) -> int:
     "Count the bytes of a model's convolutions that can be packed: what the copies take at most."
-    return sum(m.weight.numel()*4 for k in ("unet", "controlnet", "vae") if isinstance(n := getattr(parts, k), nn.Module) for m in n.modules() if _suits(m) and m.weight.dtype == torch.float32)
+    return sum(m.weight.numel()*4 for k in ("unet", "controlnet", "vae") if isinstance(n := getattr(parts, k), nn.Module) for m in n.modules() if _suits(m))
 
 def machine_memory() -> int:
-    "Bytes of memory that this machine has, or that its container may use; 4 GB where neither can be found out."
+    "Bytes of memory that this machine has, or that this process may use; 4 GB where neither can be found out."
     try: n = os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError): n = 4 << 30
-    try: n = min(n, int(Path("/sys/fs/cgroup/memory.max").read_text()))   # "max" where there is no limit
-    except (OSError, ValueError): pass
+    root = Path("/sys/fs/cgroup"); limits = [root/"memory.max", root/"memory"/"memory.limit_in_bytes"]
+    try: own = root/Path("/proc/self/cgroup").read_text().split("0::/", 1)[1].splitlines()[0]; limits += [p/"memory.max" for p in (own, *own.parents) if root in p.parents]
+    except (OSError, IndexError): pass
+    for p in limits:   # of a container or a job; "max" where there is none
+        try: n = min(n, int(p.read_text()))
+        except (OSError, ValueError): pass
     return n
 
 def packs(parts  # `models.Components`
          ) -> bool:
     "Decide whether a model's convolutions are packed: on a CPU, if it was asked for or the copies are small beside the machine's memory."
     if parts.packed is False or _REORDER is None or _CONVOLVE is None or not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available() or parts.device.type != "cpu": return False
-    if parts.packed is None and getattr(parts, "_small", None) is None: parts._small = convolution_bytes(parts) <= machine_memory()//4
-    return bool(parts.packed) or parts._small
+    if parts.packed: return True
+    now = id(parts.unet), next(parts.unet.parameters()).dtype
+    if getattr(parts, "_small", (None,))[0] != now: parts._small = now, convolution_bytes(parts) <= machine_memory()//4
+    return parts._small[1]

@@ -103,7 +103,7 @@ def in_turns(ours, other, repeats: int) -> tuple:
 
 # %% ../nbs/25_speed.ipynb #8f1b97ba
 _WORDS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "white", "black", "brown")
-_HOW = {None: "", True: ", halves apart", False: ", pair in one batch"}   # `FastEditor(keep_negative=...)`
+_HOW = {False: "", True: ", halves apart"}   # `FastEditor(keep_negative=...)`
 def _prompt(i): return f"a {_WORDS[i % 10]} {('ball', 'star', 'house')[i//10 % 3]} {'' if i < 30 else i}".strip()
 
 class Bench:
@@ -126,7 +126,7 @@ class Bench:
         self.guidance = s.guidance_default if s.guidance_default != 1 else 1.5
 
     # --- the two sides
-    def editor(self, keep_negative=None):
+    def editor(self, keep_negative=False):
         "Make an editor on the same networks whose caches are empty."
         from fastedit.editor import FastEditor
         return FastEditor(self.parts, keep_negative=keep_negative)
@@ -169,15 +169,15 @@ class Bench:
         a, b = self.ours(self.editor(), _prompt(0), schedule="stock", steps=2*self.steps).image, self.stock(_prompt(0))
         return int(np.abs(np.asarray(a).astype(int)-np.asarray(b)).max())
 
-    def first(self, keep: bool=None) -> Timing:
+    def first(self, keep: bool=False) -> Timing:
         "A picture and a prompt that are new to the editor; promised for the default."
-        return self.compare("first edit"+_HOW[keep], lambda i: self.ours(self.editor(keep), _prompt(i)), lambda i: self.stock(_prompt(i)), 1. if keep is None else None, fresh=lambda i: self.ours(self.editor(keep), _prompt(i)))
+        return self.compare("first edit"+_HOW[keep], lambda i: self.ours(self.editor(keep), _prompt(i)), lambda i: self.stock(_prompt(i)), None if keep else 1., fresh=lambda i: self.ours(self.editor(keep), _prompt(i)))
 
-    def second(self, keep: bool=None) -> Timing:
+    def second(self, keep: bool=False) -> Timing:
         "A new prompt for the same picture; promised for the default."
         e = self.editor(keep); self.ours(e, "a drawing")
-        return self.compare("second prompt"+_HOW[keep], lambda i: self.ours(e, _prompt(i)), lambda i: self.stock(_prompt(i)), .7 if keep is None else None, fresh=lambda i: self.ours(self.editor(keep), _prompt(i)),
-                            notes=("the first step's unconditional half does not depend on the prompt, and is asked once per picture",)*(e.keep_negative and not self.w))
+        return self.compare("second prompt"+_HOW[keep], lambda i: self.ours(e, _prompt(i)), lambda i: self.stock(_prompt(i)), None if keep else .7, fresh=lambda i: self.ours(self.editor(keep), _prompt(i)),
+                            notes=("the first step's unconditional half does not depend on the prompt, and is asked once per picture",)*keep)
 
     def guided(self) -> Timing:
         "Another guidance scale for the same picture and prompt."
@@ -188,8 +188,8 @@ class Bench:
 
     def embedded(self) -> Timing:
         "Guidance as an input of the UNet against a pair of evaluations, both ours, same model, same steps."
-        e, two = self.editor(), self.editor(False); kw = dict(schedule="stock", steps=2*self.steps)
-        return self.compare("w-embedding", lambda i: self.ours(e, _prompt(i)), lambda i: self.ours(two, _prompt(i), **kw), 1., "CFG pair, ours", fresh=lambda i: self.ours(self.editor(), _prompt(i)))
+        e = self.editor(); kw = dict(schedule="stock", steps=2*self.steps)
+        return self.compare("w-embedding", lambda i: self.ours(e, _prompt(i)), lambda i: self.ours(e, _prompt(i), **kw), 1., "CFG pair, ours", fresh=lambda i: self.ours(self.editor(), _prompt(i)))
 
     def previews(self) -> Timing:
         "A preview after every step: ours through a tiny VAE, stock's through the VAE itself."
@@ -206,8 +206,7 @@ class Bench:
 
     def timings(self, quiet: bool=False) -> list:
         "Run every case that this model has."
-        other = not self.editor().keep_negative   # the way that is not the default here
-        cases = [self.first, self.second, self.guided, *([self.embedded] if self.w else [lambda: self.first(other), lambda: self.second(other)]), self.previews]
+        cases = [self.first, self.second, self.guided, *([self.embedded] if self.w else [lambda: self.first(True), lambda: self.second(True)]), self.previews]
         return [c() for c in progress(cases, desc=f"timing {self.parts.spec.key}", quiet=quiet)]
 
 # %% ../nbs/25_speed.ipynb #03984dab

@@ -82,6 +82,60 @@ def test_a_lora_that_is_kept_apart_is_heard(parts):
     attach_lora(parts.unet, {n: (torch.randn(4, m.in_features, generator=g(1)), torch.randn(m.out_features, 4, generator=g(2)), 4.) for n, m in sizes.items()})
     want = asked(parts); assert not torch.allclose(want, before, atol=1e-2) and torch.equal(asked(parts, how=False), want)
 
+def swap(net, name, make):
+    at, _, k = name.rpartition("."); owner = net.get_submodule(at); old = owner._modules[k]; owner._modules[k] = make(old)
+
+class Minus(nn.Module):
+    def __init__(self, layer): super().__init__(); self.layer = layer
+    def forward(self, *a, **kw): return -self.layer(*a, **kw)
+
+@pytest.mark.parametrize("name", ["resnets.0.conv1", "resnets.0.conv2", "attn1", "attn2", "to_out.0", "to_v", "norm3", "ff", "conv_in", "resnets.0"])
+def test_a_layer_that_is_exchanged_later_is_asked(parts, name):
+    before = asked(parts, how=True); at = next(n for n, _ in parts.unet.named_modules() if n == name or n.endswith("."+name)); swap(parts.unet, at, Minus)
+    want = asked(parts); assert torch.equal(asked(parts, how=False), want) and torch.allclose(asked(parts, how=True), want, atol=1e-4) and not torch.allclose(before, want, atol=1e-3)
+
+def test_a_class_that_is_exchanged_later_is_asked(parts):
+    b = next(m for m in parts.unet.modules() if type(m).__name__ == "BasicTransformerBlock"); asked(parts, how=True)
+    class Mine(type(b)):
+        def forward(self, *a, **kw): return 2*super().forward(*a, **kw)
+    b.__class__ = Mine; assert torch.equal(asked(parts, how=False), asked(parts))
+    torch.nn.utils.parametrize.register_parametrization(next(m for m in parts.unet.modules() if type(m) is nn.Linear), "weight", nn.Identity()); assert torch.equal(asked(parts, how=False), asked(parts))
+
+def test_settings_of_convolutions_that_change_later_count(parts):
+    asked(parts, how=True)
+    for m in parts.unet.modules():
+        if isinstance(m, nn.Conv2d) and m.padding != (0, 0): m.padding_mode = "circular"
+    assert torch.allclose(asked(parts, how=True), asked(parts), atol=1e-4)
+    c = parts.controlnet.conv_in; asked(parts, "controlnet", how=True); c._conv_forward = lambda x, w, b: torch.nn.functional.conv2d(x, 2*w, b, padding=1)
+    assert torch.allclose(asked(parts, "controlnet", how=True), asked(parts, "controlnet"), atol=1e-4)
+
+def test_blocks_that_are_compiled_later_are_left_alone(parts):
+    asked(parts, how=True); b = next(m for m in parts.unet.modules() if type(m).__name__ == "BasicTransformerBlock"); b._compiled_call_impl = lambda *a, **kw: type(b).forward(b, *a, **kw)
+    with torch.no_grad(), Q.quick(parts.unet, True): assert not left(b) and left(parts.unet)
+
+def test_an_error_on_the_way_in_leaves_nothing_behind(parts):
+    asked(parts, how=True); c = parts.unet.conv_in; w = c._parameters.pop("weight"); c.weight_orig = nn.Parameter(w); c.weight = w.detach()   # as pruning does
+    assert torch.allclose(asked(parts, how=True), asked(parts), atol=1e-4) and not left(parts.unet)
+    class Bad:
+        def look(self): raise MemoryError
+    Q._PLANS[parts.unet].convs = [({}, Bad())]
+    with torch.no_grad(), pytest.raises(MemoryError), Q.quick(parts.unet, True): pass
+    assert not left(parts.unet) and Q._PLANS[parts.unet].inside == 0
+
+def test_nothing_is_kept_where_nothing_is_packed(parts):
+    import weakref
+    asked(parts, how=False); c = parts.unet.conv_in; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None, "weights that went away are let go"
+    asked(parts, how=True); assert Q._PLANS[parts.unet].convs; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None
+    asked(parts, how=False); assert Q._PLANS[parts.unet].convs is None
+    asked(parts, how=True); Q.forget(parts.unet); assert Q._PLANS[parts.unet].convs is None
+
+def test_a_lora_on_convolutions_that_peft_merges(parts):
+    asked(parts, how=True); names = [n for n, m in parts.unet.named_modules() if n.endswith("conv1")]; g1 = g(3)
+    attach_lora(parts.unet, {n: (torch.randn(4, m.in_channels, 3, 3, generator=g1), torch.randn(m.out_channels, 4, 1, 1, generator=g1), 1.) for n in names for m in [parts.unet.get_submodule(n)]})
+    a = asked(parts, how=True); assert torch.allclose(a, asked(parts), atol=1e-4)
+    parts.unet.set_adapters("lcm", .25); assert torch.allclose(asked(parts, how=True), asked(parts), atol=1e-4) and not torch.allclose(asked(parts), a, atol=1e-3)
+    parts.unet.fuse_lora(); assert torch.allclose(asked(parts, how=True), asked(parts), atol=1e-4); parts.unet.unfuse_lora(); assert torch.allclose(asked(parts, how=True), asked(parts), atol=1e-4)
+
 def test_an_attention_processor_is_asked(parts):
     from diffusers.models.attention_processor import AttnProcessor2_0
     asked(parts, how=True); seen = []

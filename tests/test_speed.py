@@ -46,10 +46,13 @@ def test_both_sides_are_the_same_computation_on_the_same_weights(benches, kind):
 def test_calls_are_counted_and_the_caches_save_them(benches, kind, pair):
     b = benches[kind]; first, second, guided = b.first(), b.second(), b.guided()
     for t in (first, second, guided):
-        assert t.identical and t.calls["ours"]["unet"] == b.steps*pair-(pair == 2)*{id(first): 0, id(second): 1, id(guided): 2}[id(t)] and t.calls["other"]["unet"] == b.steps*2 and len(t.ratios) == b.repeats == len(t.networks) and t.cpu_ratio > 0
+        assert t.identical and t.calls["ours"]["unet"] == b.steps*pair-(pair if pair == 2 and t is guided else 0) and t.calls["other"]["unet"] == b.steps*2 and len(t.ratios) == b.repeats == len(t.networks) and t.cpu_ratio > 0
     encoded = [t.calls["ours"]["encode"] for t in (first, second, guided)]; texts = [t.calls["ours"]["text"] for t in (first, second, guided)]
     assert encoded == [1, 0, 0] and texts[2] == 0 < texts[1] <= texts[0] and second.calls["other"]["encode"] == 1 and second.calls["other"]["text"] >= 1
     assert not any(f.__module__.startswith("fastedit") for n in b.parts.modules().values() for m in n.modules() for f in m._forward_hooks.values())   # transformers keeps some of its own
+
+def test_halves_asked_apart_save_one(benches):
+    b = benches["cfg"]; a, c = b.first(True), b.second(True); assert a.identical and c.identical and (a.calls["ours"]["unet"], c.calls["ours"]["unet"]) == (2*b.steps, 2*b.steps-1) and a.target is c.target is None and "halves apart" in c.case
 
 def test_w_embedding_halves_the_evaluations(benches):
     t = benches["w"].embedded(); assert t.calls["other"]["unet"] == 2*t.calls["ours"]["unet"] and t.identical and t.against == "CFG pair, ours"
