@@ -163,8 +163,8 @@ class Denoiser:
 
     @contextmanager
     def _asked(self, net):
-        "Ask a network the quick way."
-        with quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext(): yield
+        "Ask a network the quick way; without gradients torch need not keep account of views and versions either (what leaves is copied, so that it is an ordinary tensor)."
+        with torch.inference_mode() if self._packs and self.parts.precision == "fp32" and not torch.is_grad_enabled() else nullcontext(), quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext(): yield
 
     def stage(self, *names: str  # keys of `memory.STAGES`
              ):
@@ -222,8 +222,9 @@ class Denoiser:
         "Decode latents to pixels (B, 3, H, W) in [-1, 1]; raises `NumericalError` instead of ever returning a black picture."
         vae = self.parts.vae; finite("latents before decoding", z)
         def run():
-            with self.stage("decode"), self._timed("vae"), self._asked(vae):
-                return memory.decode(vae, (z/vae.config.scaling_factor+(getattr(vae.config, "shift_factor", None) or 0)).to(self._place(vae), _dtype(vae)), self.tile)
+            with self.stage("decode"), self._timed("vae"):
+                with self._asked(vae): y = memory.decode(vae, (z/vae.config.scaling_factor+(getattr(vae.config, "shift_factor", None) or 0)).to(self._place(vae), _dtype(vae)), self.tile)
+                return y.clone() if y.is_inference() else y
         return finite("decoded pixels", (run() if self.memo is None else self.memo.ask("decode", fingerprint("decode", z, self.tile), len(z), run)).float())
 
     # --- noise
@@ -239,7 +240,8 @@ class Denoiser:
         def run():
             with self.stage("denoise"), self._timed("controlnet"):
                 def make():
-                    with self._asked(stem): return stem(self.edges)
+                    with self._asked(stem): y = stem(self.edges)
+                    return y.clone() if y.is_inference() else y
                 if self._stem is None: self._stem = self._keep_stem(make) if self._keep_stem else make()   # depends on the map alone: once per picture, not once per step
                 with self._asked(net):
                     net.controlnet_cond_embedding = _Given()
@@ -269,7 +271,9 @@ class Denoiser:
             more = dict(kw)
             if controlled: more.update(down_block_additional_residuals=[(d if s == 1 else d*s).to(x) for d, s in zip(down, scale)], mid_block_additional_residual=(mid if scale[-1] == 1 else mid*scale[-1]).to(x)); down = mid = None   # only what is passed on stays
             if w is not None: more["timestep_cond"] = guidance_embedding(w, self.parts.unet.config.time_cond_proj_dim).to(x)
-            with self.stage("denoise"), self._timed("unet"), self._asked(self.parts.unet): return self.parts.unet(x, t, encoder_hidden_states=text.states, return_dict=False, **conditions, **more)[0]
+            with self.stage("denoise"), self._timed("unet"):
+                with self._asked(self.parts.unet): y = self.parts.unet(x, t, encoder_hidden_states=text.states, return_dict=False, **conditions, **more)[0]
+                return y.clone() if y.is_inference() else y
         self.count.nfe += len(x); self.count.calls += 1
         return run() if question is None else self.memo.ask("unet", question, len(x), run, (len(x), self.parts.unet.config.out_channels, *x.shape[-2:]))
 

@@ -112,15 +112,16 @@ class _Plan:
             if id(m) in compiled: continue
             for find in (plain_attention, plain_block, plain_resnet):
                 if (found := find(m)) is not None: self.layers.append((vars(m), found[0])); self.passed += [at[k] for at, k in found[1]]
+        self.barred = [c for _, _, c, _, same in self.tree if same is None and not _bare(c)]   # until what hangs on them is gone
         self.packable = [(vars(c), c) for at, k, c, t, _ in self.tree if t is nn.Conv2d and id(c) not in compiled and k != "base_layer"] if not hasattr(net, "_orig_mod") else []   # peft merges into its base layers where no version tells
 
     def holds(self) -> bool:
-        "Whether the network is still built of the same modules, with nothing hanging on those that are passed over."
+        "Whether the network is still built of the same modules, with nothing hanging on those that are passed over, and still something on those that were left alone for it."
         for at, k, m, t, c in self.tree:
             if at.get(k) is not m or m.__class__ is not t or m._compiled_call_impl is not c: return False
         for m in self.passed:
             if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__: return False
-        return True
+        return not any(map(_bare, self.barred))
 
     def enter(self, pack):
         "Exchange forwards for the first call that is inside."

@@ -147,6 +147,13 @@ def test_halves_asked_apart_are_the_pair_and_the_unconditional_one_is_asked_once
         assert (d.count.nfe, d.count.calls, d.count.reused) == want
     y, n = ask(halves, "a cup", cross_attention_kwargs={}); assert n.calls == 1 and n.nfe == 2 and torch.equal(y, ask(None, "a cup")[0])   # further keywords may look across the batch
 
+def test_what_leaves_is_an_ordinary_tensor(parts):
+    "Inside, gradients and views are not kept account of; what comes out can be part of a gradient again, also what is kept between edits."
+    kept = []; d = Denoiser(parts["cfg"], EDGES, stem=lambda make: kept.append(make()) or kept[0])
+    with torch.no_grad(): t = d.text("a ball"); z = d.encode(torch.zeros(1, 3, 64, 64)); e = d.output(z, 500, t, 2., 1.); pixels = d.decode(z)
+    assert not any(y.is_inference() for y in (t.states, t.pooled, z, e, pixels, *kept))
+    states = t.states.clone().requires_grad_(); d.output(e, 500, Text(states, t.pooled), 1., 1.).square().sum().backward(); assert states.grad.abs().sum() > 0
+
 def test_a_memo_forgets_what_no_one_wants_and_what_is_too_much(parts):
     memo = Memo(1); assert all(torch.equal(a, b) for a, b in zip(asked(parts["cfg"], None, PLAN), asked(parts["cfg"], memo, PLAN))) and len(memo.items) == 1
     memo = Memo(); memo.ahead = {"unet": iter([1, 0, 0]), "controlnet": iter([0]*9), "text": iter([])}

@@ -208,3 +208,11 @@ def test_other_types_are_left_alone(folders):
     p = load_model(folders["cfg"], device="cpu", precision="bf16"); assert Q.convolution_bytes(p) == 0
     d = Denoiser(p); t = d.text("a ball"); y = d.output(x(), 500, t)
     with torch.no_grad(): assert torch.equal(y, d.output(x(), 500, t)) and not left(p.unet)
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_after_layers_came_and_went_it_is_quick_again(parts, overlap):
+    from fastedit.memory import by_leaves, whole_again
+    want = asked(parts, how=True); parts.execution = torch.device("cpu"); by_leaves(parts.unet, parts.execution, overlap); assert left(parts.unet)
+    meanwhile = asked(parts, how=True); assert torch.allclose(meanwhile, want, atol=1e-4)
+    whole_again(parts.unet); assert not left(parts.unet) and torch.equal(asked(parts, how=True), want)
+    with torch.no_grad(), Q.quick(parts.unet, True): assert len(left(parts.unet)) > 50
