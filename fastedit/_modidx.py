@@ -280,6 +280,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastedit.denoiser._Given.forward': ('denoiser.html#_given.forward', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser._bytes': ('denoiser.html#_bytes', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser._dtype': ('denoiser.html#_dtype', 'fastedit/denoiser.py'),
+                                   'fastedit.denoiser._ordinary': ('denoiser.html#_ordinary', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser.fingerprint': ('denoiser.html#fingerprint', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser.finite': ('denoiser.html#finite', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser.guidance_embedding': ('denoiser.html#guidance_embedding', 'fastedit/denoiser.py'),

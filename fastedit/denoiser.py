@@ -104,6 +104,8 @@ def _dtype(net) -> torch.dtype:
     d = next(net.parameters()).dtype if isinstance(net, torch.nn.Module) else net.dtype
     return d if d == torch.float32 else net.dtype
 
+def _ordinary(y): return y.clone() if y.is_inference() else y   # what was made without an account of versions cannot be part of a gradient
+
 def spread(scales: tuple,   # one per block of the encoder and one for the middle, or one per residual and one for the middle
            controlnet
           ) -> tuple:           # one per residual, the middle one last
@@ -224,7 +226,7 @@ class Denoiser:
         def run():
             with self.stage("decode"), self._timed("vae"):
                 with self._asked(vae): y = memory.decode(vae, (z/vae.config.scaling_factor+(getattr(vae.config, "shift_factor", None) or 0)).to(self._place(vae), _dtype(vae)), self.tile)
-                return y.clone() if y.is_inference() else y
+                return _ordinary(y)
         return finite("decoded pixels", (run() if self.memo is None else self.memo.ask("decode", fingerprint("decode", z, self.tile), len(z), run)).float())
 
     # --- noise
@@ -241,7 +243,7 @@ class Denoiser:
             with self.stage("denoise"), self._timed("controlnet"):
                 def make():
                     with self._asked(stem): y = stem(self.edges)
-                    return y.clone() if y.is_inference() else y
+                    return _ordinary(y)
                 if self._stem is None: self._stem = self._keep_stem(make) if self._keep_stem else make()   # depends on the map alone: once per picture, not once per step
                 with self._asked(net):
                     net.controlnet_cond_embedding = _Given()
@@ -273,7 +275,7 @@ class Denoiser:
             if w is not None: more["timestep_cond"] = guidance_embedding(w, self.parts.unet.config.time_cond_proj_dim).to(x)
             with self.stage("denoise"), self._timed("unet"):
                 with self._asked(self.parts.unet): y = self.parts.unet(x, t, encoder_hidden_states=text.states, return_dict=False, **conditions, **more)[0]
-                return y.clone() if y.is_inference() else y
+                return _ordinary(y)
         self.count.nfe += len(x); self.count.calls += 1
         return run() if question is None else self.memo.ask("unet", question, len(x), run, (len(x), self.parts.unet.config.out_channels, *x.shape[-2:]))
 

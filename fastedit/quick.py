@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 # %% ../nbs/05_quick.ipynb #65db2315
 def _bare(m, kind=None) -> bool:
     "Whether a module is exactly of a kind and nothing hangs on it, so that it may be passed over."
-    return (kind is None or type(m) is kind) and not m._forward_hooks and not m._forward_pre_hooks and "forward" not in vars(m) and getattr(m, "_compiled_call_impl", None) is None
+    return (kind is None or type(m) is kind) and not m._forward_hooks and not m._forward_pre_hooks and "forward" not in vars(m) and m._compiled_call_impl is None
 
 def _none(m): return _bare(m, nn.Dropout) and m.p == 0
 def _linear(m, x): p = m._parameters; return F.linear(x, p["weight"], p["bias"])
@@ -39,7 +39,7 @@ def plain_attention(m  # diffusers' `Attention`
         split = lambda y: y.view(b, -1, heads, y.shape[-1]//heads).transpose(1, 2)
         y = F.scaled_dot_product_attention(split(_linear(q, x)), split(_linear(k, context)), split(_linear(v, context)))
         return _linear(out, y.transpose(1, 2).reshape(b, -1, heads*y.shape[-1]))
-    return forward, [(m._modules, "to_q"), (m._modules, "to_k"), (m._modules, "to_v"), (m.to_out._modules, "0"), (m.to_out._modules, "1")]
+    return forward, [q, k, v, out, drop]
 
 def plain_block(m  # diffusers' `BasicTransformerBlock`
                ) -> tuple|None:
@@ -58,7 +58,7 @@ def plain_block(m  # diffusers' `BasicTransformerBlock`
         x = attn2(_layer(norm2, x), encoder_hidden_states=encoder_hidden_states)+x
         y, g = _linear(up, _layer(norm3, x)).chunk(2, dim=-1)
         return _linear(down, y*F.gelu(g))+x
-    n = m.ff.net._modules; return forward, [(m._modules, k) for k in ("norm1", "norm2", "norm3", "ff")]+[(n, "0"), (n, "1"), (n, "2"), (gate._modules, "proj")]
+    return forward, [norm1, norm2, norm3, m.ff, gate, up, drop, down]
 
 def plain_resnet(m  # diffusers' `ResnetBlock2D`
                 ) -> tuple|None:
@@ -74,7 +74,7 @@ def plain_resnet(m  # diffusers' `ResnetBlock2D`
         if temb is not None: x = x+(temb if time is None else _linear(time, F.silu(temb))[:, :, None, None])
         x = conv2(F.silu(_group(norm2, x)))
         return (input_tensor if short is None else short(input_tensor))+x
-    return forward, [(m._modules, k) for k in ("norm1", "norm2", "nonlinearity", "dropout", *(["time_emb_proj"] if time is not None else []))]
+    return forward, [norm1, norm2, m.nonlinearity, m.dropout, *([] if time is None else [time])]
 
 # %% ../nbs/05_quick.ipynb #abf81ea7
 _REORDER = getattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)   # what torch's own compiler calls for frozen weights
@@ -111,7 +111,7 @@ class _Plan:
         for m in net.modules() if not hasattr(net, "_orig_mod") else ():
             if id(m) in compiled: continue
             for find in (plain_attention, plain_block, plain_resnet):
-                if (found := find(m)) is not None: self.layers.append((vars(m), found[0])); self.passed += [at[k] for at, k in found[1]]
+                if (found := find(m)) is not None: self.layers.append((vars(m), found[0])); self.passed += found[1]
         self.barred = [c for _, _, c, _, same in self.tree if same is None and not _bare(c)]   # until what hangs on them is gone
         self.packable = [(vars(c), c) for at, k, c, t, _ in self.tree if t is nn.Conv2d and id(c) not in compiled and k != "base_layer"] if not hasattr(net, "_orig_mod") else []   # peft merges into its base layers where no version tells
 

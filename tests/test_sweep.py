@@ -115,9 +115,9 @@ def test_a_plan_asks_no_network_and_leaves_the_editor_alone(ed):
     assert not ed.cache.items and ed.parts.unet.dtype == torch.float32 and json.loads(json.dumps(p.to_dict()))["settings"] == 12 and "without duplicates" in p._repr_markdown_()
 
 def test_depth_first_needs_little_memory(ed):
-    s = Sweep(A, "a cup", editor=ed, method="img2img", control="canny", steps=2, strength=[.5, .9], guidance=[1., 1.5, 2.], control_scale=[.5, 1.], seed=[0, 1]); most, one = 0, 1 << 30
-    for _ in s.results(): large = [k for _, k in s.memo.items.values() if k > 1 << 15]; most = max(most, sum(large)); one = min([one, *large])
-    assert 0 < most <= 3*one and s.plan().distinct == 24   # the ControlNet's first answers, alone and for a pair, in one batch or apart
+    s = Sweep(A, "a cup", editor=ed, method="img2img", control="canny", steps=2, strength=[.5, .9], guidance=[1., 1.5, 2.], control_scale=[.5, 1.], seed=[0, 1]); most = 0
+    for _ in s.results(): most = max(most, sum(k > 1 << 15 for _, k in s.memo.items.values()))
+    assert 0 < most <= 2 and s.plan().distinct == 24   # the ControlNet's first answers, alone and for a pair
     tight = Sweep(A, "a cup", editor=ed, method="img2img", control="canny", guidance=[1.5, 2.], control_scale=[.5, 1.], memo_bytes=1); found = dict(tight.results()); own = FastEditor(ed.parts)
     assert all(found[k].image.tobytes() == own(A, request=tight.jobs[i][2]).image.tobytes() for k, (i, _) in enumerate(tight.plan().order)) and tight.ran["unet"] >= tight.plan().shared()["unet"]
 
