@@ -6,11 +6,11 @@
 __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'PRECISIONS', 'Architecture', 'build', 'count_parameters', 'Source',
            'Part', 'ModelSpec', 'user_models', 'read_models_toml', 'local_spec', 'find_spec', 'read_header',
            'weight_files', 'cache_dir', 'hub_cache', 'locate', 'weights_dir', 'model_index', 'file_hash', 'mini_path',
-           'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision', 'precision_rows',
-           'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device', 'default_device',
-           'native_precision', 'chosen_precision', 'load_model', 'openai_tokenizer', 'load_single_file', 'Finding',
-           'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview', 'clip_tokenizer', 'tiny_configs',
-           'random_model', 'random_lora', 'random_weights']
+           'seal', 'sealed', 'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision',
+           'precision_rows', 'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device',
+           'default_device', 'native_precision', 'chosen_precision', 'load_model', 'openai_tokenizer',
+           'load_single_file', 'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview',
+           'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora', 'random_weights']
 
 # %% ../nbs/04_models.ipynb #72be65e2
 import hashlib, json, logging, math, os, re, shutil, tempfile, warnings
@@ -453,7 +453,7 @@ def locate(source: Source  # where a component should be
 # %% ../nbs/04_models.ipynb #46874448
 _MINI = {"mini": "mini", "mini-s": "mini-s", "mini-teacher": "mini", "mini-instruct": "mini"}
 _SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "controlnet")
-_FORMAT = 2  # raise when the assembled folder's form changes
+_FORMAT = 3  # raise when the assembled folder's form changes
 
 def weights_dir() -> Path:
     "Name the folder of the embedded weights: `FASTEDIT_WEIGHTS`, or weights/ in the package."
@@ -505,7 +505,7 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher", "min
     teacher = _MINI[name] == "mini" and not lora
     key = content_hash(_FORMAT, {k: file_hash(f) for k, f in files.items()}, {f.name: file_hash(f) for f in sorted(adapter.parent.glob("*.safetensors"))} if fuse else "", teacher, instruct)
     dest = cache_dir()/f"{name if instruct else _MINI[name]+'-teacher' if teacher else _MINI[name]}-{key}"
-    if all((dest/k).is_file() for k in [*files, "model_index.json"]): return dest
+    if sealed(dest): return dest
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
@@ -517,20 +517,17 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher", "min
         if teacher: (tmp/"scheduler"/"scheduler_config.json").write_text(json.dumps(_ddim_config(tmp/"scheduler"), indent=2))
         (tmp/"model_index.json").write_text(json.dumps(dict(model_index(instruct=instruct), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]),
                                                        indent=2))
-        tmp.chmod(0o755)
-        if dest.exists() and not all((dest/k).is_file() for k in [*files, "model_index.json"]): dest.rename(tmp.with_name(tmp.name+".broken"))
-        try: tmp.rename(dest)
-        except OSError:  # another process was faster: its folder has the same content
-            if not (dest/"model_index.json").is_file(): raise
-    except OSError as e: raise ModelError(f"cannot write {dest} ({e.strerror or e}): free some space, or set FASTEDIT_CACHE to another folder") from e
+        seal(tmp).chmod(0o755); _swap(tmp, dest)
+    except OSError as e: raise ModelError(f"cannot write {dest} ({e.strerror or e}): delete what is there, free some space, or set FASTEDIT_CACHE to another folder") from e
     finally:
-        for p in (tmp, tmp.with_name(tmp.name+".broken")): shutil.rmtree(p, ignore_errors=True)
+        for p in (tmp, _aside(tmp)): _clear(p)
     return dest
 
 def _copy_fp32(source, dest):
     "Copy one file of a model folder; weights become fp32 and configurations forget their fp16, or stock loaders would mix the two."
     from safetensors.torch import load_file, save_file
     if source.suffix == ".safetensors":
+        _check_package(source)
         save_file({k: v.float().contiguous() if v.is_floating_point() else v for k, v in load_file(source).items()}, dest, {"format": "pt"})
     elif source.name == "config.json":
         dest.write_text(json.dumps({k: v for k, v in _read_json(source).items() if k not in ("dtype", "torch_dtype")}, indent=2))
@@ -555,6 +552,65 @@ def _fuse_file(folder, adapter):
     unet = _load_part("UNet2DConditionModel", folder, "fp32")
     fuse_lora(unet, read_lora(adapter, unet))
     save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, Path(folder)/"diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+# %% ../nbs/04_models.ipynb #17079fd5
+_SEAL = ".fastedit.json"   # hidden: no loader looks at it
+
+def _listing(folder) -> dict:
+    "Hash every file of a folder that is not hidden, {relative name: SHA-256}."
+    found = sorted(p for p in Path(folder).rglob("*") if not p.name.startswith("."))
+    return {p.relative_to(folder).as_posix(): file_hash(p) for p in found if not p.is_dir()}
+
+def seal(folder  # complete folder
+        ) -> Path:
+    "Write down what a folder holds, so that `sealed` can tell whether it still does."
+    atomic_write(Path(folder)/_SEAL, json.dumps(_listing(folder)).encode())
+    return Path(folder)
+
+def sealed(folder  # where a sealed folder should be
+          ) -> bool:
+    "Say whether a folder holds exactly the files that were there when it was sealed, all readable."
+    try:
+        return json.loads((Path(folder)/_SEAL).read_text()) == _listing(folder)
+    except (OSError, ValueError):
+        return False
+
+def _clear(path):
+    "Remove a file or a folder, also one that lost its permissions."
+    path = Path(path)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    path.chmod(0o700)
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            if not (Path(folder)/name).is_symlink():
+                (Path(folder)/name).chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
+
+def _aside(path): return path.with_name(path.name+".broken")
+
+def _swap(new, place):
+    "Put a finished folder in its place; what stood there and is damaged goes aside, unless another process was faster."
+    if os.path.lexists(place) and not sealed(place):
+        try:
+            place.rename(_aside(new))
+        except FileNotFoundError:
+            pass
+    try:
+        new.rename(place)
+    except OSError:
+        if not sealed(place):
+            raise
+
+def _check_package(path):
+    "Raise `ModelError` if a weight file that came with the package is damaged."
+    try:
+        read_header(path)
+    except ModelError as e:
+        reason = str(e).rsplit(":", 1)[0].rsplit("; ", 1)[0]
+        raise ModelError(f"{reason}; it came with the package: pip install --force-reinstall fastedit") from e
+
 
 # %% ../nbs/04_models.ipynb #26debcd8
 _DOWN, _UP = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"), (".lora_up.weight", ".lora_B.weight",
@@ -1031,7 +1087,9 @@ def _beside(path, places):
 
 def _default_scheduler() -> Path:
     folder = cache_dir()/"scheduler-stable-diffusion"
-    if not (folder/"scheduler_config.json").is_file(): atomic_write(folder/"scheduler_config.json", json.dumps(_LCM_SCHED, indent=2).encode())
+    if not sealed(folder):
+        atomic_write(folder/"scheduler_config.json", json.dumps(_LCM_SCHED, indent=2).encode())
+        seal(folder)
     return folder
 
 def openai_tokenizer(pad: str="<|endoftext|>"  # padding token ("!" for SDXL's second tokenizer)
@@ -1039,10 +1097,10 @@ def openai_tokenizer(pad: str="<|endoftext|>"  # padding token ("!" for SDXL's s
     "Write CLIP's original vocabulary in transformers' file format into the cache, from the copy that open-clip-torch carries."
     from open_clip.tokenizer import SimpleTokenizer
     folder = cache_dir()/f"clip-tokenizer{'-2' if pad == '!' else ''}"
-    if (folder/"tokenizer_config.json").is_file(): return folder
+    if sealed(folder): return folder
     t = SimpleTokenizer(); names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     _write_tokenizer(folder, {names.get(k, k): i for k, i in t.encoder.items()}, sorted(t.bpe_ranks, key=t.bpe_ranks.get), pad)
-    return folder
+    return seal(folder)
 
 def load_single_file(path,                    # a checkpoint in the original key format
                      configs: dict,           # {component: (class, config)}
