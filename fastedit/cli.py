@@ -8,7 +8,7 @@ __all__ = ['app', 'STAGES', 'edit', 'demo', 'train', 'sweep', 'bench_sweep', 'su
 
 # %% ../nbs/90_cli.ipynb #42b73461
 import json, os, sys, threading, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -71,13 +71,16 @@ def _waiting(what, quiet=False):
         if not quiet: t.join()
         bar.close()
 
-def _heavy(quiet=False):
-    "Import what edits, under a clock, with the libraries' own talk turned off."
-    with _waiting("starting", quiet):
+def _heavy(quiet=False, lean=False):
+    "Import what edits, under a clock, with the libraries' own talk turned off; if `lean`, without what a plain edit does not use."
+    from fastedit.start import lean_imports, sleep_while_waiting
+    sleep_while_waiting()
+    with _waiting("starting", quiet), lean_imports() if lean else nullcontext():
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import fastedit.models  # noqa: F401 - first: it quietens what talks while diffusers is imported
         import diffusers, transformers
         for lib in (diffusers, transformers): lib.logging.set_verbosity_error(); lib.logging.disable_progress_bar()
+        if lean: fastedit.models.bring_classes()
         from fastedit import editor
     return editor
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from .core import FastEditError, MemoryPlanError, NumericalError, OptionError
+from .core import FastEditError, MemoryPlanError, NumericalError, OptionError, nearest
 from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize, tensor_bytes
 
 # %% ../nbs/05_memory.ipynb #a9a62dba
@@ -791,7 +791,7 @@ def settings_for(model,                       # as for `predict_memory`
                  controlnet=True              # as for `predict_memory`
                 ) -> MemorySettings:
     "Make settings of a residency and a budget; raises `OptionError` for what is unknown and `MemoryPlanError`, with the plan's advice, for what cannot fit."
-    if residency not in ("auto", *RESIDENCIES): raise OptionError(f"residency {residency!r} is unknown: use auto, {', '.join(RESIDENCIES)}")
+    if residency not in ("auto", *RESIDENCIES): raise OptionError(f"residency {residency!r} is unknown{nearest(residency, ['auto', *RESIDENCIES])}: use auto, {', '.join(RESIDENCIES)}")
     if budget_gb is not None and (isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)) or not budget_gb > 0):
         raise OptionError(f"budget_gb={budget_gb!r}: give the memory that may be used, in GiB, above 0")
     if residency == "auto": return auto_settings(model, precision, device, size, free=budget_gb and int(budget_gb*2**30), controlnet=controlnet)
