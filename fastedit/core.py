@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionError', 'ModelError', 'MemoryPlanError',
-           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'canonical_json', 'content_hash', 'read_value',
-           'atomic_write', 'progress']
+           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'Later', 'canonical_json', 'content_hash',
+           'read_value', 'atomic_write', 'progress']
 
 # %% ../nbs/00_core.ipynb #af13d3b0
 import hashlib, json, math, os, re, tempfile
 from dataclasses import asdict, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #b20c3953
@@ -41,6 +43,25 @@ def in_words(value,         # anything that a user may have given
     if text and len(text) <= limit and " at 0x" not in text and "\n" not in text: return text
     if home in ("builtins", "fastedit", "__main__"): return f"{article} {kind}"
     return f"{article} {kind} of {home}"
+
+# %% ../nbs/00_core.ipynb #5727fb30
+def nearest(word,   # what a user typed
+            known   # the names that there are
+           ) -> str:
+    "Ask in parentheses whether the known name that most looks like `word` was meant; say nothing if none does."
+    names = {str(k).lower(): str(k) for k in known}
+    found = get_close_matches(str(word).lower(), names, 1, .6)
+    return f" (did you mean {names[found[0]]!r}?)" if found else ""
+
+# %% ../nbs/00_core.ipynb #1ef231bf
+class Later:
+    "Stand for a module that is imported when something of it is first used."
+    def __init__(self, name: str  # full name of the module
+                ): self._name = name
+    def __getattr__(self, key): return getattr(import_module(self._name), key)
+    def __repr__(self): return f"Later({self._name!r})"
+
+_torch, _functional = Later("torch"), Later("torch.nn.functional")
 
 # %% ../nbs/00_core.ipynb #36cc7878
 def _plain(x):
