@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionError', 'ModelError', 'MemoryPlanError',
-           'NumericalError', 'DataError', 'Cancelled', 'canonical_json', 'content_hash', 'read_value', 'legible',
-           'atomic_write', 'check_output', 'progress']
+           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'Later', 'canonical_json', 'content_hash',
+           'read_value', 'legible', 'atomic_write', 'check_output', 'progress']
 
 # %% ../nbs/00_core.ipynb #af13d3b0
 import errno, hashlib, json, math, os, re, tempfile
 from dataclasses import asdict, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #b20c3953
@@ -24,6 +26,42 @@ class MemoryPlanError(FastEditError): "An edit that does not fit the memory at h
 class NumericalError(FastEditError): "NaN or infinite values in latents or pixels."
 class DataError(FastEditError): "A data set, results file or table that cannot be used as it is."
 class Cancelled(FastEditError): "The edit was cancelled by its caller; nothing was written."
+
+# %% ../nbs/00_core.ipynb #198e7f83
+def in_words(value,         # anything that a user may have given
+             limit: int=80  # longest text that is shown whole, characters
+            ) -> str:
+    "Name a value in a message: plain values as they are, anything else by its kind."
+    if isinstance(value, type): return f"the class {value.__name__}"
+    kind, home = type(value).__name__, type(value).__module__.split(".")[0]
+    if isinstance(value, str): return repr(value if len(value) <= limit else value[:limit-3]+"...")
+    article = "an" if kind[:1].lower() in "aeio" else "a"
+    if isinstance(value, (bytes, bytearray, list, tuple, dict, set)) and len(value) > limit:
+        return f"{article} {kind} of {len(value)}"
+    plain = home in ("builtins", "pathlib") or kind in ("dtype", "device")
+    text = repr(value) if plain else ""
+    if text and len(text) <= limit and " at 0x" not in text and "\n" not in text: return text
+    if home in ("builtins", "fastedit", "__main__"): return f"{article} {kind}"
+    return f"{article} {kind} of {home}"
+
+# %% ../nbs/00_core.ipynb #5727fb30
+def nearest(word,   # what a user typed
+            known   # the names that there are
+           ) -> str:
+    "Ask in parentheses whether the known name that most looks like `word` was meant; say nothing if none does."
+    names = {str(k).lower(): str(k) for k in known}
+    found = get_close_matches(str(word).lower(), names, 1, .6)
+    return f" (did you mean {names[found[0]]!r}?)" if found else ""
+
+# %% ../nbs/00_core.ipynb #1ef231bf
+class Later:
+    "Stand for a module that is imported when something of it is first used."
+    def __init__(self, name: str  # full name of the module
+                ): self._name = name
+    def __getattr__(self, key): return getattr(import_module(self._name), key)
+    def __repr__(self): return f"Later({self._name!r})"
+
+_torch, _functional = Later("torch"), Later("torch.nn.functional")
 
 # %% ../nbs/00_core.ipynb #36cc7878
 def _plain(x):

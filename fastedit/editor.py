@@ -474,7 +474,7 @@ def bench_memory(model: str="sd15-lcm",    # registry name whose architectures a
                  device: str="cpu"         # "cpu", or a CUDA device
                 ) -> dict:
     "Edit with a full-size model of random weights, and hold its peak against the prediction: live tensors on a CPU, allocated and reserved memory on a GPU."
-    from fastedit import picturebook as pb
+    from fastedit import world as pb
     cuda = str(device).startswith("cuda"); policies = (residency,) if isinstance(residency, str) else tuple(residency); precision = precision or ("fp16" if cuda else "fp32")
     if cuda and not torch.cuda.is_available(): raise OptionError(f"device={device!r}: torch sees no CUDA device here; leave it out to weigh on the CPU")
     if not cuda and (precision != "fp32" or len(policies) > 1): raise OptionError(f"precision={precision!r}, residency={residency!r}: on a CPU one policy is weighed, in fp32; use device='cuda' for the others")

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 from .core import DataError, FastEditError, OptionError, atomic_write, legible
-from .picturebook import EDIT_TYPES
+from .world import EDIT_TYPES
 from .stats import Table, compare, difference_interval, fmt, holm, mean_interval, minimal_difference, scores, trade_off
 
 # %% ../nbs/38_report.ipynb #2bbdb569

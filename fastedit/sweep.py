@@ -91,11 +91,11 @@ class Subject:
         from fastedit.metrics import Pair
         return Pair(**(dict(source=np.asarray(self.image), edited=np.asarray(edited), source_prompt=self.source_prompt or request.source_prompt or "", target_prompt=self.prompt or request.prompt) | self.truth))
 
-def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` or entries of one, `picturebook.Edit`s
+def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` or entries of one, `world.Edit`s
              size: int=64    # side at which drawn edits are drawn, pixels
             ) -> list:
     "Make a list of `Subject`s; raises `DataError` if there are none or two have one name."
-    from fastedit import picturebook as pb, piebench
+    from fastedit import world as pb, piebench
     plain = lambda p: p.replace("[", "").replace("]", "")
     def one(i, p):
         if isinstance(p, Subject): return p
@@ -689,7 +689,7 @@ def bench_sweep(model: str="mini", sample: int=None, seed: int=0, quiet: bool=Fa
                 grid: dict=GRID  # guidances, control scales, seeds
                ) -> Race:
     "Race 675 settings of one drawn picture against plain loops over stock diffusers and over our editor, on the same weights: a fine grid of strengths with both schedules, and a wide one."
-    from fastedit import picturebook as pb
+    from fastedit import world as pb
     if sample is not None and sample < 1: raise OptionError(f"sample={sample}: give a whole number of at least 1")
     editor = FastEditor(model); side = editor.spec.resolution; subject = subjects(pb.sample_edit(6, seed), side if isinstance(side, int) else max(side))[0]; subject = replace(subject, source_prompt=None)
     return Race(*(race(editor, subject, schedule, strengths, grid, sample, seed, quiet) for schedule, strengths in (("stock", FINE), ("continuous", FINE), ("stock", WIDE))), versions(), sample)

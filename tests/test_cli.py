@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
-from fastedit import picturebook as pb
+from fastedit import world as pb
 from fastedit.cli import app
 from fastedit.core import Cancelled
 from fastedit.images import read_metadata
