@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from . import images, memory, schedules
 from .conditions import CONDITIONS, control_map
-from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, nearest, _torch as torch
+from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, legible, nearest, _torch as torch
 from .flow import check_flow, open_flow
 from .methods.base import Job, Method, check_model, check_options, find_method
 
@@ -55,6 +55,7 @@ class EditRequest:
         for name in ("steps", "strength", "guidance", "source_guidance", "control_scale", "seed", "feather"):   # NumPy's and torch's single numbers
             if getattr(v := getattr(self, name), "ndim", None) == 0: object.__setattr__(self, name, v.item())
         for name in ("prompt", "negative_prompt", "source_prompt"):
+            if isinstance(v := getattr(self, name), str): object.__setattr__(self, name, legible(v))
             try: (getattr(self, name) or "").encode()
             except UnicodeEncodeError as e: raise PromptError(f"{name}={getattr(self, name)!r} holds bytes that are no text ({e.reason}): give it in UTF-8") from e
             except AttributeError: pass   # not text at all: said below

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from . import images, schedules
-from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value
+from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value, legible
 from .denoiser import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
 from .methods.base import cost, find_method
@@ -105,7 +105,7 @@ def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` o
         if isinstance(p, pb.Edit):
             return Subject(f"drawn-{p.seed}-{p.edit_type}", Image.fromarray(p.source_image(size)), plain(p.target_prompt), plain(p.source_prompt), p.instruction, pb.EDIT_TYPES[p.edit_type],
                            truth=dict(mask=p.mask(size).astype(np.float32), raw_target=p.target_prompt, target=p.target_image(size)))
-        return Subject(Path(p).stem if isinstance(p, (str, Path)) else str(i), images.load_image(p))
+        return Subject(legible(Path(p).stem, "replace") if isinstance(p, (str, Path)) else str(i), images.load_image(p))
     found = [one(i, p) for i, p in enumerate(pictures if isinstance(pictures, (list, tuple, piebench.DataSet)) else [pictures])]
     if not found: raise DataError("there is no picture to edit: give at least one")
     if twice := [k for k, n in Counter(s.id for s in found).items() if n > 1]: raise DataError(f"two pictures are called {twice[0]!r}: rename one, so that the rows can be told apart")
