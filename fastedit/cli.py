@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from typer.core import TyperGroup
-from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, progress, read_value
+from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, nearest, progress, read_value
 
 # %% ../nbs/90_cli.ipynb #b70ca73a
 def _say(text): print(text, file=sys.stderr, flush=True)
@@ -90,6 +90,44 @@ def _heavy(quiet=False, lean=False):
         from fastedit import editor
     return editor
 
+# %% ../nbs/90_cli.ipynb #5072b39c
+_KINDS = ("cpu", "cuda", "mps", "xpu")   # devices that people have
+_RARE = ("hip", "hpu", "ipu", "maia", "meta", "mtia", "npu", "privateuseone", "ve", "vulkan", "xla")
+
+def _check_device(device):
+    "Refuse a device that is a mistyped one; whether it is there is for torch to say."
+    kind = str(device).lower().partition(":")[0]
+    if device is not None and kind not in (*_KINDS, *_RARE) and (meant := nearest(kind, _KINDS)):
+        raise OptionError(f"device {device!r} is unknown{meant}: use cpu, cuda, cuda:1, ...")
+
+# %% ../nbs/90_cli.ipynb #41e4e67c
+def _check_machine(device, precision, residency):
+    "Refuse a device, precision or residency that no edit knows."
+    from fastedit.memory import RESIDENCIES
+    from fastedit.models import check_precision
+    _check_device(device)
+    if precision not in (None, "auto"): check_precision(precision, device or "cuda")
+    if residency not in ("auto", *RESIDENCIES):
+        raise OptionError(f"residency {residency!r} is unknown{nearest(residency, ['auto', *RESIDENCIES])}: "
+                          f"use auto, {', '.join(RESIDENCIES)}")
+
+# %% ../nbs/90_cli.ipynb #9288ad00
+def _check_models(names):
+    "Refuse a model that is unknown, or not whole on this machine."
+    from fastedit.models import check_present
+    return [check_present(n) for n in names or ()]
+
+# %% ../nbs/90_cli.ipynb #fb9f7cd3
+def _check_edit(prompt, model, settings, picture, device=None, precision=None, residency="resident") -> bool:
+    "Refuse an edit that cannot work before anything heavy is imported; tell whether it can do with lean imports."
+    from fastedit.editor import EditRequest, check_request
+    from fastedit.models import PRECISIONS, find_spec
+    _check_machine(device, precision, residency)
+    spec = find_spec(model); flow = spec.family == "flow"
+    method = check_request(EditRequest(prompt=prompt, model=model, **({"method": "flow"} if flow else {}) | settings), spec, picture)
+    _check_models([model])
+    return not flow and not method.pipeline and not (precision in PRECISIONS and PRECISIONS[precision].weights)
+
 # %% ../nbs/90_cli.ipynb #2a5022b8
 def _number(text):
     "A number if it is one, else the text: curves such as 'linear:3:1' stay text."
@@ -159,8 +197,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
-    editor = _heavy(quiet); editor.EditRequest(prompt=prompt, **settings)
-    if method and method != "flow": editor.find_method(method)
+    editor = _heavy(quiet, _check_edit(prompt, model, settings, source.size, device, precision, residency))
     with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()

@@ -9,8 +9,8 @@ __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'PRECISIONS', 'Arch
            'file_hash', 'mini_path', 'seal', 'sealed', 'Precision', 'compute_dtype', 'check_precision',
            'precision_rows', 'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device',
            'default_device', 'native_precision', 'chosen_precision', 'load_model', 'openai_tokenizer',
-           'load_single_file', 'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview',
-           'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora', 'random_weights']
+           'load_single_file', 'check_present', 'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size',
+           'load_preview', 'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora', 'random_weights']
 
 # %% ../nbs/04_models.ipynb #72be65e2
 import hashlib, json, logging, math, os, re, shutil, tempfile, warnings
@@ -1113,6 +1113,25 @@ def _check_fit(spec, m):
     if m["vae"].config.latent_channels != u.out_channels:
         raise ModelError(f"model {spec.key!r}: the VAE has {m['vae'].config.latent_channels} latent channels, the UNet {u.out_channels}: these "
                          f"parts belong to different models")
+
+# %% ../nbs/04_models.ipynb #b0176658
+def check_present(name,                   # model, as for `load_model`
+                  precision: str="fp32"   # which weight variant is preferred
+                 ) -> ModelSpec:
+    "Raise `ModelError` unless every part of a model is whole on this machine; reads headers only. Returns its row."
+    spec = find_spec(name)
+    if spec.family == "flow":
+        if locate(spec.base) is None:
+            raise ModelError(f"model {spec.key!r} ({spec.base}) is not on this machine: run `fastedit fetch {spec.key}` "
+                             f"once while online (about {spec.disk_gb:g} GB), or use model 'mini'")
+        return spec
+    if spec.path and Path(spec.path).is_file() or spec.key in _MINI and not spec.path: return spec
+    places = _places(spec, spec.controlnet, spec.lora, None)
+    files = _resolve(spec, places)
+    for k, (cls, _) in places.items():
+        if cls and cls != "CLIPTokenizer":
+            for f in weight_files(files[k], precision)[1]: read_header(f)
+    return spec
 
 # %% ../nbs/04_models.ipynb #54790edd
 @dataclass(frozen=True)

@@ -151,6 +151,7 @@ class Method:
     cfg: bool=False          # whether it is made of CFG pairs, so that a guidance embedding will not do
     channels: int=4          # input channels of the UNet
     schedulers: tuple=()     # classes of schedulers that it works with; () is any
+    pipeline: bool=False     # whether it runs one of diffusers' own pipelines
 
     def __call__(self, job: Job) -> torch.Tensor:
         "Run on a job, finding the region of changed words along the way if that was asked for."
