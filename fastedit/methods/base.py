@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 import torch
-from ..core import ModelError, OptionError
+from ..core import ModelError, OptionError, in_words
 from ..schedules import even_grid, lcm_grid
 
 # %% ../../nbs/09_methods.ipynb #34746d0e
@@ -176,7 +176,7 @@ def method_names() -> tuple:
 
 def find_method(key: str) -> Method:
     "Find a method by name; raises `OptionError` that lists the known ones."
-    if key not in _WHERE: raise OptionError(f"method {key!r} is unknown: use one of {', '.join(_WHERE)}")
+    if not isinstance(key, str) or key not in _WHERE: raise OptionError(f"method {in_words(key)} is unknown: use one of {', '.join(_WHERE)}")
     return import_module(f"fastedit.methods.{_WHERE[key]}").METHODS[key]
 
 def check_options(method: Method, given: dict) -> dict:
