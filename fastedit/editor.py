@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from . import images, memory, schedules
 from .conditions import CONDITIONS, control_map
-from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, in_words
+from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, in_words, legible
 from .denoiser import Denoiser, Noise, finite, spread
 from .quick import forget
 from .flow import check_flow, open_flow
@@ -51,6 +51,7 @@ class EditRequest:
             if getattr(v := getattr(self, name), "ndim", None) == 0: object.__setattr__(self, name, v.item())
         _check_kinds(self)
         for name in ("prompt", "negative_prompt", "source_prompt"):
+            if isinstance(v := getattr(self, name), str): object.__setattr__(self, name, legible(v))
             try: (getattr(self, name) or "").encode()
             except UnicodeEncodeError as e: raise PromptError(f"{name}={getattr(self, name)!r} holds bytes that are no text ({e.reason}): give it in UTF-8") from e
             except AttributeError: pass   # not text at all: said below
@@ -552,7 +553,7 @@ def bench_memory(model: str="sd15-lcm",    # registry name whose architectures a
                  device: str="cpu"         # "cpu", or a CUDA device
                 ) -> dict:
     "Edit with a full-size model of random weights, and hold its peak against the prediction: live tensors on a CPU, allocated and reserved memory on a GPU."
-    from fastedit import picturebook as pb
+    from fastedit import world as pb
     cuda = str(device).startswith("cuda"); policies = (residency,) if isinstance(residency, str) else tuple(residency); precision = precision or ("fp16" if cuda else "fp32")
     if cuda and not torch.cuda.is_available(): raise OptionError(f"device={device!r}: torch sees no CUDA device here; leave it out to weigh on the CPU")
     if not cuda and (precision != "fp32" or len(policies) > 1): raise OptionError(f"precision={precision!r}, residency={residency!r}: on a CPU one policy is weighed, in fp32; use device='cuda' for the others")
