@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'to_srgb', 'Picture', 'read_image'
            'to_tensor', 'to_image', 'save_image', 'read_metadata']
 
 # %% ../nbs/00_images.ipynb #985466af
-import io, json, math, os, struct, warnings
+import io, json, math, os, re, struct, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +45,9 @@ def _stream(source):
         name, data = str(getattr(source, "name", "the open file")), source.read()
         if not isinstance(data, bytes): raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
     elif isinstance(source, (str, os.PathLike)):
-        path = Path(source).expanduser(); name = str(source)
+        name = str(source)
+        if isinstance(source, Path): name = re.sub(r"^(https?:/)(?!/)", r"\1/", name)   # as a path, an address has lost a slash
+        path = Path(source).expanduser()
         if name.startswith(("http:", "https:")):
             raise ImageError(f"{name} is an address; fastedit fetches no pictures: download it and give its path")
         try:
