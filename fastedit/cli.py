@@ -182,7 +182,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          feather: Annotated[float, typer.Option(min=0, help="Inward ramp of the mask, pixels.")]=2.,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")]=None,
          seed: Annotated[int, typer.Option(min=0, help="Of the noise.")]=0,
-         precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, ..., as the model offers.")]="fp32",
+         precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, ...; if not given, fp32 on a CPU, and on a GPU the model's own: fp16 for the full-size ones.")]=None,
          device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]=None,
          residency: Annotated[str, typer.Option(help="Which networks stay on the device: resident, text-cached, model-offload, group-offload, sequential, or auto (see `fastedit plan`).")]="resident",
          budget: Annotated[float, typer.Option(help="GiB of the device that may be used; all that is free if not given.")]=None,

@@ -527,7 +527,7 @@ class Curve:
     def table(self) -> Table:
         many = len(self.lines) > 1
         return Table((*(("line",) if many else ()), self.field, f"mean {self.metric}", "low", "high", "n"), tuple((*((name,) if many else ()), x, y.mean, y.low, y.high, y.n) for name, pts in self.lines.items() for x, y in pts),
-                     note="95% bootstrap intervals over pictures, stratified by type; one picture has none.")
+                     note="95% intervals over pictures, stratified by type, exact for yes and no; fewer than four pictures have none.")
     def plot(self, ax=None):
         "Draw the curves with matplotlib; returns the axes."
         import matplotlib.pyplot as plt
@@ -577,7 +577,7 @@ def best(sweep: Sweep,
         ties = sum(k != top and not difference_interval(s.values[top], s.values[k], s.types, draws=draws).excludes_zero for k in means)
         out.append((t or "all", top, y.mean, y.low, y.high, y.n, f"{ties} of {len(means)-1}"))
     return Table(("edit type", "best setting", f"mean {metric}", "low", "high", "n", "as good, for all we know"), tuple(out),
-                 note=f"{'More' if up else 'Less'} is better. 95% bootstrap intervals over pictures; the best of many looks a little better than it is. The last column counts settings whose paired difference from it has an interval around 0.")
+                 note=f"{'More' if up else 'Less'} is better. 95% intervals over pictures; the best of many looks a little better than it is. The last column counts settings whose paired difference from it is not shown; fewer than four pictures show none.")
 
 Sweep.response, Sweep.best = response, best
 
