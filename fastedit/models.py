@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, in_words, progress
-from .lora import Lora, apply_loras, asked_loras, attach_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
+from .lora import Lora, apply_loras, asked_loras, attach_lora, find_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
 for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes.backends.cpu.ops"):   # talk of an installed torchao or bitsandbytes while diffusers is imported
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -981,15 +981,8 @@ def load_model(name,                     # registry name, local folder, .safeten
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
-    for x in extra: _check_lora(x)
+    for x in extra: read_header(find_lora(x))
     return _load(spec, places, files, device, precision, fuse, bool(mini and own and fuse and spec.lora), single, inside, (channels_last, compile, packed), extra)
-
-def _check_lora(x: Lora):
-    "Refuse a LoRA file that is not there, or not whole, before anything is loaded."
-    if x.path.lower().endswith((".ckpt", ".pt", ".pth", ".bin")): raise ModelError(f"LoRA {x.path} is a pickle, which can run code when read and is refused: convert it to safetensors")
-    if not Path(x.path).exists(): raise ModelError(f"LoRA {x.path} not found: correct the path")
-    if Path(x.path).is_dir(): raise ModelError(f"LoRA {x.path} is a folder: give the .safetensors file in it")
-    read_header(x.path)
 
 def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options, extra=()):
     import torch
