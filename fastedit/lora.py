@@ -16,20 +16,23 @@ from .core import ModelError, OptionError
 # %% ../nbs/04_lora.ipynb #99b3aa3f
 @dataclass(frozen=True)
 class Lora:
-    "One LoRA file and how strongly it is applied; raises `OptionError` for a weight that is no finite number."
+    "One LoRA file and how strongly it is applied; raises `OptionError` for what is no such thing."
     path: str          # .safetensors file
     weight: float=1.0  # factor of what the file adds
     hash: str=""       # first digits of the SHA-256 that the file must have; "" for any
 
     def __post_init__(self):
-        path = self.path
+        path, w = self.path, self.weight
         if not isinstance(path, (str, Path)) or not str(path).strip():
-            raise OptionError(f"LoRA {path!r} is no file name: give 'a.safetensors', or ('a.safetensors', 0.8)")
-        weight = self.weight.item() if getattr(self.weight, "ndim", None) == 0 else self.weight
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise OptionError(f"weight {self.weight!r} of LoRA {path}: give a finite number, such as 0.8")
+            raise OptionError(f"LoRA {path!r} is no file name: give 'a.safetensors', "
+                              "or ('a.safetensors', 0.8)")
+        if getattr(w, "ndim", None) == 0: w = w.item()   # NumPy's and torch's single numbers
+        number = isinstance(w, (int, float)) and not isinstance(w, bool)
+        if not number or not math.isfinite(w) or abs(w) > 1e6:
+            raise OptionError(f"weight {self.weight!r} of LoRA {path}: give a finite number, "
+                              "such as 0.8")
         object.__setattr__(self, "path", str(Path(path).expanduser()))
-        object.__setattr__(self, "weight", float(weight))
+        object.__setattr__(self, "weight", float(w))
 
     @property
     def name(self) -> str:
@@ -39,49 +42,59 @@ class Lora:
 # %% ../nbs/04_lora.ipynb #47770009
 def parse_lora(text: str  # "a.safetensors" or "a.safetensors:0.8"
               ) -> Lora:
-    "Read a LoRA as it is written on a command line; raises `OptionError` for a weight that is no finite number."
+    "Read a LoRA as it is written on a command line; raises `OptionError` for a bad weight."
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).expanduser().exists(): return Lora(text)
     try: return Lora(head, float(tail))
     except ValueError: pass
     if head.lower().endswith(".safetensors"):
-        raise OptionError(f"LoRA {text!r}: {tail!r} is no weight; write {head}:0.8, or the file's name alone")
+        raise OptionError(f"LoRA {text!r}: {tail!r} is no weight; write {head}:0.8, "
+                          "or the file's name alone")
     return Lora(text)   # the colon is part of the path, as in C:/loras/a.safetensors
 
-# %% ../nbs/04_lora.ipynb #f47d20fb
+# %% ../nbs/04_lora.ipynb #13d44861
 def _is_pair(x) -> bool:
-    return isinstance(x, (tuple, list)) and len(x) == 2 and not isinstance(x[1], (str, Path, tuple, list, dict, Lora))
+    "Whether x is (file, weight), and not a list of two files."
+    if not isinstance(x, (tuple, list)) or len(x) != 2: return False
+    return not isinstance(x[1], (str, Path, tuple, list, dict, Lora))
 
 def _one(x) -> Lora:
+    "Read one LoRA in any form that is taken."
     if isinstance(x, Lora): return x
     if isinstance(x, str): return parse_lora(x)
     if isinstance(x, Path): return Lora(x)
     if isinstance(x, dict) and "file" in x and set(x) <= {"file", "weight", "hash"}:
         return Lora(x["file"], x.get("weight", 1.0), x.get("hash") or "")
     if _is_pair(x): return Lora(*x)
-    raise OptionError(f"LoRA {x!r}: give 'a.safetensors', or ('a.safetensors', 0.8), or a list of these")
+    raise OptionError(f"LoRA {x!r}: give 'a.safetensors', or ('a.safetensors', 0.8), "
+                      "or a list of these")
 
 def asked_loras(lora=True,  # True: the model's own; False: without it; or what `loras` takes
                 loras=()    # file, (file, weight), or a list of these
                ) -> tuple:
-    "Say what was asked for: (whether the model's own LoRA is wanted, the user's as a tuple of `Lora`)."
+    "Say what was asked for: (whether the model's own LoRA is wanted, the user's as `Lora`s)."
     def all_of(x):
         if x is None or isinstance(x, bool): return ()
-        return tuple(map(_one, x)) if isinstance(x, (list, tuple)) and not _is_pair(x) else (_one(x),)
+        if isinstance(x, (list, tuple)) and not _is_pair(x): return tuple(map(_one, x))
+        return (_one(x),)
     return lora is not False and lora is not None, all_of(lora)+all_of(loras)
 
 # %% ../nbs/04_lora.ipynb #04d90189
 def named_loras(loras  # what `asked_loras` takes, or what a request holds
                ) -> tuple:
     "Write LoRAs as a request holds them: a tuple of {file, hash, weight}."
-    return tuple(dict(file=x.path, hash=x.hash, weight=x.weight) for x in asked_loras(loras=loras)[1])
+    _, asked = asked_loras(loras=loras)
+    return tuple(dict(file=x.path, hash=x.hash, weight=x.weight) for x in asked)
 
 def other_loras(asked: tuple,  # of a request, from `named_loras`
                 have: tuple    # of a loaded model, with hashes
                ) -> str:
-    "Say in words how the LoRAs that a request asks for differ from those at hand; "" if they do not."
-    def same(a, b): return a["weight"] == b["weight"] and (a["hash"] == b["hash"] if a["hash"] else Path(a["file"]).name == b["file"])
-    def said(x): return ", ".join(f"{v['file']} with weight {v['weight']:g}" for v in x) or "no LoRA"
+    "Say in words how the LoRAs of a request differ from those at hand; nothing if they do not."
+    def same(a, b):
+        alike = a["hash"] == b["hash"] if a["hash"] else Path(a["file"]).name == b["file"]
+        return alike and a["weight"] == b["weight"]
+    def said(x):
+        return ", ".join(f"{v['file']} with weight {v['weight']:g}" for v in x) or "no LoRA"
     if len(asked) == len(have) and all(map(same, asked, have)): return ""
     return f"this editor has {said(have)}, the request asks for {said(asked)}"
 
@@ -89,23 +102,26 @@ def find_lora(lora: Lora) -> Path:
     "Return a LoRA's path, or refuse what cannot be one; reads nothing."
     path = Path(lora.path)
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ModelError(f"LoRA {path} is a pickle, which can run code when read and is refused: convert it to safetensors")
+        raise ModelError(f"LoRA {path} is a pickle, which can run code when read and is refused: "
+                         "convert it to safetensors")
     if not path.exists(): raise ModelError(f"LoRA {path} not found: correct the path")
-    if path.is_dir(): raise ModelError(f"LoRA {path} is a folder: give the .safetensors file in it")
+    if path.is_dir():
+        raise ModelError(f"LoRA {path} is a folder: give the .safetensors file in it")
     return path
 
-# %% ../nbs/04_lora.ipynb #22a0d8f1
-_ENDINGS = {f".{a}.weight": "lora_A" for a in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")}
-_ENDINGS |= {f".{b}.weight": "lora_B" for b in ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")}
-_ENDINGS |= {"_lora.down.weight": "lora_A", "_lora.up.weight": "lora_B", ".lora_B.bias": "bias", ".lora_mid.weight": "mid"}
-_ENDINGS |= {".alpha": "alpha", ".dora_scale": "dora_scale"}
-_ENDINGS |= {".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude"}
+# %% ../nbs/04_lora.ipynb #140dc029
+_DOWN = ".lora_down", ".lora_A", ".lora.down", ".lora_linear_layer.down", "_lora.down"
+_UP = ".lora_up", ".lora_B", ".lora.up", ".lora_linear_layer.up", "_lora.up"
+_ENDINGS = {f"{a}.weight": "lora_A" for a in _DOWN} | {f"{b}.weight": "lora_B" for b in _UP}
+_ENDINGS |= {".lora_B.bias": "bias", ".lora_mid.weight": "mid", ".alpha": "alpha"}
+_ENDINGS |= {f".lora_magnitude_vector{w}": "magnitude" for w in ("", ".weight")}
+_ENDINGS[".dora_scale"] = "dora_scale"
 _LOHA = tuple(f"hada_{n}" for n in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
 _LOKR = tuple(f"lokr_{n}" for n in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))
 _ENDINGS |= {f".{n}": n for n in (*_LOHA, *_LOKR)}
 
 def _by_layer(tensors: dict) -> tuple:
-    "Sort a file's tensors by layer: ({layer as the file calls it: {what: tensor}}, [names of tensors that are none of a LoRA's])."
+    "Sort a file's tensors by layer: ({layer in the file: {what: tensor}}, [what is no LoRA's])."
     layers, strange = {}, []
     for k, t in tensors.items():
         end = max((e for e in _ENDINGS if k.endswith(e)), key=len, default=None)
@@ -113,38 +129,43 @@ def _by_layer(tensors: dict) -> tuple:
         else: layers.setdefault(k[:-len(end)], {})[_ENDINGS[end]] = t
     return layers, strange
 
-# %% ../nbs/04_lora.ipynb #62f371db
-_OWNERS = (("text_encoder_2.", "text_encoder_2"), ("lora_te2_", "text_encoder_2"), ("text_encoder.", "text_encoder"), ("lora_te1_", "text_encoder"),
-           ("lora_te_", "text_encoder"), ("unet.", "unet"), ("lora_unet_", "unet"))
+# %% ../nbs/04_lora.ipynb #d05e457b
+_OWNERS = {"text_encoder_2.": "text_encoder_2", "lora_te2_": "text_encoder_2",
+           "text_encoder.": "text_encoder", "lora_te1_": "text_encoder", "lora_te_": "text_encoder",
+           "unet.": "unet", "lora_unet_": "unet"}
 _CALLED = {"unet": "UNet", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
-_SGM = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "label_emb_", "lora_unet_out_")
 
 def _owner(stem: str) -> tuple:
     "Split a layer's name in the file into (network, rest)."
     stem = stem.removeprefix("base_model.model.")
-    return next(((net, stem[len(p):]) for p, net in _OWNERS if stem.startswith(p)), ("unet", stem))
+    found = ((net, stem[len(p):]) for p, net in _OWNERS.items() if stem.startswith(p))
+    return next(found, ("unet", stem))
 
 def _names(net) -> dict:
     "List a network's linear and convolution layers, {name with underscores: name}."
-    import torch
-    return {n.replace(".", "_"): n for n, m in net.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
+    from torch.nn import Conv2d, Linear
+    wanted = (n for n, m in net.named_modules() if isinstance(m, (Linear, Conv2d)))
+    return {n.replace(".", "_"): n for n in wanted}
 
 # %% ../nbs/04_lora.ipynb #a08fea75
 def _module(rest: str, names: dict) -> str|None:
     "Find a layer of a network by its name in a file; None if there is no such layer."
     flat = rest.replace(".processor", "").replace(".", "_")
     flat = re.sub(r"self_attn_to_(q|k|v|out)$", r"self_attn_\1_proj", flat)
-    tries = flat, f"{flat}_0", flat.removeprefix("text_model_"), f"text_model_{flat}"   # to_out for to_out.0; CLIP with and without its outer shell
+    shell = flat.removeprefix("text_model_"), f"text_model_{flat}"   # CLIP's outer shell, or none
+    tries = flat, f"{flat}_0", *shell                                # to_out for to_out.0
     return next((names[t] for t in tries if t in names), None)
 
 def _translated(stems: list, config) -> dict:
-    "Translate Stability's original block names by diffusers' own functions: {name in the file: diffusers' name}."
-    from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _maybe_map_sgm_blocks_to_diffusers
+    "Translate Stability's block names by diffusers' functions: {name in the file: module}."
+    from diffusers.loaders import lora_conversion_utils as conv
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-    keys = {f"{s if s.startswith('lora_unet_') else 'lora_unet_'+s.replace('.', '_')}.lora_down.weight": s for s in stems}
-    found = _maybe_map_sgm_blocks_to_diffusers(dict(keys), config)
-    plain = {_convert_unet_lora_key(k): s for k, s in found.items()}
-    return {s: k.removesuffix(".lora_A.weight") for k, s in convert_unet_state_dict_to_peft(plain).items()}
+    flat = {s: "lora_unet_"+_owner(s)[1].replace(".", "_") for s in stems}
+    keys = {f"{f}.lora_down.weight": s for s, f in flat.items()}
+    found = conv._maybe_map_sgm_blocks_to_diffusers(dict(keys), config)
+    plain = {conv._convert_unet_lora_key(k): s for k, s in found.items()}
+    new = convert_unet_state_dict_to_peft(plain)
+    return {s: k.removesuffix(".lora_A.weight") for k, s in new.items()}
 
 # %% ../nbs/04_lora.ipynb #4716bfda
 @dataclass
@@ -156,221 +177,285 @@ class LoraLayer:
 
     @property
     def rank(self) -> int:
-        "Rows of the thin matrix."
-        t = self.tensors
-        thin = next((t[k] for k in ("lora_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if k in t), None)
-        return 1 if thin is None else thin.shape[0]
-
-def _kind(t: dict) -> str:
-    "Name the kind of a layer by the tensors that it has; raises `ValueError` for a set that nothing can apply."
-    have, scales = set(t)-{"alpha"}, {"dora_scale", "magnitude"}
-    if {"lora_A", "lora_B"} <= have and not have-scales-{"lora_A", "lora_B", "mid", "bias"}: kind = "DoRA" if have & scales else "LoRA"
-    elif {*_LOHA[:4]} <= have <= {*_LOHA} and len(have) != 5: kind = "LoHa"
-    elif _whole_lokr(have): kind = "LoKr"
-    else: raise ValueError(f"it holds {', '.join(sorted(have)) or 'only a scale'}, which together make no LoRA, DoRA, LoHa or LoKr")
-    if kind == "DoRA" and have & {"mid", "bias"}: raise ValueError("a DoRA with a middle part or a bias is known to nobody")
-    return kind
+        "Rows of the thin matrix; 1 if there is none."
+        names = "lora_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"
+        return next((self.tensors[k].shape[0] for k in names if k in self.tensors), 1)
 
 def _whole_lokr(have: set) -> bool:
     w1 = {"lokr_w1"} <= have or {"lokr_w1_a", "lokr_w1_b"} <= have
     w2 = {"lokr_w2"} <= have or {"lokr_w2_a", "lokr_w2_b"} <= have
     return w1 and w2 and have <= {*_LOKR} and not {"lokr_w2", "lokr_t2"} <= have
 
-# %% ../nbs/04_lora.ipynb #808db55d
-def _shape(kind: str, t: dict) -> tuple:
-    "Say which (rows, columns) a layer's tensors make; raises `ValueError` if they do not fit each other."
-    size = lambda x: math.prod(x.shape[2:])
-    if kind in ("LoRA", "DoRA"):
-        if t["lora_A"].shape[0] != t["lora_B"].shape[1]: raise ValueError("its two matrices have different ranks")
-        return t["lora_B"].shape[0], math.prod(t["lora_A"].shape[1:])
-    if kind == "LoHa":
-        a, b = ((t[f"hada_w{i}_a"], t[f"hada_w{i}_b"]) for i in (1, 2))
-        core = [t.get(f"hada_t{i}") for i in (1, 2)]
-        made = [(x.shape[0], y.shape[1]) if c is None else (x.shape[1], y.shape[1]*size(c)) for (x, y), c in zip((a, b), core)]
-        if made[0] != made[1]: raise ValueError("its two products have different shapes")
-        return made[0]
-    w1 = t["lokr_w1"].shape if "lokr_w1" in t else (t["lokr_w1_a"].shape[0], t["lokr_w1_b"].shape[1])
-    if "lokr_w2" in t: w2 = t["lokr_w2"].shape[0], math.prod(t["lokr_w2"].shape[1:])
-    elif "lokr_t2" in t: w2 = t["lokr_w2_a"].shape[1], t["lokr_w2_b"].shape[1]*size(t["lokr_t2"])
-    else: w2 = t["lokr_w2_a"].shape[0], t["lokr_w2_b"].shape[1]
+# %% ../nbs/04_lora.ipynb #bcb2405e
+def _kind(t: dict) -> str:
+    "Name a layer's kind by its tensors; raises `ValueError` for a set that nothing can apply."
+    have, dora = set(t)-{"alpha"}, {"dora_scale", "magnitude"} & set(t)
+    pair, extra = {"lora_A", "lora_B"} <= have, have-{"lora_A", "lora_B", "dora_scale", "magnitude"}
+    if pair and extra <= {"mid", "bias"} and not (dora and extra): return "DoRA" if dora else "LoRA"
+    if {*_LOHA[:4]} <= have <= {*_LOHA} and len(have) in (4, 6): return "LoHa"
+    if _whole_lokr(have): return "LoKr"
+    raise ValueError(f"it holds {', '.join(sorted(have)) or 'only a scale'}, which together make "
+                     "no LoRA, DoRA, LoHa or LoKr")
+
+def _loha_shape(t: dict) -> tuple:
+    made = []
+    for i in (1, 2):
+        a, b, core = (t.get(f"hada_{n}") for n in (f"w{i}_a", f"w{i}_b", f"t{i}"))
+        made.append((a.shape[0], b.shape[1]) if core is None else
+                    (a.shape[1], b.shape[1]*math.prod(core.shape[2:])))
+    if made[0] != made[1]: raise ValueError("its two products have different shapes")
+    return made[0]
+
+def _lokr_shape(t: dict) -> tuple:
+    full, a, b = t.get("lokr_w1"), t.get("lokr_w1_a"), t.get("lokr_w1_b")
+    w1 = (a.shape[0], b.shape[1]) if full is None else full.shape
+    full, a, b, core = (t.get(f"lokr_{n}") for n in ("w2", "w2_a", "w2_b", "t2"))
+    if full is not None: w2 = full.shape[0], math.prod(full.shape[1:])
+    elif core is not None: w2 = a.shape[1], b.shape[1]*math.prod(core.shape[2:])
+    else: w2 = a.shape[0], b.shape[1]
     return w1[0]*w2[0], w1[1]*w2[1]
 
+# %% ../nbs/04_lora.ipynb #84b7edd6
 _OTHER_SHAPE = "it has another shape"
 
+def _shape(kind: str, t: dict) -> tuple:
+    "Say which (rows, columns) a layer's tensors make; raises `ValueError` if they do not fit."
+    if kind == "LoHa": return _loha_shape(t)
+    if kind == "LoKr": return _lokr_shape(t)
+    a, b = t["lora_A"], t["lora_B"]
+    if a.shape[0] != b.shape[1]: raise ValueError("its two matrices have different ranks")
+    return b.shape[0], math.prod(a.shape[1:])
+
+def _magnitude(t: dict, w):
+    "Bring a DoRA's magnitudes into peft's shape: one per output row."
+    if {"dora_scale", "magnitude"} <= set(t): raise ValueError("it holds two kinds of DoRA scale")
+    m = t.pop("dora_scale", None)
+    if m is not None and (m.shape[:1] != w.shape[:1] or m.numel() != w.shape[0]):
+        raise ValueError(f"its DoRA scale has shape {tuple(m.shape)}, one number per input column; "
+                         f"peft applies one per output row, ({w.shape[0]}, 1)")
+    m = t["magnitude"] if m is None else m
+    if m.numel() != w.shape[0]: raise ValueError(_OTHER_SHAPE)
+    return m.reshape(1, -1, 1, 1) if w.ndim == 4 else m.flatten()
+
+# %% ../nbs/04_lora.ipynb #99515089
 def _layer(t: dict, module, scale) -> LoraLayer:
-    "Make a `LoraLayer` of the tensors of one layer; raises `ValueError` with the reason if they cannot be applied to `module`."
+    "Make a `LoraLayer` for `module`; raises `ValueError` with the reason if it cannot be applied."
     import torch
-    t = {k: v.float() for k, v in t.items()}
-    if bad := [k for k, v in t.items() if not v.isfinite().all()]: raise ValueError(f"its {bad[0]} holds NaN or infinite numbers")
-    kind, w = _kind(t), module.weight
-    if "mid" in t: t["lora_A"] = torch.einsum("nmkl,mj->njkl", t.pop("mid"), t["lora_A"].flatten(1))
+    t, w = {k: v.float() for k, v in t.items()}, module.weight
+    bad = [k for k, v in t.items() if not v.isfinite().all()]
+    if bad: raise ValueError(f"its {bad[0]} holds NaN or infinite numbers")
+    kind = _kind(t)
+    if "mid" in t:
+        t["lora_A"] = torch.einsum("nmkl,mj->njkl", t.pop("mid"), t["lora_A"].flatten(1))
     if _shape(kind, t) != (w.shape[0], math.prod(w.shape[1:])): raise ValueError(_OTHER_SHAPE)
     if kind in ("LoRA", "DoRA"):
         a, b = t["lora_A"], t["lora_B"]
         if a.ndim == w.ndim == 4 and a.shape[1:] != w.shape[1:]: raise ValueError(_OTHER_SHAPE)
-        t["lora_A"], t["lora_B"] = a.reshape(-1, *w.shape[1:]), b.reshape(*b.shape[:2], *(1,)*(w.ndim-2))
+        t["lora_A"] = a.reshape(-1, *w.shape[1:])
+        t["lora_B"] = b.reshape(*b.shape[:2], *(1,)*(w.ndim-2))
     if kind == "DoRA": t["magnitude"] = _magnitude(t, w)
     alpha = t.pop("alpha", None)
     layer = LoraLayer(kind, t, 1.0)
     layer.scale = scale(layer, None if alpha is None else float(alpha))
     return layer
 
-def _magnitude(t: dict, w):
-    "Bring a DoRA's magnitudes into peft's shape: one per output row."
-    m = t.pop("dora_scale", None)
-    if m is not None and "magnitude" in t: raise ValueError("it holds two kinds of DoRA scale")
-    if m is not None and (m.shape[0] != w.shape[0] or m.numel() != m.shape[0]):
-        raise ValueError(f"its DoRA scale has shape {tuple(m.shape)}: one number per input column; peft applies one per output row, ({w.shape[0]}, 1)")
-    m = t["magnitude"] if m is None else m
-    if m.numel() != w.shape[0]: raise ValueError(_OTHER_SHAPE)
-    return m.reshape(1, -1, 1, 1) if w.ndim == 4 else m.flatten()
-
-# %% ../nbs/04_lora.ipynb #8e7f3b7a
-_FOREIGN = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")   # ways to start a training that change the model's own weights too
-
+# %% ../nbs/04_lora.ipynb #c42c1128
 def _read_config(path: Path, meta: dict, stems) -> dict|None:
-    "Read peft's configuration from a file's metadata, or from adapter_config.json beside it; None if there is none."
-    beside = path.with_name("adapter_config.json")
-    text = meta.get("lora_adapter_metadata")
-    if text is None and any(s.startswith("base_model.model.") for s in stems) and beside.is_file(): text = beside.read_text()
+    "Read peft's configuration from the metadata, or from adapter_config.json beside the file."
+    beside, text = path.with_name("adapter_config.json"), meta.get("lora_adapter_metadata")
+    of_peft = any(s.startswith("base_model.model.") for s in stems)
+    if text is None and of_peft and beside.is_file(): text = beside.read_text()
     if text is None: return None
     try: config = json.loads(text)
-    except ValueError as e: raise ModelError(f"{path}: its configuration is no JSON ({e}): export the LoRA again") from e
-    if not isinstance(config, dict): raise ModelError(f"{path}: its configuration is no JSON object: export the LoRA again")
-    return config
+    except ValueError as e:
+        raise ModelError(f"{path}: its configuration is no JSON ({e}): export it again") from e
+    if isinstance(config, dict): return config
+    raise ModelError(f"{path}: its configuration is no JSON object: export it again")
+
+_FOREIGN = "pissa", "olora", "corda", "loftq", "lora_ga"   # trained beside changed model weights
+_UNDONE = "fan_in_fan_out", "modules_to_save", "layer_replication", "alora_invocation_tokens"
 
 def _config_of(path: Path, config: dict, net: str) -> dict:
-    "Pick one network's part of a configuration, and refuse what it asks for and nobody here does."
+    "Pick one network's part of a configuration; refuse what it asks for and nobody here does."
     own = {k[len(net)+1:]: v for k, v in config.items() if k.startswith(f"{net}.")}
-    if not own and net == "unet" and not any(k.split(".")[0] in _CALLED for k in config): own = config
+    if net == "unet" and not any(k.split(".")[0] in _CALLED for k in config): own = config
     start = own.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_FOREIGN):
-        raise ModelError(f"{path} was trained from changed weights (init_lora_weights={start!r}): export it with peft's path_initial_model_for_weight_conversion")
-    for k in ("fan_in_fan_out", "modules_to_save", "layer_replication", "use_qalora", "alora_invocation_tokens", "arrow_config"):
-        if own.get(k): raise ModelError(f"{path}: its configuration asks for {k}={own[k]!r}, which is not done here: use a LoRA without it")
-    if own.get("bias", "none") not in ("none", None): raise ModelError(f"{path}: its configuration asks for bias={own['bias']!r}: use a LoRA with bias='none'")
+        raise ModelError(f"{path} was trained beside changed weights "
+                         f"(init_lora_weights={start!r}): export it with path_initial_model_for_weight_conversion")
+    asks = {k: own[k] for k in _UNDONE if own.get(k)}
+    if own.get("bias", "none") not in ("none", None): asks["bias"] = own["bias"]
+    for k, v in asks.items():
+        raise ModelError(f"{path}: its configuration asks for {k}={v!r}, which is not done here: "
+                         "use a LoRA without it")
     return own
 
-# %% ../nbs/04_lora.ipynb #6e9ca756
-def _scale_of(layer: LoraLayer, alpha: float|None, config: dict|None, called: str) -> float:
-    "Work out alpha/rank of one layer; raises `ValueError` where file and configuration contradict each other."
-    full = layer.kind == "LoKr" and {"lokr_w1", "lokr_w2"} <= set(layer.tensors)   # no thin matrix: nothing to scale (LyCORIS)
-    if alpha is not None and config: raise ValueError("its scale is given twice, as alpha and in the configuration")
-    if alpha is not None: return 1.0 if full else alpha/layer.rank
-    if not config: return 1.0
+# %% ../nbs/04_lora.ipynb #6f14ccb2
+def _noted(config: dict, called: str) -> tuple:
+    "Look up (rank, alpha) of one layer in peft's configuration."
     from peft.utils.other import get_pattern_key
-    pick = lambda table, default: (table or {}).get(get_pattern_key((table or {}).keys(), called), default)
-    rank = pick(config.get("rank_pattern"), config.get("r"))
-    alpha = pick(config.get("alpha_pattern"), config.get("lora_alpha", config.get("alpha")))
+    def pick(table, default):
+        table = config.get(table) or {}
+        return table.get(get_pattern_key(table.keys(), called), default)
+    alpha = config.get("lora_alpha", config.get("alpha"))
+    return pick("rank_pattern", config.get("r")), pick("alpha_pattern", alpha)
+
+def _scale_of(layer: LoraLayer, alpha: float|None, config: dict|None, called: str) -> float:
+    "Work out alpha/rank of one layer; raises `ValueError` if file and configuration disagree."
+    whole = layer.kind == "LoKr" and {"lokr_w1", "lokr_w2"} <= set(layer.tensors)
+    if alpha is not None and config: raise ValueError("its scale is given twice")
+    if alpha is not None: return 1.0 if whole else alpha/layer.rank   # nothing thin in it (LyCORIS)
+    rank, alpha = _noted(config, called) if config else (None, None)
     if rank is None or alpha is None: return 1.0
-    if rank != layer.rank and layer.kind != "LoKr": raise ValueError(f"it has rank {layer.rank}, and the configuration says {rank}")
-    if config.get("use_dora") and layer.kind != "DoRA": raise ValueError("the configuration says DoRA, and it has no magnitudes")
+    if rank != layer.rank and layer.kind != "LoKr":
+        raise ValueError(f"it has rank {layer.rank}, and the configuration says {rank}")
+    if config.get("use_dora") and layer.kind != "DoRA":
+        raise ValueError("the configuration says DoRA, and it has no magnitudes")
     return alpha/math.sqrt(rank) if config.get("use_rslora") else alpha/rank
 
-# %% ../nbs/04_lora.ipynb #078f6486
+# %% ../nbs/04_lora.ipynb #50cdaadc
 def _scale_notes(path: Path, meta: dict, config, layers: dict) -> list:
     "Say in words where a file leaves its scale open."
     if config or any("alpha" in t for t in layers.values()): return []
     if any(s.startswith("base_model.model.") for s in layers):
-        return [f"{path.name} was written by peft and its adapter_config.json is not beside it: scale 1 was used (alpha = rank)"]
-    try: alpha, rank = float(meta.get("ss_network_alpha", "")), float(meta.get("ss_network_dim", ""))
-    except ValueError: return []
+        return [f"{path.name} was written by peft and its adapter_config.json is not beside it: "
+                "scale 1 was used (alpha = rank)"]
+    try: alpha, rank = float(meta["ss_network_alpha"]), float(meta["ss_network_dim"])
+    except (KeyError, ValueError): return []
     if not rank or alpha == rank: return []
-    return [f"{path.name}: its trainer noted alpha {alpha:g} for rank {rank:g}, and its layers hold no alpha: scale 1 was used, as kohya's and diffusers' loaders do; weight {alpha/rank:g} would apply that alpha"]
+    return [f"{path.name}: its trainer noted alpha {alpha:g} for rank {rank:g}, and its layers "
+            "hold no alpha: scale 1 was used, as kohya's and diffusers' loaders do; "
+            f"weight {alpha/rank:g} would apply that alpha"]
 
-# %% ../nbs/04_lora.ipynb #95587d5d
-_WHOSE = "Each UNet needs its own LoRA (SSD-1B: lcm-lora-ssd-1b, SDXL: lcm-lora-sdxl, SD1.5: lcm-lora-sdv1-5)"
+# %% ../nbs/04_lora.ipynb #cb2aa6bc
+_WHOSE = ("Each UNet needs its own LoRA (SSD-1B: lcm-lora-ssd-1b, SDXL: lcm-lora-sdxl, "
+          "SD1.5: lcm-lora-sdv1-5)")
+_SGM = ("input_blocks", "middle_block", "output_blocks",
+        "time_embed_", "label_emb_", "lora_unet_out_")
 
 def _open(path: Path) -> tuple:
     "Read a file's tensors and metadata."
     from safetensors import safe_open
     try:
-        with safe_open(str(path), "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except Exception as e: raise ModelError(f"{path} is not a readable safetensors file ({e}): fetch or copy it again") from e
+        with safe_open(str(path), "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    except Exception as e:
+        raise ModelError(f"{path} is not a readable safetensors file ({e}): "
+                         "fetch or copy it again") from e
 
 def _places(path: Path, layers: dict, nets: dict) -> dict:
-    "Find the layer of a network that each layer of a file is for: {name in the file: (network, layer or None)}."
+    "Find the layer that each layer of a file is for: {name in the file: (network, layer or None)}."
     names, found = {k: _names(m) for k, m in nets.items()}, {}
     for stem in layers:
         net, rest = _owner(stem)
         found[stem] = net, _module(rest, names.get(net, {}))
-    old = [s for s, (net, name) in found.items() if net == "unet" and name is None and any(m in s for m in _SGM)]
-    if old and "unet" in nets:
-        try: new = _translated(old, nets["unet"].config)
-        except (ValueError, KeyError, IndexError) as e: raise ModelError(f"{path}: its block names cannot be translated ({e}). {_WHOSE}") from e
-        found |= {s: ("unet", _module(n, names["unet"])) for s, n in new.items()}
-    return found
+    old = [s for s, (net, name) in found.items()
+           if net == "unet" and name is None and any(m in s for m in _SGM)]
+    if not old: return found
+    try: new = _translated(old, nets["unet"].config)
+    except (ValueError, KeyError, IndexError, TypeError) as e:
+        raise ModelError(f"{path}: its block names cannot be translated ({e}). {_WHOSE}") from e
+    return found | {s: ("unet", _module(n, names["unet"])) for s, n in new.items()}
 
-# %% ../nbs/04_lora.ipynb #4ba672e5
+# %% ../nbs/04_lora.ipynb #d47944c6
 def _refuse(path: Path, lost: list, total: int):
     "Raise one `ModelError` that says how many layers cannot be applied, and why."
     if not lost: return
-    (stem, why), same = lost[0], [s for s, w in lost if w == lost[0][1]]
+    stem, why = lost[0]
+    n = sum(w == why for _, w in lost)
     if why in ("it is not there", _OTHER_SHAPE):
-        raise ModelError(f"{path} does not fit this {_CALLED[_owner(stem)[0]]}: {len(same)} of {total} layers, such as {stem}, are not there or have another shape. {_WHOSE}")
-    raise ModelError(f"{path} cannot be applied: {len(same)} of {total} layers, such as {stem}: {why}. Export it as a plain LoRA, or use another file; nothing of it was used")
-
-def read_lora(path,  # a .safetensors file of kohya's, LyCORIS', diffusers' or peft's
-              nets   # {"unet": network, "text_encoder": ..., "text_encoder_2": ...}, or a UNet alone
-             ) -> tuple:
-    "Read a LoRA: ({network: {layer: `LoraLayer`}}, notes); raises `ModelError` if any tensor of it would be left out."
-    path, nets = Path(path), nets if isinstance(nets, dict) else {"unet": nets}
-    tensors, meta = _open(path)
-    layers, strange = _by_layer(tensors)
-    if not layers: raise ModelError(f"{path} holds no LoRA layers: use a LoRA file in kohya's, diffusers' or peft's format")
-    if strange: raise ModelError(f"{path} holds {len(strange)} tensors that are no part of a LoRA, such as {strange[0]}: they would be left out, so the file is refused; export it as a plain LoRA")
-    config, places, out, lost = _read_config(path, meta, layers), _places(path, layers, nets), {}, []
-    configs = {net: _config_of(path, config, net) for net in nets} if config else {}
-    for stem, t in layers.items():
-        net, name = places[stem]
-        if name is None: lost.append((stem, "it is not there")); continue
-        if name in out.get(net, {}): lost.append((stem, "the file holds this layer twice, under two names")); continue
-        called = _owner(stem)[1] if "." in _owner(stem)[1] else name
-        def scale(layer, alpha): return _scale_of(layer, alpha, configs.get(net), called)
-        try: out.setdefault(net, {})[name] = _layer(t, nets[net].get_submodule(name), scale)
-        except (ValueError, IndexError) as e: lost.append((stem, str(e)))
-    _refuse(path, lost, len(layers))
-    return out, (*_scale_notes(path, meta, config, layers), *_more_than_plain(path, out))
+        raise ModelError(f"{path} does not fit this {_CALLED[_owner(stem)[0]]}: {n} of {total} "
+                         f"layers, such as {stem}, are not there or have another shape. {_WHOSE}")
+    raise ModelError(f"{path} cannot be applied: {n} of {total} layers, such as {stem}: {why}. "
+                     "Nothing of it was used; export it as a plain LoRA, or use another file")
 
 def _more_than_plain(path: Path, found: dict) -> list:
     "Say what was applied where a file holds more than LoRA layers of the UNet."
     counts = {net: Counter(v.kind for v in d.values()) for net, d in found.items()}
     if set(counts) == {"unet"} and set(counts["unet"]) == {"LoRA"}: return []
-    said = "; ".join(f"{', '.join(f'{n} {k}' for k, n in c.items())} layers of the {_CALLED[net]}" for net, c in counts.items())
-    return [f"{path.name}: all of it was applied: {said}"]
+    said = (f"{', '.join(f'{n} {k}' for k, n in c.items())} layers of the {_CALLED[net]}"
+            for net, c in counts.items())
+    return [f"{path.name}: all of it was applied: {'; '.join(said)}"]
 
-# %% ../nbs/04_lora.ipynb #8f89c6bf
-def _peft(kind: str, layer: LoraLayer, weight: float):
+# %% ../nbs/04_lora.ipynb #91c8b8fd
+def read_lora(path,  # a .safetensors file of kohya's, LyCORIS', diffusers' or peft's
+              nets   # {"unet": network, "text_encoder": ...}, or a UNet alone
+             ) -> tuple:
+    "Read all of a LoRA, or raise `ModelError`: ({network: {layer: `LoraLayer`}}, notes)."
+    path, nets = Path(path), nets if isinstance(nets, dict) else {"unet": nets}
+    tensors, meta = _open(path)
+    layers, strange = _by_layer(tensors)
+    if not layers:
+        raise ModelError(f"{path} holds no LoRA layers: use a file in kohya's, diffusers' "
+                         "or peft's format")
+    if strange:
+        raise ModelError(f"{path} holds {len(strange)} tensors that are no part of a LoRA, such as "
+                         f"{strange[0]}. Nothing of it was used; export it as a plain LoRA")
+    config = _read_config(path, meta, layers)
+    found = _read_layers(path, layers, nets, config)
+    return found, (*_scale_notes(path, meta, config, layers), *_more_than_plain(path, found))
+
+# %% ../nbs/04_lora.ipynb #94efe292
+def _read_layers(path: Path, layers: dict, nets: dict, config: dict|None) -> dict:
+    "Read every layer, or refuse the file."
+    configs = {net: _config_of(path, config, net) for net in nets} if config else {}
+    places, out, lost = _places(path, layers, nets), {}, []
+    for stem, t in layers.items():
+        net, name = places[stem]
+        rest = _owner(stem)[1]
+        def scale(layer, alpha):
+            return _scale_of(layer, alpha, configs.get(net), rest if "." in rest else name)
+        try:
+            if name is None: raise ValueError("it is not there")
+            if name in out.get(net, {}): raise ValueError("it is in the file under two names")
+            out.setdefault(net, {})[name] = _layer(t, nets[net].get_submodule(name), scale)
+        except (ValueError, IndexError) as e: lost.append((stem, str(e)))
+    _refuse(path, lost, len(layers))
+    return out
+
+# %% ../nbs/04_lora.ipynb #1f59dd80
+def _peft(layer: LoraLayer, weight: float):
     "Make peft's configuration for one layer."
     import peft
-    if kind in ("LoRA", "DoRA"):
-        return peft.LoraConfig(r=layer.rank, lora_alpha=layer.rank*layer.scale*weight, target_modules=["layer"], use_dora=kind == "DoRA", lora_bias="bias" in layer.tensors)
-    return getattr(peft, f"{kind}Config")(r=1, alpha=1, target_modules=["layer"])   # shapes come from the file, below
+    if layer.kind not in ("LoRA", "DoRA"):   # their shapes come from the file
+        return getattr(peft, f"{layer.kind}Config")(r=1, alpha=1, target_modules=["layer"])
+    more = dict(lora_bias=True) if "bias" in layer.tensors else {}
+    return peft.LoraConfig(r=layer.rank, lora_alpha=layer.rank*layer.scale*weight,
+                           target_modules=["layer"], use_dora=layer.kind == "DoRA", **more)
 
 def _fill(wrapped, layer: LoraLayer, name: str):
     "Put a file's tensors into peft's layer."
     import torch
-    home, made = wrapped.get_base_layer().weight, lambda t: torch.nn.Parameter(t.to(home.device, home.dtype), requires_grad=False)
+    home, t = wrapped.get_base_layer().weight, layer.tensors
+    def own(x): return torch.nn.Parameter(x.to(home.device, home.dtype), requires_grad=False)
     if layer.kind in ("LoRA", "DoRA"):
-        for k in ("lora_A", "lora_B"): getattr(wrapped, k)[name].weight = made(layer.tensors[k])
-        if "bias" in layer.tensors: wrapped.lora_B[name].bias = made(layer.tensors["bias"])
-        if layer.kind == "DoRA": wrapped.lora_magnitude_vector[name].weight = made(layer.tensors["magnitude"])
+        for k in ("lora_A", "lora_B"): getattr(wrapped, k)[name].weight = own(t[k])
+        if "bias" in t: wrapped.lora_B[name].bias = own(t["bias"])
+        if "magnitude" in t: wrapped.lora_magnitude_vector[name].weight = own(t["magnitude"])
         return
     for k in wrapped.adapter_layer_names:
         getattr(wrapped, k).clear()
-        if k in layer.tensors: getattr(wrapped, k)[name] = made(layer.tensors[k])
+        if k in t: getattr(wrapped, k)[name] = own(t[k])
 
+# %% ../nbs/04_lora.ipynb #64b802bc
 def _merge(base, layer: LoraLayer, weight: float):
     "Merge one layer of one LoRA into a layer's weights, in place."
     import torch
     from peft import inject_adapter_in_model
+    if "bias" in layer.tensors and base.bias is None:
+        raise ModelError("this LoRA changes biases of a layer that has none: "
+                         "it is for another model")
     box = torch.nn.ModuleDict({"layer": base})
-    inject_adapter_in_model(_peft(layer.kind, layer, weight), box, "x")
+    inject_adapter_in_model(_peft(layer, weight), box, "x")
     _fill(box["layer"], layer, "x")
     if layer.kind in ("LoHa", "LoKr"): box["layer"].scaling["x"] = layer.scale*weight
     box["layer"].merge()
 
-# %% ../nbs/04_lora.ipynb #a26d803d
+def _as_layer(x) -> LoraLayer:
+    "Take a `LoraLayer`, or (down, up, alpha/rank)."
+    if isinstance(x, LoraLayer): return x
+    return LoraLayer("LoRA", dict(lora_A=x[0], lora_B=x[1]), x[2])
+
 def fuse_lora(net,                # network to change in place
               *found,             # {layer: `LoraLayer`} of each LoRA, or (that, weight), in order
               scale: float=1.0    # factor of all of them
@@ -389,66 +474,76 @@ def fuse_lora(net,                # network to change in place
             for k, p in base.named_parameters(): p.data = p.data.to(kinds[k])
     return net
 
-def _as_layer(x) -> LoraLayer:
-    "Take a `LoraLayer`, or (down, up, alpha/rank)."
-    return x if isinstance(x, LoraLayer) else LoraLayer("LoRA", dict(lora_A=x[0], lora_B=x[1]), x[2])
-
-# %% ../nbs/04_lora.ipynb #277901d2
-def attach_lora(net,              # network to change in place
-                layers: dict,     # {layer: `LoraLayer` or (down, up, alpha/rank)}
-                name: str="lcm",  # what peft shall call it
-                weight: float=1.0 # factor of what it adds
+# %% ../nbs/04_lora.ipynb #8cdc07b3
+def attach_lora(net,               # network to change in place
+                layers: dict,      # {layer: `LoraLayer` or (down, up, alpha/rank)}
+                name: str="lcm",   # what peft shall call it
+                weight: float=1.0  # factor of what it adds
                ):
-    "Attach a LoRA without fusing it (through peft), so that its strength can be changed with `unet.set_adapters`."
+    "Attach a LoRA through peft without fusing it: `unet.set_adapters` changes its strength."
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
     layers = {k: _as_layer(v) for k, v in layers.items()}
-    kinds = {v.kind for v in layers.values()}
-    if len(kinds) > 1 or kinds & {"LoHa", "LoKr"}: raise ModelError(f"{' and '.join(sorted(kinds))} layers cannot be kept apart from the weights: use fuse=True")
-    if any("bias" in v.tensors for v in layers.values()): raise ModelError("a LoRA with biases cannot be kept apart from the weights: use fuse=True")
-    rank, alpha = {k: v.rank for k, v in layers.items()}, {k: v.rank*v.scale for k, v in layers.items()}
-    config = peft.LoraConfig(r=1, lora_alpha=1, rank_pattern=rank, alpha_pattern=alpha, target_modules=list(layers), use_dora=kinds == {"DoRA"})
+    config = peft.LoraConfig(r=1, lora_alpha=1, target_modules=list(layers),
+                             rank_pattern={k: v.rank for k, v in layers.items()},
+                             alpha_pattern={k: v.rank*v.scale for k, v in layers.items()},
+                             use_dora=any(v.kind == "DoRA" for v in layers.values()))
     peft.inject_adapter_in_model(config, net, name)
     for k, v in layers.items():
-        wrapped = net.get_submodule(k)
-        _fill(wrapped, v, name)
-        wrapped.set_scale(name, weight)
+        _fill(net.get_submodule(k), v, name)
+        net.get_submodule(k).set_scale(name, weight)
     for m in net.modules():
         if isinstance(m, BaseTunerLayer): m.set_adapter(list(net.peft_config))
-    net._hf_peft_config_loaded = True
+    net._hf_peft_config_loaded = True   # what diffusers and transformers ask before `set_adapters`
     return net.requires_grad_(False)
 
-# %% ../nbs/04_lora.ipynb #bd22361b
+# %% ../nbs/04_lora.ipynb #fbf7d9b1
 def apply_loras(nets: dict,       # {"unet": network, ...}, changed in place
-                asked: list,      # (`Lora`, what to call it, hash of the file), in the order in which they are applied
+                asked: list,      # (`Lora`, what to call it, hash of its file, the model's own?)
                 fuse: bool=True,  # add them to the weights; False keeps them apart
-                before=()         # (what it is called, hash) of LoRAs that are in the weights already
+                before=()         # (name, hash) of LoRAs that are in the weights already
                ) -> tuple:
-    "Read and apply LoRAs; returns (one dict per LoRA, notes). Nothing is changed before all of them are read."
+    "Read all, then apply them in order; returns (one dict per LoRA, notes)."
     _refuse_twice(asked, before)
-    for lora, _, key in asked:
-        if not key.startswith(lora.hash): raise ModelError(f"LoRA {lora.path} is not the one that was asked for: its SHA-256 begins with {key[:16]}, not {lora.hash}")
-    read = [(l, *read_lora(l.path, nets)) for l, *_ in asked]
+    read = [(x, *read_lora(x.path, nets)) for x, *_ in asked]
     if not fuse: _refuse_apart(read)
     for net in nets:
-        mine = [(found.get(net, {}), l.weight) for l, found, _ in read]
+        mine = [(found.get(net, {}), x.weight) for x, found, _ in read]
         if fuse: fuse_lora(nets[net], *mine)
-        else:
-            for i, (d, w) in enumerate(mine):
-                if d: attach_lora(nets[net], d, f"lora{i}", w)
-    rows = [dict(source=called, layers=sum(map(len, found.values())), fused=fuse, scale=l.weight, hash=key) for (l, called, key), (_, found, _) in zip(asked, read)]
-    notes = [f"{l.name} has weight 0: nothing of it was applied" if not l.weight else n for l, _, ns in read for n in (ns if l.weight else ("",))]
-    return rows, notes
+        else: _attach_all(nets[net], mine, [own for *_, own in asked])
+    rows = [dict(source=called, layers=sum(map(len, found.values())), fused=fuse, scale=x.weight,
+                 hash=key, own=own) for (x, called, key, own), (_, found, _) in zip(asked, read)]
+    return rows, [n for x, _, notes in read for n in (notes if x.weight else _idle(x))]
 
+def _idle(lora: Lora) -> list:
+    return [f"{lora.name} has weight 0: nothing of it was applied"]
+
+def _attach_all(net, mine: list, own: list):
+    for i, (layers, weight) in enumerate(mine):
+        name = "lcm" if own[i] else f"lora{i+1-sum(own)}"
+        if layers and weight: attach_lora(net, layers, name, weight)
+
+# %% ../nbs/04_lora.ipynb #2c41ab97
 def _refuse_twice(asked: list, before=()):
+    "Refuse a file that is not the one meant, and one that would be added a second time."
     seen = {key: called for called, key in before}
-    for lora, called, key in asked:
-        if key in seen: raise OptionError(f"LoRA {lora.path} would be applied twice: it holds the same as {seen[key]}; give it once, with the sum of the weights")
+    for lora, called, key, _ in asked:
+        if not key.startswith(lora.hash):
+            raise ModelError(f"LoRA {lora.path} is not the one that was asked for: its SHA-256 "
+                             f"begins with {key[:16]}, not {lora.hash}; correct the path")
+        if key in seen:
+            raise OptionError(f"LoRA {lora.path} would be applied twice: it holds the same as "
+                              f"{seen[key]}; give it once, with the sum of the weights")
         seen[key] = called
 
 def _refuse_apart(read: list):
-    busy = [l for l, found, _ in read if l.weight]
-    for lora, found, _ in read:
+    "Refuse to keep apart what acts on the merged weights."
+    busy = [x for x, *_ in read if x.weight]
+    for lora in busy:
+        found = next(d for x, d, _ in read if x is lora)
         kinds = {v.kind for d in found.values() for v in d.values()}
-        if kinds & {"LoHa", "LoKr"} or "DoRA" in kinds and (len(busy) > 1 or len(kinds) > 1):
-            raise ModelError(f"{lora.path} holds {' and '.join(sorted(kinds))} layers, which act on the merged weights and cannot be kept apart here: use fuse=True")
+        biased = any("bias" in v.tensors for d in found.values() for v in d.values())
+        if kinds & {"LoHa", "LoKr"} or biased or "DoRA" in kinds and len(busy)+len(kinds) > 2:
+            said = "biases" if biased else f"{' and '.join(sorted(kinds))} layers"
+            raise ModelError(f"{lora.path} holds {said}, which act on the merged weights and "
+                             "cannot be kept apart here: use fuse=True")
