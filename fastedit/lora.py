@@ -282,7 +282,8 @@ def _config_of(path: Path, config: dict, net: str) -> dict:
     start = own.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_FOREIGN):
         raise ModelError(f"{path} was trained beside changed weights "
-                         f"(init_lora_weights={start!r}): export it with path_initial_model_for_weight_conversion")
+                         f"(init_lora_weights={start!r}): save it with "
+                         "path_initial_model_for_weight_conversion")
     asks = {k: own[k] for k in _UNDONE if own.get(k)}
     if own.get("bias", "none") not in ("none", None): asks["bias"] = own["bias"]
     for k, v in asks.items():

@@ -853,7 +853,7 @@ def _controlnet_way(given) -> str:
 
 def _pick_controlnet(spec, controlnet):
     if controlnet is True: return spec.controlnet
-    if controlnet is None or controlnet is False or controlnet == "": return None
+    if controlnet is None or controlnet is False or isinstance(controlnet, str) and not controlnet: return None
     if not isinstance(controlnet, (str, os.PathLike)):
         raise ModelError(f"controlnet={in_words(controlnet)}: {_controlnet_way(controlnet)}")
     controlnet = str(controlnet)
@@ -903,7 +903,7 @@ def speed_up(parts: "Components",          # a loaded model, changed in place
 def check_device(device):
     "Make a torch device of a name; raises `OptionError` if it is unknown, or not there."
     import torch
-    if isinstance(device, bool): raise OptionError(f"device {device} is unknown: use cpu, cuda, cuda:1, ...")
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)): raise OptionError(f"device {in_words(device)} is unknown: use cpu, cuda, cuda:1, ...")
     try: d = torch.device(device)
     except (RuntimeError, TypeError) as e: raise OptionError(f"device {in_words(device)} is unknown: use cpu, cuda, cuda:1, ...") from e
     if d.type not in ("cpu", "cuda"): _check_other(d)
