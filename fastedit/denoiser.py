@@ -125,7 +125,7 @@ class Denoiser:
     def __init__(self,
                  parts,                        # `models.Components`
                  edges: torch.Tensor=None,     # control map (1, 3, H, W) in [0, 1], None for no ControlNet
-                 negative: Text=None,          # what CFG pushes away from; None: what the model takes where none is given, see `text`
+                 negative: Text=None,          # what CFG pushes away from; None: what the model takes where none is given, see `unconditional`
                  drop_w: bool=False,           # ignore a guidance embedding and use CFG, as stock img2img pipelines do
                  count: Count=None,            # where to keep the books; what a memo knows already counts as asked
                  tile: int=None,               # decode in tiles of this many pixels, see `memory.decode`
@@ -181,12 +181,10 @@ class Denoiser:
 
     # --- text and pictures
     @torch.no_grad()
-    def text(self, prompt: str  # any text; "" is encoded, too; None: what the model takes where no negative prompt is given, zeros or the empty prompt
+    def text(self, prompt: str  # any text, also ""
             ) -> Text:
         "Encode one prompt as the model's stock pipeline does (SDXL: last-but-one states of both encoders; SD1.5: the normed last ones)."
         p = self.parts
-        if prompt is None and p.zero_negative: return self._zeros() if self.memo is None else self.memo.blank(self._zeros)
-        if prompt is None: prompt = ""
         if not isinstance(prompt, str): raise PromptError(f"prompt {prompt!r} is not text")
         pairs = [(p.tokenizer, p.text_encoder)]+([(p.tokenizer_2, p.text_encoder_2)] if p.text_encoder_2 is not None else [])
         def run():
@@ -200,8 +198,12 @@ class Denoiser:
             return Text(torch.cat(states, -1).to(self.device, self.dtype), None if pooled is None else pooled.to(self.device, self.dtype))
         return run() if self.memo is None else self.memo.ask("text", fingerprint("text", prompt, self.dtype), 1, run)
 
+    def unconditional(self) -> Text:
+        "Make what the model takes where no negative prompt is given: zeros (`force_zeros_for_empty_prompt`) or the empty prompt."
+        if not self.parts.zero_negative: return self.text("")
+        return self._zeros() if self.memo is None else self.memo.blank(self._zeros)
+
     def _zeros(self) -> Text:
-        "Make the zeros that stand in for a text (`force_zeros_for_empty_prompt`)."
         p = self.parts; wide = p.text_encoder.config.hidden_size+p.text_encoder_2.config.hidden_size
         def zeros(*shape): return torch.zeros(shape, device=self.device, dtype=self.dtype)
         return Text(zeros(1, p.tokenizer.model_max_length, wide), zeros(1, p.text_encoder_2.config.projection_dim))
@@ -215,7 +217,7 @@ class Denoiser:
     @property
     def negative(self) -> Text:
         "What CFG pushes away from."
-        if self._negative is None: self._negative = self.text(None)
+        if self._negative is None: self._negative = self.unconditional()
         return self._negative
 
     @torch.no_grad()

@@ -327,7 +327,7 @@ class FastEditor:
         "Fit a picture to the model as an edit does: (1, 3, H, W) in [-1, 1]."
         return images.to_tensor(images.fit(images.load_image(image), self.spec.resolution, self.spec.multiple, size)[0])
 
-    def _text(self, d, prompt): return self.cache.get(content_hash("text", self.parts.revision, prompt), lambda: d.text(prompt))
+    def _text(self, d, prompt): return self.cache.get(content_hash("text", self.parts.revision, prompt), lambda: d.unconditional() if prompt is None else d.text(prompt))
 
     def _texts(self, d, prompts) -> list:
         "Encode prompts, with the encoders brought in once for all of them, or not at all if what they say is known."
