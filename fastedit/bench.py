@@ -20,7 +20,7 @@ from .demo import PUBLISHED, average_row
 from .images import image_grid, load_image
 from .methods.base import check_model, check_options, find_method, method_names
 from .models import diagnose, find_spec
-from .picturebook import EDIT_TYPES, write_benchmark
+from .world import EDIT_TYPES, write_benchmark
 from .piebench import DataSet, read_data
 from .stats import Table, scores, trade_off
 

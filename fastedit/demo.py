@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from . import picturebook as pb
+from . import world as pb
 from .core import OptionError, progress
 from .models import diagnose
 from .stats import Table, mean_interval
@@ -63,7 +63,7 @@ def _lines(text, font, width):
         else: lines[-1] = longer
     return lines
 
-def comparison(edits: list,     # `picturebook.Edit`s
+def comparison(edits: list,     # `world.Edit`s
                results: dict,   # column title -> list of (image, measured) in the order of `edits`
                side: int=128,   # of each picture, pixels
                most: int=12     # rows at most

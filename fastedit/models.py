@@ -6,11 +6,11 @@
 __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'PRECISIONS', 'Architecture', 'build', 'count_parameters', 'Source',
            'Part', 'ModelSpec', 'user_models', 'read_models_toml', 'local_spec', 'find_spec', 'read_header',
            'weight_files', 'cache_dir', 'hub_cache', 'locate', 'weights_dir', 'model_index', 'file_hash', 'mini_path',
-           'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision', 'precision_rows',
-           'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device', 'default_device',
-           'load_model', 'openai_tokenizer', 'load_single_file', 'Finding', 'Diagnosis', 'diagnose', 'fetch',
-           'working_size', 'load_preview', 'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora',
-           'random_weights']
+           'seal', 'sealed', 'Precision', 'compute_dtype', 'check_precision', 'precision_rows', 'quantize',
+           'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device', 'default_device',
+           'native_precision', 'chosen_precision', 'load_model', 'openai_tokenizer', 'load_single_file', 'Finding',
+           'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview', 'clip_tokenizer', 'tiny_configs',
+           'random_model', 'random_lora', 'random_weights']
 
 # %% ../nbs/04_models.ipynb #72be65e2
 import hashlib, json, logging, math, os, re, shutil, tempfile, warnings
@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from .configuration import check_configuration, upcasts, zeros_for_empty
-from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, progress
+from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, in_words, progress
+from .lora import Lora, apply_loras, asked_loras, attach_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
 for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes.backends.cpu.ops"):   # talk of an installed torchao or bitsandbytes while diffusers is imported
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -371,13 +372,25 @@ def find_spec(name  # registry name, user model, local folder, .safetensors file
              ) -> ModelSpec:
     "Find a model's spec; raises `ModelError` that lists the known names."
     if isinstance(name, ModelSpec): return name
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip(): raise ModelError(_no_name(name))
     text = str(name)
     if text in MODELS: return MODELS[text]
     mine = user_models()
     if text in mine: return mine[text]
-    if Path(text).expanduser().exists(): return local_spec(Path(text).expanduser())
-    raise ModelError(f"model {text!r} is unknown: use one of {', '.join([*MODELS, *mine])}, or the path of a folder with model_index.json or of a "
+    try: here = Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError): here = False   # too long, or no text that a path can be
+    if here: return local_spec(Path(text).expanduser())
+    raise ModelError(f"model {in_words(text)} is unknown: use one of {', '.join([*MODELS, *mine])}, or the path of a folder with model_index.json or of a "
                      f".safetensors file")
+
+def _no_name(model) -> str:
+    "Say why something is no model's name, and what to do with it."
+    way = f"use one of {', '.join(MODELS)}, or the path of a folder with model_index.json or of a .safetensors file"
+    if hasattr(model, "save_pretrained") and hasattr(model, "components"):
+        return (f"model={in_words(model)}: a pipeline in memory is not taken apart here: write it with pipe.save_pretrained(folder) "
+                f"and give that folder; or {way}")
+    if hasattr(model, "state_dict"): return f"model={in_words(model)}: one network is no whole model: {way}"
+    return f"model={in_words(model)} names no model: {way}"
 
 # %% ../nbs/04_models.ipynb #91e974a2
 def read_header(path  # a .safetensors file
@@ -498,7 +511,7 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher", "min
     teacher = _MINI[name] == "mini" and not lora
     key = content_hash(_FORMAT, {k: file_hash(f) for k, f in files.items()}, {f.name: file_hash(f) for f in sorted(adapter.parent.glob("*.safetensors"))} if fuse else "", teacher, instruct)
     dest = cache_dir()/f"{name if instruct else _MINI[name]+'-teacher' if teacher else _MINI[name]}-{key}"
-    if all((dest/k).is_file() for k in [*files, "model_index.json"]): return dest
+    if sealed(dest): return dest
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
@@ -510,20 +523,17 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher", "min
         if teacher: (tmp/"scheduler"/"scheduler_config.json").write_text(json.dumps(_ddim_config(tmp/"scheduler"), indent=2))
         (tmp/"model_index.json").write_text(json.dumps(dict(model_index(instruct=instruct, zeros=_MINI_ZEROS), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]),
                                                        indent=2))
-        tmp.chmod(0o755)
-        if dest.exists() and not all((dest/k).is_file() for k in [*files, "model_index.json"]): dest.rename(tmp.with_name(tmp.name+".broken"))
-        try: tmp.rename(dest)
-        except OSError:  # another process was faster: its folder has the same content
-            if not (dest/"model_index.json").is_file(): raise
-    except OSError as e: raise ModelError(f"cannot write {dest} ({e.strerror or e}): free some space, or set FASTEDIT_CACHE to another folder") from e
+        seal(tmp).chmod(0o755); _swap(tmp, dest)
+    except OSError as e: raise ModelError(f"cannot write {dest} ({e.strerror or e}): delete what is there, free some space, or set FASTEDIT_CACHE to another folder") from e
     finally:
-        for p in (tmp, tmp.with_name(tmp.name+".broken")): shutil.rmtree(p, ignore_errors=True)
+        for p in (tmp, _aside(tmp)): _clear(p)
     return dest
 
 def _copy_fp32(source, dest):
     "Copy one file of a model folder; weights become fp32 and configurations forget their fp16, or stock loaders would mix the two."
     from safetensors.torch import load_file, save_file
     if source.suffix == ".safetensors":
+        _check_package(source)
         save_file({k: v.float().contiguous() if v.is_floating_point() else v for k, v in load_file(source).items()}, dest, {"format": "pt"})
     elif source.name == "config.json":
         dest.write_text(json.dumps({k: v for k, v in _read_json(source).items() if k not in ("dtype", "torch_dtype")}, indent=2))
@@ -546,69 +556,67 @@ def _fuse_file(folder, adapter):
     "Replace a UNet's weights in `folder` by their sum with the LoRA, in fp32."
     from safetensors.torch import save_file
     unet = _load_part("UNet2DConditionModel", folder, "fp32")
-    fuse_lora(unet, read_lora(adapter, unet))
+    fuse_lora(unet, read_lora(adapter, unet)[0]["unet"])
     save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, Path(folder)/"diffusion_pytorch_model.safetensors", {"format": "pt"})
 
-# %% ../nbs/04_models.ipynb #26debcd8
-_DOWN, _UP = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"), (".lora_up.weight", ".lora_B.weight",
-                                                                                                 ".lora.up.weight", "_lora.up.weight")
+# %% ../nbs/04_models.ipynb #17079fd5
+_SEAL = ".fastedit.json"   # hidden: no loader looks at it
 
-def read_lora(path,  # a LoRA's .safetensors file, in kohya's or diffusers' key format
-              unet   # the UNet that it is for
-             ) -> dict:
-    "Read a LoRA as {layer name: (down, up, alpha/rank)}; raises `ModelError` if it does not fit the UNet."
-    from safetensors.torch import load_file
-    read_header(path); sd = load_file(path)
-    if any("input_blocks" in k for k in sd):  # Stability's original block names
-        from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
-        sd = {_sgm_name(k): v for k, v in _maybe_map_sgm_blocks_to_diffusers(dict(sd), unet.config).items()}
-    mods = dict(unet.named_modules()); flat = {n.replace(".", "_"): n for n in mods}
-    layers, lost = {}, []
-    for k, down in sd.items():
-        suffix = next((s for s in _DOWN if k.endswith(s)), None)
-        if suffix is None or k.startswith(("lora_te", "text_encoder")): continue
-        stem = k[:-len(suffix)]; up = sd.get(stem+_UP[_DOWN.index(suffix)]); alpha = sd.get(stem+".alpha")
-        name = stem.removeprefix("base_model.model.").removeprefix("unet.").removeprefix("lora_unet_").replace(".processor", "")
-        name = flat.get(name.replace(".", "_")) or flat.get(name.replace(".", "_")+"_0")  # old diffusers files write to_out for to_out.0
-        if name is None or up is None or not _lora_fits(mods[name], down, up): lost.append(stem); continue
-        layers[name] = (down, up, float(alpha)/down.shape[0] if alpha is not None else 1.0)
-    if lost:
-        raise ModelError(f"{path} does not fit this UNet: {len(lost)} of {len(lost)+len(layers)} layers, such as {lost[0]}, are not there or have "
-                         f"another shape. "
-                              "Each UNet needs its own LoRA (SSD-1B: lcm-lora-ssd-1b, SDXL: lcm-lora-sdxl, SD1.5: lcm-lora-sdv1-5)")
-    if not layers: raise ModelError(f"{path} holds no LoRA layers for a UNet: use a LoRA file in kohya's or diffusers' format")
-    return layers
+def _listing(folder) -> dict:
+    "Hash every file of a folder that is not hidden, {relative name: SHA-256}."
+    found = sorted(p for p in Path(folder).rglob("*") if not p.name.startswith("."))
+    return {p.relative_to(folder).as_posix(): file_hash(p) for p in found if not p.is_dir()}
 
-def _sgm_name(k: str) -> str:
-    for a, b in (("input_blocks", "down_blocks"), ("middle_block", "mid_block"), ("output_blocks", "up_blocks"), ("in_layers_2", "conv1"),
-                 ("out_layers_3", "conv2"),
-                 ("emb_layers_1", "time_emb_proj"), ("skip_connection", "conv_shortcut")): k = k.replace(a, b)
-    return k
+def seal(folder  # complete folder
+        ) -> Path:
+    "Write down what a folder holds, so that `sealed` can tell whether it still does."
+    atomic_write(Path(folder)/_SEAL, json.dumps(_listing(folder)).encode())
+    return Path(folder)
 
-def _lora_fits(mod, down, up) -> bool:
-    w = getattr(mod, "weight", None)
-    return w is not None and down.shape[0] == up.shape[1] and up.shape[0] == w.shape[0] and down.shape[1] == w.shape[1] and (
-        down.ndim == 2 or w.ndim == 2 or tuple(down.shape[2:]) == tuple(w.shape[2:]))
+def sealed(folder  # where a sealed folder should be
+          ) -> bool:
+    "Say whether a folder holds exactly the files that were there when it was sealed, all readable."
+    try:
+        return json.loads((Path(folder)/_SEAL).read_text()) == _listing(folder)
+    except (OSError, ValueError):
+        return False
 
-def fuse_lora(unet,               # network to change in place
-              layers: dict,       # from `read_lora`
-              scale: float=1.0    # strength of the LoRA
-             ):
-    "Add a LoRA to the weights, computed in fp32."
-    import torch
-    with torch.no_grad():
-        for name, (down, up, s) in layers.items():
-            w = unet.get_submodule(name).weight
-            d = (up.flatten(1).float()@down.flatten(1).float()).reshape(w.shape if w.ndim == 4 and down.ndim == 4 else (w.shape[0], -1))*(s*scale)
-            w.copy_((w.float()+d.reshape(w.shape).to(w.device)).to(w.dtype))
-    return unet
+def _clear(path):
+    "Remove a file or a folder, also one that lost its permissions."
+    path = Path(path)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    path.chmod(0o700)
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            if not (Path(folder)/name).is_symlink():
+                (Path(folder)/name).chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
-# %% ../nbs/04_models.ipynb #350b9f98
-def attach_lora(unet, layers: dict, name: str="lcm"):
-    "Attach a LoRA without fusing it (through peft), so that its strength can be changed with `unet.set_adapters`."
-    sd = {f"unet.{k}.lora_{c}.weight": (d if c == "A" else u) for k, (d, u, _) in layers.items() for c in "AB"}
-    unet.load_lora_adapter(sd, prefix="unet", adapter_name=name, network_alphas={f"unet.{k}.alpha": s*d.shape[0] for k, (d, _, s) in layers.items()})
-    return unet
+def _aside(path): return path.with_name(path.name+".broken")
+
+def _swap(new, place):
+    "Put a finished folder in its place; what stood there and is damaged goes aside, unless another process was faster."
+    if os.path.lexists(place) and not sealed(place):
+        try:
+            place.rename(_aside(new))
+        except FileNotFoundError:
+            pass
+    try:
+        new.rename(place)
+    except OSError:
+        if not sealed(place):
+            raise
+
+def _check_package(path):
+    "Raise `ModelError` if a weight file that came with the package is damaged."
+    try:
+        read_header(path)
+    except ModelError as e:
+        reason = str(e).rsplit(":", 1)[0].rsplit("; ", 1)[0]
+        raise ModelError(f"{reason}; it came with the package: pip install --force-reinstall fastedit") from e
+
 
 # %% ../nbs/04_models.ipynb #5129dfeb
 @dataclass(frozen=True)
@@ -642,13 +650,19 @@ def compute_dtype(precision: str, device: str="cpu") -> str:
 
 def check_precision(precision: str, device: str="cpu") -> Precision:
     "Find a precision; raises `OptionError` if it is unknown, or does not work on this device or without a package that is absent."
-    if precision not in PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
+    if not isinstance(precision, str) or precision not in PRECISIONS: raise OptionError(f"precision {in_words(precision)} is unknown: {_precision_way(precision)}")
     p, kind = PRECISIONS[precision], str(device).split(":")[0]
     usable = ", ".join(k for k, v in PRECISIONS.items() if kind in v.devices and not v.needs)
     if kind not in p.devices: raise OptionError(f"precision {precision!r} does not work on {kind}: use {usable}")
     if lost := _absent(p):
         raise OptionError(f"precision {precision!r} needs {', '.join(lost)}, which is not installed: {'; '.join(_WAYS[x] for x in lost)}; or use {usable}")
     return p
+
+def _precision_way(given) -> str:
+    "Name the precision that was meant by a type, or list them all."
+    name = given.key if isinstance(given, Precision) else str(given).removeprefix("torch.")
+    meant = next((k for k, p in PRECISIONS.items() if not p.weights and name in (k, p.compute, p.compute.replace("float16", "half"))), None)
+    return f"give its name, {meant!r}" if meant and not isinstance(given, str) else f"use one of {', '.join(PRECISIONS)}"
 
 def _absent(p: Precision) -> list:
     "List the packages that a precision needs and that are not installed."
@@ -849,9 +863,19 @@ def _resolve(spec, places) -> dict:
            else "copy the missing parts there, or correct the path")
     raise ModelError(f"model {spec.key!r} is not complete on this machine: {', '.join(lost)} not found. To get it: {way}")
 
+def _controlnet_way(given) -> str:
+    "Say what to give instead of something that names no ControlNet."
+    names = f"True for the model's own, False for none, one of {', '.join(CONTROLNETS)}, or a folder"
+    if isinstance(given, (list, tuple, set)): return f"one ControlNet works at a time: give {names}"
+    if hasattr(given, "save_pretrained"): return f"a network in memory is not taken: write it with save_pretrained(folder) and give that folder; or {names}"
+    return f"give {names}"
+
 def _pick_controlnet(spec, controlnet):
     if controlnet is True: return spec.controlnet
-    if not controlnet: return None
+    if controlnet is None or controlnet is False or isinstance(controlnet, str) and not controlnet: return None
+    if not isinstance(controlnet, (str, os.PathLike)):
+        raise ModelError(f"controlnet={in_words(controlnet)}: {_controlnet_way(controlnet)}")
+    controlnet = str(controlnet)
     c, width = CONTROLNETS.get(controlnet), lambda arch: ARCHITECTURES[arch].config["cross_attention_dim"]
     if c is None and controlnet != "own" and not Path(controlnet).exists():
         raise ModelError(f"controlnet {controlnet!r} is unknown: use one of {', '.join(CONTROLNETS)}, a folder, or False")
@@ -898,40 +922,73 @@ def speed_up(parts: "Components",          # a loaded model, changed in place
 def check_device(device):
     "Make a torch device of a name; raises `OptionError` if it is unknown, or not there."
     import torch
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)): raise OptionError(f"device {in_words(device)} is unknown: use cpu, cuda, cuda:1, ...")
     try: d = torch.device(device)
-    except (RuntimeError, TypeError) as e: raise OptionError(f"device {device!r} is unknown: use cpu, cuda, cuda:1, ...") from e
+    except (RuntimeError, TypeError) as e: raise OptionError(f"device {in_words(device)} is unknown: use cpu, cuda, cuda:1, ...") from e
+    if d.type not in ("cpu", "cuda"): _check_other(d)
     if d.type == "cuda" and not torch.cuda.is_available(): raise OptionError(f"device {str(device)!r}: no GPU that torch can use was found here: use cpu")
     if d.type == "cuda" and (d.index or 0) >= torch.cuda.device_count(): raise OptionError(f"device {str(device)!r}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
     return d
+
+def _check_other(d):
+    "Refuse a device that is no CPU and no CUDA GPU unless a number can really be put there; 'meta' holds no numbers at all."
+    import torch
+    try: works = d.type != "meta" and torch.zeros(1, device=d).add(1).item() == 1
+    except Exception: works = False   # each backend has its own way to say that it is not there
+    if works: return
+    here = " or ".join(dict.fromkeys((default_device(), "cpu")))
+    raise OptionError(f"device {str(d)!r}: torch as it is installed here cannot compute on it: use {here}")
 
 def default_device() -> str:
     "Name the device to use when none is asked for."
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
 
+def native_precision(spec: ModelSpec,     # the model
+                     device="cpu"         # device that computes
+                    ) -> str:
+    "Choose the precision where none is asked for: fp32 on a CPU, on a GPU the one that the model's files are made for."
+    if str(device).split(":")[0] == "cpu": return "fp32"
+    return "fp16" if "fp16" in spec.variants and "fp16" in spec.precisions else spec.precisions[0]
+
+def chosen_precision(spec: ModelSpec,    # the model
+                     precision,          # key of `PRECISIONS`; None or "auto": the model's native one
+                     device="cpu"        # device that computes
+                    ) -> str:
+    "Fill in the native precision where none was asked for; whether it works is `check_precision`'s to say."
+    return native_precision(spec, device) if precision is None or precision == "auto" else precision
+
+def _check_load(vae, **switches):
+    "Refuse what is no VAE's name and no True or False, before anything is looked for."
+    if not isinstance(vae, (str, os.PathLike, type(None))):
+        raise OptionError(f"vae={in_words(vae)}: give one of {', '.join(VAES)}, a folder, or 'own' for the model's own")
+    for k, v in switches.items():
+        if not isinstance(v, bool): raise OptionError(f"{k}={in_words(v)}: use True or False")
+
 def load_model(name,                     # registry name, local folder, .safetensors file or `ModelSpec`
                device: str|None=None,    # torch device; None: CUDA if there is one, else CPU
-               precision: str="fp32",    # key of `PRECISIONS`
+               precision: str="fp32",    # key of `PRECISIONS`; "auto": the model's native one, see `native_precision`
                controlnet=True,          # True: the model's default; False: none; or a key of `CONTROLNETS`, or a folder
-               lora=True,                # True: the model's own; False: none; or a .safetensors file
+               lora=True,                # True: the model's own; False: without it; or what `loras` takes, applied beside it
                fuse: bool=True,          # add the LoRA to the weights; False keeps it apart (peft)
                vae: str|None=None,       # key of `VAES`, a folder, or "own" for the base's own; None: the model's default
                channels_last: bool=False,  # keep convolution weights channels last, see `speed_up`
                compile: bool=False,      # compile the blocks, see `speed_up`
-               packed: bool|None=None    # keep convolution weights in the order that a CPU wants, see `speed_up`
+               packed: bool|None=None,   # keep convolution weights in the order that a CPU wants, see `speed_up`
+               loras=()                  # LoRAs of the user's: file, (file, weight), or a list of these, see `lora.asked_loras`
               ) -> Components:
     "Load a model from this machine; raises `ModelError` before anything is loaded if a part is absent, damaged or does not fit."
-    spec = find_spec(name)
-    device = device or default_device(); check_device(device); check_precision(precision, device)
+    spec = find_spec(name); _check_load(vae, fuse=fuse, channels_last=channels_last, compile=compile)
+    device = default_device() if device is None else device; check_device(device); precision = chosen_precision(spec, precision, device); check_precision(precision, device)
     if compile: _check_compiler(device)
     if spec.family == "flow":
         raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use FastEditor({spec.key!r}) or flow.load_flow({spec.key!r})")
-    adapter = spec.lora if lora is True else Source(str(lora)) if lora else None
+    own, extra = asked_loras(lora, loras); adapter = spec.lora if own else None
     single = Path(spec.path) if spec.path and Path(spec.path).is_file() else None
     places = _places(spec, _pick_controlnet(spec, controlnet), adapter, vae); mini = _MINI.get(spec.key) if spec.key in MODELS else None
     if mini:
-        root = mini_path(spec.key, lora=bool(lora is True and fuse)); places.pop("lora" if lora is True and fuse else "", None)
-        if lora is True and not fuse and spec.lora: places["lora"] = "", Source(str(weights_dir()/mini), spec.lora.folder, spec.lora.file)
+        root = mini_path(spec.key, lora=own and fuse); places.pop("lora" if own and fuse else "", None)
+        if own and not fuse and spec.lora: places["lora"] = "", Source(str(weights_dir()/mini), spec.lora.folder, spec.lora.file)
         places = {k: (c, replace(s, repo=str(root)) if s.repo == spec.base.repo else s) for k, (c, s) in places.items()}
     inside = _single_file_configs(single) if single else {}
     if single:
@@ -944,9 +1001,17 @@ def load_model(name,                     # registry name, local folder, .safeten
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
-    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora), single, inside, (channels_last, compile, packed))
+    for x in extra: _check_lora(x)
+    return _load(spec, places, files, device, precision, fuse, bool(mini and own and fuse and spec.lora), single, inside, (channels_last, compile, packed), extra)
 
-def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options):
+def _check_lora(x: Lora):
+    "Refuse a LoRA file that is not there, or not whole, before anything is loaded."
+    if x.path.lower().endswith((".ckpt", ".pt", ".pth", ".bin")): raise ModelError(f"LoRA {x.path} is a pickle, which can run code when read and is refused: convert it to safetensors")
+    if not Path(x.path).exists(): raise ModelError(f"LoRA {x.path} not found: correct the path")
+    if Path(x.path).is_dir(): raise ModelError(f"LoRA {x.path} is a folder: give the .safetensors file in it")
+    read_header(x.path)
+
+def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options, extra=()):
     import torch
     notes, adapters = [], []; index, strange = _check_files(spec, places, files, inside)
     mods = load_single_file(single, inside, precision, device) if single else {}
@@ -959,10 +1024,12 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
             p = "fp32"; notes.append(_UPCAST)
         mods[k] = _load_part(cls, files[k], p, device)
     if precision == "fp16" and str(device).startswith("cpu"): notes.append("fp16 saves memory on a CPU and is slower there than fp32")
-    if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0))
-    if "lora" in files:
-        layers = read_lora(files["lora"], mods["unet"]); (fuse_lora if fuse else attach_lora)(mods["unet"], layers)
-        adapters.append(dict(source=str(spec.lora or files["lora"].name), layers=len(layers), fused=fuse, scale=1.0))
+    own = [(Lora(files["lora"]), str(spec.lora), file_hash(files["lora"]))] if "lora" in files else []
+    if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0, hash=_mini_lora_hash(spec)))
+    rows, said = apply_loras({k: mods[k] for k in ("unet", "text_encoder", "text_encoder_2") if k in mods}, [*own, *((x, x.name, file_hash(x.path)) for x in extra)], fuse,
+                             [(a["source"], a["hash"]) for a in adapters])
+    for i, r in enumerate(rows): adapters.append(dict(r, own=i < len(own)))
+    notes += said
     _check_fit(spec, mods)
     for k in ("unet", "controlnet", "text_encoder", "text_encoder_2"):
         if k in mods: quantize(mods[k], precision, device)
@@ -972,11 +1039,19 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
     used = sorted({f for k, p in files.items() for f in ([p] if p.is_file() else p.glob("*.json")
                                             if k in ("scheduler", "tokenizer", "tokenizer_2")
                                             else [p/"config.json", *weight_files(p, precision)[1]])})
+    revision = _revision(used, precision, adapters[len(adapters)-len(extra):] if extra else ())
     c = Components(spec, mods["vae"], mods["unet"], mods.get("controlnet"), mods["tokenizer"], mods.get("tokenizer_2"), mods["text_encoder"],
                    mods.get("text_encoder_2"),
-                   sched, content_hash([file_hash(f) for f in used], precision, *("zeros",)*zeros), precision, tuple(adapters), (*notes, *strange),
+                   sched, content_hash(revision, "zeros") if zeros else revision, precision, tuple(adapters), (*notes, *strange),
                    {k: str(p) for k, p in files.items()}, zero_negative=zeros)
     return speed_up(c.to(device), *options)
+
+def _revision(used, precision, loras) -> str:
+    "Hash every file that was loaded; and what else the numbers come from, where there is such a thing."
+    key = content_hash([file_hash(f) for f in used], precision)
+    return content_hash(key, [(a["hash"], a["scale"]) for a in loras]) if loras else key
+
+def _mini_lora_hash(spec) -> str: return file_hash(weights_dir()/_MINI[spec.key]/spec.lora.folder/spec.lora.file)
 
 _UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
 
@@ -994,7 +1069,9 @@ def _beside(path, places):
 
 def _default_scheduler() -> Path:
     folder = cache_dir()/"scheduler-stable-diffusion"
-    if not (folder/"scheduler_config.json").is_file(): atomic_write(folder/"scheduler_config.json", json.dumps(_LCM_SCHED, indent=2).encode())
+    if not sealed(folder):
+        atomic_write(folder/"scheduler_config.json", json.dumps(_LCM_SCHED, indent=2).encode())
+        seal(folder)
     return folder
 
 def openai_tokenizer(pad: str="<|endoftext|>"  # padding token ("!" for SDXL's second tokenizer)
@@ -1002,10 +1079,10 @@ def openai_tokenizer(pad: str="<|endoftext|>"  # padding token ("!" for SDXL's s
     "Write CLIP's original vocabulary in transformers' file format into the cache, from the copy that open-clip-torch carries."
     from open_clip.tokenizer import SimpleTokenizer
     folder = cache_dir()/f"clip-tokenizer{'-2' if pad == '!' else ''}"
-    if (folder/"tokenizer_config.json").is_file(): return folder
+    if sealed(folder): return folder
     t = SimpleTokenizer(); names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     _write_tokenizer(folder, {names.get(k, k): i for k, i in t.encoder.items()}, sorted(t.bpe_ranks, key=t.bpe_ranks.get), pad)
-    return folder
+    return seal(folder)
 
 def load_single_file(path,                    # a checkpoint in the original key format
                      configs: dict,           # {component: (class, config)}

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 import numpy as np
-from .core import DataError, FastEditError, OptionError, atomic_write
-from .picturebook import EDIT_TYPES
+from .core import DataError, FastEditError, OptionError, atomic_write, legible
+from .world import EDIT_TYPES
 from .stats import Table, compare, difference_interval, fmt, holm, mean_interval, minimal_difference, scores, trade_off
 
 # %% ../nbs/38_report.ipynb #2bbdb569
@@ -58,7 +58,7 @@ def _named(rows):
     models, places = {}, {}
     for r in rows: models.setdefault(r["label"], set()).add(r["model"]); places.setdefault((r["label"], r["model"], r["id"], r["seed"]), set()).add(r["folder"])
     clash = {k[:2] for k, v in places.items() if len(v) > 1}; folders = sorted({r["folder"] for r in rows})
-    short = {f: Path(f).name if sum(Path(g).name == Path(f).name for g in folders) == 1 else f for f in folders}
+    short = {f: legible(Path(f).name if sum(Path(g).name == Path(f).name for g in folders) == 1 else str(f), "replace") for f in folders}
     for r in rows:
         more = (f" on {r['model']}" if len(models[r["label"]]) > 1 else "")+(" (given the mask)" if r["oracle"] else "")+(f" ({short[r['folder']]})" if (r["label"], r["model"]) in clash else "")
         r["name"] = r["label"]+more; r["curve"] = r["name"] if r["knob"] is None else r["label"].split(f" {r['knob']}=")[0]+more+f" over {r['knob']}"

@@ -114,7 +114,7 @@ class Bench:
                  steps: int=2,          # denoising steps that both sides execute
                  repeats: int=9,        # of each comparison
                  size: tuple=None):     # (width, height) to work at; None: the model's own
-        from fastedit import picturebook as pb
+        from fastedit import world as pb
         from PIL import Image
         from fastedit.conditions import control_map
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1: raise OptionError(f"repeats={repeats!r}: give a whole number of at least 1")
@@ -297,7 +297,7 @@ def bench_speed(models: tuple=("mini", "mini-s"),  # registry names, folders or 
     return SpeedReport(tuple(timings), tuple(told), machine)
 
 # %% ../nbs/25_speed.ipynb #9aaa0a26
-def precision_costs(edits: list,            # `picturebook.Edit`s to try
+def precision_costs(edits: list,            # `world.Edit`s to try
                     model: str="mini",      # registry name or folder
                     precisions: tuple|None=None,  # keys of `PRECISIONS`; None: all that work here
                     judge=None,             # called with (image, edit): whether the edit succeeded; None: not judged

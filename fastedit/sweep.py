@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from . import images, schedules
-from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value
+from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value, legible
 from .denoiser import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
 from .methods.base import cost, find_method
@@ -91,11 +91,11 @@ class Subject:
         from fastedit.metrics import Pair
         return Pair(**(dict(source=np.asarray(self.image), edited=np.asarray(edited), source_prompt=self.source_prompt or request.source_prompt or "", target_prompt=self.prompt or request.prompt) | self.truth))
 
-def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` or entries of one, `picturebook.Edit`s
+def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` or entries of one, `world.Edit`s
              size: int=64    # side at which drawn edits are drawn, pixels
             ) -> list:
     "Make a list of `Subject`s; raises `DataError` if there are none or two have one name."
-    from fastedit import picturebook as pb, piebench
+    from fastedit import world as pb, piebench
     plain = lambda p: p.replace("[", "").replace("]", "")
     def one(i, p):
         if isinstance(p, Subject): return p
@@ -105,7 +105,7 @@ def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` o
         if isinstance(p, pb.Edit):
             return Subject(f"drawn-{p.seed}-{p.edit_type}", Image.fromarray(p.source_image(size)), plain(p.target_prompt), plain(p.source_prompt), p.instruction, pb.EDIT_TYPES[p.edit_type],
                            truth=dict(mask=p.mask(size).astype(np.float32), raw_target=p.target_prompt, target=p.target_image(size)))
-        return Subject(Path(p).stem if isinstance(p, (str, Path)) else str(i), images.load_image(p))
+        return Subject(legible(Path(p).stem, "replace") if isinstance(p, (str, Path)) else str(i), images.load_image(p))
     found = [one(i, p) for i, p in enumerate(pictures if isinstance(pictures, (list, tuple, piebench.DataSet)) else [pictures])]
     if not found: raise DataError("there is no picture to edit: give at least one")
     if twice := [k for k, n in Counter(s.id for s in found).items() if n > 1]: raise DataError(f"two pictures are called {twice[0]!r}: rename one, so that the rows can be told apart")
@@ -690,7 +690,7 @@ def bench_sweep(model: str="mini", sample: int=None, seed: int=0, quiet: bool=Fa
                 grid: dict=GRID  # guidances, control scales, seeds
                ) -> Race:
     "Race 675 settings of one drawn picture against plain loops over stock diffusers and over our editor, on the same weights: a fine grid of strengths with both schedules, and a wide one."
-    from fastedit import picturebook as pb
+    from fastedit import world as pb
     if sample is not None and sample < 1: raise OptionError(f"sample={sample}: give a whole number of at least 1")
     editor = FastEditor(model); side = editor.spec.resolution; subject = subjects(pb.sample_edit(6, seed), side if isinstance(side, int) else max(side))[0]; subject = replace(subject, source_prompt=None)
     return Race(*(race(editor, subject, schedule, strengths, grid, sample, seed, quiet) for schedule, strengths in (("stock", FINE), ("continuous", FINE), ("stock", WIDE))), versions(), sample)

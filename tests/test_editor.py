@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
 from hypothesis import given, settings, strategies as st
-from fastedit import picturebook as pb
+from fastedit import world as pb
 from fastedit.conditions import canny
 from fastedit import memory as Q, models as M
 from fastedit.core import Cancelled, DataError, FastEditError, ImageError, MaskError, MemoryPlanError, ModelError, NumericalError, OptionError, PromptError

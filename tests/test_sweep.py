@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from typer.testing import CliRunner
-from fastedit import picturebook as pb
+from fastedit import world as pb
 from fastedit.core import Cancelled, DataError, FastEditError, NumericalError, OptionError
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.models import load_model, random_model
