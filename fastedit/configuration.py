@@ -129,7 +129,7 @@ no effect: dropout: networks do not train here
 no effect: addition_embed_type_num_heads: belongs to other kinds of addition_embed_type
 no effect: dtype torch_dtype: `precision` says in which type a network computes
 """)
-_CONTROLNET = _read(f"""
+_CONTROLNET = _read("""
 followed: block_out_channels layers_per_block act_fn norm_num_groups down_block_types norm_eps cross_attention_dim attention_head_dim transformer_layers_per_block: diffusers' class, built from them
 followed: flip_sin_to_cos freq_shift mid_block_type only_cross_attention downsample_padding mid_block_scale_factor use_linear_projection upcast_attention resnet_time_scale_shift conditioning_embedding_out_channels: diffusers' class, built from them
 followed: controlnet_conditioning_channel_order=rgb|bgr: the map's channels come in this order

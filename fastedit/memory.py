@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from .configuration import upcasts, zeros_for_empty
 from .core import FastEditError, MemoryPlanError, NumericalError, OptionError, in_words
-from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize, tensor_bytes
+from .models import ARCHITECTURES, PRECISIONS, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize, tensor_bytes
 
 # %% ../nbs/05_memory.ipynb #a9a62dba
 def _torch():
