@@ -177,7 +177,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shall show.")],
          out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .png, .jpg or .webp, settings inside.")],
          source_prompt: Annotated[str, typer.Option(help="What the picture shows now, for methods that compare.")]=None,
-         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from.")]="",
+         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from; if not given, what the model was trained without.")]=None,
          model: _Model="mini",
          lora: _Lora=None,
          method: Annotated[str, typer.Option(help="ddcm (if not given), img2img, ...; flow models have one way only.")]=None,

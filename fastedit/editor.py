@@ -35,7 +35,7 @@ class EditRequest:
     "An edit as data: the same request on the same weights gives the same bytes. None means the method's or the model's default."
     prompt: str                    # target prompt
     source_prompt: str=None        # what the picture shows, for methods that compare
-    negative_prompt: str=""        # what guidance pushes away from
+    negative_prompt: str=None      # what guidance pushes away from; "" is encoded, None is what the model takes where none is given: zeros (SDXL, SSD-1B) or the empty prompt
     method: str="ddcm"             # key of a method
     model: str="mini"              # registry name or local folder
     steps: int=None                # denoising steps, all of which run (except with schedule="stock")
@@ -63,9 +63,9 @@ class EditRequest:
             try: (getattr(self, name) or "").encode()
             except UnicodeEncodeError as e: raise PromptError(f"{name}={getattr(self, name)!r} holds bytes that are no text ({e.reason}): give it in UTF-8") from e
             except AttributeError: pass   # not text at all: said below
-        for name in ("prompt", "negative_prompt"):
-            if not isinstance(getattr(self, name), str): raise PromptError(f"{name}={getattr(self, name)!r} is not text")
-        if not isinstance(self.source_prompt, (str, type(None))): raise PromptError(f"source_prompt={self.source_prompt!r} is not text")
+        if not isinstance(self.prompt, str): raise PromptError(f"prompt={self.prompt!r} is not text")
+        for name in ("negative_prompt", "source_prompt"):
+            if not isinstance(getattr(self, name), (str, type(None))): raise PromptError(f"{name}={getattr(self, name)!r} is not text")
         if not self.prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
         if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000):
             raise OptionError(f"steps={self.steps!r}: give a whole number from 1 to 1000")
@@ -389,7 +389,7 @@ class FastEditor:
         if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: _photographic(source)): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
         return replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
-                       schedule=schedule, source_prompt=src, size=fit.model, precision=r.precision or self.parts.precision, options=check_options(m, r.options), image=seen,
+                       schedule=schedule, source_prompt=src, negative_prompt=r.negative_prompt if r.negative_prompt is not None or self.parts.zero_negative else "", size=fit.model, precision=r.precision or self.parts.precision, options=check_options(m, r.options), image=seen,
                        mask=None if mask is None else pixel_hash(mask), loras=self.loras), m, notes
 
     def denoiser(self, **kw) -> Denoiser:
@@ -400,7 +400,7 @@ class FastEditor:
         "Fit a picture to the model as an edit does: (1, 3, H, W) in [-1, 1]."
         return images.to_tensor(images.fit(images.load_image(image), self.spec.resolution, self.spec.multiple, size)[0])
 
-    def _text(self, d, prompt): return self.cache.get(content_hash("text", self.parts.revision, prompt), lambda: d.text(prompt))
+    def _text(self, d, prompt): return self.cache.get(content_hash("text", self.parts.revision, prompt), lambda: d.unconditional() if prompt is None else d.text(prompt))
 
     def _texts(self, d, prompts) -> list:
         "Encode prompts, with the encoders brought in once for all of them, or not at all if what they say is known."
@@ -561,7 +561,7 @@ def weigh_edit(editor: FastEditor,     # any editor
 def _predicted(editor, edit, device) -> "memory.Prediction":
     "What the planner says about an edit that was made."
     r, parts, n = edit.request, editor.parts, max(1, len(edit.timesteps))
-    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, max(1, edit.nfe//n), n, edit.control_nfe > 0, edit.memory["vae_tile"], 1+(r.source_prompt is not None)+(edit.nfe > n), device=device)
+    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, max(1, edit.nfe//n), n, edit.control_nfe > 0, edit.memory["vae_tile"], 1+(r.source_prompt is not None)+(edit.nfe > n and r.negative_prompt is not None), device=device)
 
 def weigh_on_gpu(editor: FastEditor,    # an editor on a CUDA device
                  image, prompt: str,    # as for the editor

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from .configuration import check_configuration, upcasts, zeros_for_empty
 from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, in_words, nearest, progress
 from .lora import Lora, apply_loras, asked_loras, attach_lora, find_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
@@ -459,12 +460,16 @@ def locate(source: Source  # where a component should be
 _MINI = {"mini": "mini", "mini-s": "mini-s", "mini-teacher": "mini", "mini-instruct": "mini"}
 _SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "controlnet")
 _FORMAT = 3  # raise when the assembled folder's form changes
+_MINI_ZEROS = False  # the mini models saw the empty prompt, not zeros, where a caption was dropped
 
 def weights_dir() -> Path:
     "Name the folder of the embedded weights: `FASTEDIT_WEIGHTS`, or weights/ in the package."
     return Path(os.environ.get("FASTEDIT_WEIGHTS") or Path(__file__).parent/"weights")
 
-def model_index(family: str="sdxl", instruct: bool=False) -> dict:
+def model_index(family: str="sdxl",    # "sdxl" or "sd15"
+                instruct: bool=False,  # for the instruction pipeline
+                zeros: bool=True       # what SDXL's and SSD-1B's repositories say: zeros stand in for a negative prompt that is not given
+               ) -> dict:
     "Write the model_index.json of the stock ControlNet image-to-image pipeline, or of the stock instruction pipeline."
     t, d = "transformers", "diffusers"
     parts = dict(vae=[d, "AutoencoderKL"], text_encoder=[t, "CLIPTextModel"], tokenizer=[t, "CLIPTokenizer"], unet=[d, "UNet2DConditionModel"],
@@ -474,7 +479,7 @@ def model_index(family: str="sdxl", instruct: bool=False) -> dict:
     if instruct: parts = {k: v for k, v in parts.items() if k not in ("controlnet", "feature_extractor", "image_encoder")}
     return {"_class_name": "StableDiffusionXLInstructPix2PixPipeline" if instruct else "StableDiffusionXLControlNetImg2ImgPipeline", **parts, "text_encoder_2": [t, "CLIPTextModelWithProjection"],
             "tokenizer_2": [t, "CLIPTokenizer"],
-            "force_zeros_for_empty_prompt": False, **({} if instruct else {"requires_aesthetics_score": False})}
+            "force_zeros_for_empty_prompt": zeros, **({} if instruct else {"requires_aesthetics_score": False})}
 
 @lru_cache(maxsize=256)
 def _sha256(path, size, mtime):
@@ -520,7 +525,7 @@ def mini_path(name: str="mini",    # "mini" or "mini-s" (or "mini-teacher", "min
         if instruct: _widen_file(tmp/"unet", adapter.with_name("conv_in.safetensors"))
         if fuse: _fuse_file(tmp/"unet", adapter)
         if teacher: (tmp/"scheduler"/"scheduler_config.json").write_text(json.dumps(_ddim_config(tmp/"scheduler"), indent=2))
-        (tmp/"model_index.json").write_text(json.dumps(dict(model_index(instruct=instruct), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]),
+        (tmp/"model_index.json").write_text(json.dumps(dict(model_index(instruct=instruct, zeros=_MINI_ZEROS), scheduler=["diffusers", "DDIMScheduler" if teacher else "LCMScheduler"]),
                                                        indent=2))
         seal(tmp).chmod(0o755); _swap(tmp, dest)
     except OSError as e: raise ModelError(f"cannot write {dest} ({e.strerror or e}): delete what is there, free some space, or set FASTEDIT_CACHE to another folder") from e
@@ -540,8 +545,8 @@ def _copy_fp32(source, dest):
 
 def _ddim_config(folder) -> dict:
     c = _read_json(Path(folder)/"scheduler_config.json")
-    keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-    return {"_class_name": "DDIMScheduler", **{k: c[k] for k in keep if k in c}, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "set_alpha_to_one")
+    return {"_class_name": "DDIMScheduler", **{k: c[k] for k in keep if k in c}, "clip_sample": False, "steps_offset": 1}
 
 def _widen_file(folder, layer):
     "Give a UNet in `folder` the input layer, with more channels, of the file `layer`."
@@ -753,6 +758,7 @@ class Components:
     execution: object=None      # device that computes, where weights come and go; None: where the UNet is
     mover: object=None          # the `memory.Mover` that brings the networks there, while there is one
     packed: bool|None=None      # whether convolutions keep their weights in the order that a CPU wants; None: as `quick.packs` decides
+    zero_negative: bool=False   # whether zeros stand in for a negative prompt that is not given; False: the empty prompt
 
     def modules(self) -> dict:
         "List the networks that are there, {name: module}."
@@ -819,6 +825,19 @@ def _own_memory(m, dtype=None):
     return m.eval().requires_grad_(False)
 
 # %% ../nbs/04_models.ipynb #b7bff089
+_SETTINGS = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet", "AutoencoderKL": "vae", "AutoencoderTiny": "vae",
+             "CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder", "CLIPTokenizer": "tokenizer"}
+
+def _check_files(spec, places, files, inside={}) -> tuple:
+    "Hold every configuration file of a model against the table in `configuration`: (model_index.json, notes); raises `ModelError`."
+    index = Path(files["scheduler"]).parent/"model_index.json"; index = _read_json(index) if index.is_file() else {}
+    said = [("scheduler", "scheduler/scheduler_config.json", spec.scheduler, _read_json(files["scheduler"]/"scheduler_config.json")), ("model_index", "model_index.json", "", index)]
+    for k, (cls, _) in places.items():
+        name = "tokenizer_config.json" if cls == "CLIPTokenizer" else "config.json"
+        if cls and (files[k]/name).is_file(): said.append((_SETTINGS[cls], f"{k}/{name}", cls, _read_json(files[k]/name)))
+    said += [(_SETTINGS[cls], k, cls, c) for k, (cls, c) in inside.items()]
+    return index, [n for part, where, cls, c in said for n in check_configuration(part, c, f"{spec.key}: {where}", cls, spec.family)]
+
 def _places(spec, controlnet, lora, vae) -> dict:
     "Say where each component should come from: {component: (class, Source)}."
     sub = lambda name: replace(spec.base, folder="/".join(x for x in (spec.base.folder, name) if x))
@@ -981,7 +1000,8 @@ def load_model(name,                     # registry name, local folder, .safeten
         inside = {k: v for k, v in inside.items() if k not in places}
     files = _resolve(spec, places)
     for k, (cls, _) in places.items():
-        if cls and cls != "CLIPTokenizer":
+        if cls == "CLIPTokenizer": _check_tokenizer(files[k])
+        elif cls:
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
@@ -990,15 +1010,17 @@ def load_model(name,                     # registry name, local folder, .safeten
 
 def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options, extra=()):
     import torch
-    notes, adapters = [], []; mods = load_single_file(single, inside, precision, device) if single else {}
+    notes, adapters = [], []; index, strange = _check_files(spec, places, files, inside)
+    mods = load_single_file(single, inside, precision, device) if single else {}
     if single and precision == "fp16" and "vae" in mods and mods["vae"].dtype == torch.float32: notes.append(_UPCAST)
     for k, (cls, _) in places.items():
         if not cls: continue
         if cls == "CLIPTokenizer": mods[k] = _load_tokenizer(files[k]); continue
         p = precision
-        if k == "vae" and p == "fp16" and _read_json(files[k]/"config.json").get("force_upcast", cls == "AutoencoderKL"):
+        if k == "vae" and p == "fp16" and upcasts(_read_json(files[k]/"config.json"), spec.family, cls):
             p = "fp32"; notes.append(_UPCAST)
         mods[k] = _load_part(cls, files[k], p, device)
+    if precision == "fp16" and str(device).startswith("cpu"): notes.append("fp16 saves memory on a CPU and is slower there than fp32")
     asked = [(Lora(files["lora"]), str(spec.lora), file_hash(files["lora"]), True)] if "lora" in files else []
     asked += [(x, x.name, file_hash(x.path), False) for x in extra]
     if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0, hash=_mini_lora_hash(spec)))
@@ -1009,13 +1031,15 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
         if k in mods: quantize(mods[k], precision, device)
     sched = _read_json(files["scheduler"]/"scheduler_config.json"); sched["_class_name"] = spec.scheduler
     if single: files = dict(files, checkpoint=single)
+    zeros = zeros_for_empty(index, spec.family)
     used = sorted({f for k, p in files.items() for f in ([p] if p.is_file() else p.glob("*.json")
                                             if k in ("scheduler", "tokenizer", "tokenizer_2")
                                             else [p/"config.json", *weight_files(p, precision)[1]])})
+    revision = _revision(used, precision, adapters[len(adapters)-len(extra):] if extra else ())
     c = Components(spec, mods["vae"], mods["unet"], mods.get("controlnet"), mods["tokenizer"], mods.get("tokenizer_2"), mods["text_encoder"],
                    mods.get("text_encoder_2"),
-                   sched, _revision(used, precision, adapters[len(adapters)-len(extra):] if extra else ()), precision, tuple(adapters), tuple(notes),
-                   {k: str(p) for k, p in files.items()})
+                   sched, content_hash(revision, "zeros") if zeros else revision, precision, tuple(adapters), (*notes, *strange),
+                   {k: str(p) for k, p in files.items()}, zero_negative=zeros)
     return speed_up(c.to(device), *options)
 
 def _revision(used, precision, loras) -> str:
@@ -1082,17 +1106,39 @@ def load_single_file(path,                    # a checkpoint in the original key
         for n, b in [(n, b) for n, b in m.named_buffers() if b.is_meta]:  # CLIP's position ids are not stored
             owner, _, name = n.rpartition(".")
             m.get_submodule(owner).register_buffer(name, torch.arange(b.shape[-1]).expand(b.shape).clone(), persistent=False)
-        p = "fp32" if k == "vae" and precision == "fp16" and m.config.get("force_upcast", True) else precision
+        p = "fp32" if k == "vae" and precision == "fp16" and upcasts(config, "sdxl" if "text_encoder_2" in configs else "sd15", cls) else precision
         out[k] = _own_memory(m, getattr(torch, compute_dtype(p, device)))
     return out
+
+def _check_tokenizer(folder):
+    "Raise `ModelError` unless a CLIP tokenizer's vocabulary is there and readable; without one transformers makes an empty one."
+    folder = Path(folder)
+    if (folder/"tokenizer.json").is_file(): _read_json(folder/"tokenizer.json"); return
+    lost = [n for n in ("vocab.json", "merges.txt") if not (folder/n).is_file() or not (folder/n).stat().st_size]
+    if lost: raise ModelError(f"{folder} lacks {' and '.join(lost)}: a tokenizer without its vocabulary reads nothing; fetch or copy the model again")
+    if not _read_json(folder/"vocab.json"): raise ModelError(f"{folder/'vocab.json'} is empty: fetch or copy the model again")
 
 def _load_tokenizer(folder):
     from transformers import CLIPTokenizer
     try: return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as e: raise ModelError(f"{folder} holds no readable CLIP tokenizer ({type(e).__name__}): fetch or copy the model again") from e
 
+def _check_lengths(spec, m):
+    "Raise `ModelError` unless prompts fit the text encoders, and sizes and pooled text the UNet."
+    for k in ("", "_2"):
+        if f"text_encoder{k}" not in m: continue
+        n, most = m[f"tokenizer{k}"].model_max_length, m[f"text_encoder{k}"].config.max_position_embeddings
+        if n > most:
+            raise ModelError(f"model {spec.key!r}: its tokenizer{k} makes {n:g} tokens (model_max_length) and text_encoder{k} has {most} places: these parts belong to different models")
+    u = m["unet"].config
+    if u.addition_embed_type != "text_time" or "text_encoder_2" not in m: return
+    want, have = u.projection_class_embeddings_input_dim, 6*u.addition_time_embed_dim+m["text_encoder_2"].config.projection_dim
+    if want != have:
+        raise ModelError(f"model {spec.key!r}: the UNet wants {want} numbers beside the text (projection_class_embeddings_input_dim) and six sizes and the pooled text are {have}: use a model of SDXL's base kind")
+
 def _check_fit(spec, m):
     "Raise `ModelError` unless text encoders, ControlNet and VAE fit the UNet."
+    _check_lengths(spec, m)
     u, cross = m["unet"].config, m["text_encoder"].config.hidden_size+(m["text_encoder_2"].config.hidden_size if "text_encoder_2" in m else 0)
     if u.cross_attention_dim != cross:
         raise ModelError(f"model {spec.key!r}: the UNet reads text states of width {u.cross_attention_dim}, the text encoders give {cross}: these "
@@ -1176,7 +1222,8 @@ def diagnose(name,                     # model, as for `load_model`
         if not p or not p.exists(): found.append(Finding(k, str(src), "missing", expect.get(k, 0))); continue
         try:
             files = [f for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file()]
-            if cls and cls != "CLIPTokenizer": _read_json(p/"config.json"); files = [p/"config.json", *weight_files(p, precision)[1]]
+            if cls == "CLIPTokenizer": _check_tokenizer(p)
+            elif cls: _read_json(p/"config.json"); files = [p/"config.json", *weight_files(p, precision)[1]]
             for f in files:
                 if f.suffix == ".safetensors": read_header(f)
             found.append(Finding(k, str(src), "ok", sum(f.stat().st_size for f in files)))
@@ -1190,6 +1237,7 @@ def _diagnose_mini(spec):
     for k, p in {**{c: root/c for c in shared}, "unet": own/"unet", **adapter}.items():
         files = [f for f in p.glob("*") if f.is_file()]
         try:
+            if files and k.startswith("tokenizer"): _check_tokenizer(p)
             for f in files:
                 if f.suffix == ".safetensors": read_header(f)
             rows.append(Finding(k, p.name, "ok" if files else "missing", sum(f.stat().st_size for f in files)))
@@ -1206,6 +1254,8 @@ def _wanted(names: list, cls: str, src: Source, precision: str) -> list:
     "Choose the files of one component out of a repository's list of files."
     inside = [n for n in names if n.startswith(src.folder+"/")] if src.folder else [n for n in names if "/" not in n]
     if src.file: return [n for n in names if n == "/".join(x for x in (src.folder, src.file) if x)]
+    if cls == "CLIPTokenizer" and inside and not {"tokenizer.json"} <= (own := {n.rpartition("/")[2] for n in inside}) and not {"vocab.json", "merges.txt"} <= own:
+        raise ModelError(f"{src} offers no vocabulary (vocab.json and merges.txt, or tokenizer.json): use another repository")
     if not cls or cls == "CLIPTokenizer": return [n for n in inside if n.endswith((".json", ".txt"))]
     config = [n for n in inside if n.endswith("config.json")]
     for v in ((None, "fp16") if precision == "fp32" else ("fp16", None)):
@@ -1238,6 +1288,8 @@ def fetch(name,                     # model, as for `load_model`
             if not names:
                 raise ModelError(f"{src} is not among the files of its repository at revision {src.revision!r}: correct the spec of {spec.key!r}")
             wanted |= {n: listed[n] for n in names}
+            about = "/".join(x for x in (spec.base.folder, "model_index.json") if x)   # says what stands in for an absent negative prompt
+            if src.repo == spec.base.repo and about in listed: wanted[about] = listed[about]
         need = sum(s.size or 0 for _, w in jobs.values() for s in w.values()); cache = hub_cache(); cache.mkdir(parents=True, exist_ok=True)
         if need > shutil.disk_usage(cache).free:
             raise ModelError(f"{spec.key!r} needs {need/1e9:.1f} GB and {cache} has {shutil.disk_usage(cache).free/1e9:.1f} GB free: free some "
