@@ -90,6 +90,14 @@ def imported_modules(src: str) -> list:
             names += [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return [n.partition(".")[2] for n in names if n.startswith("fastedit.") and n != "fastedit.__version__"]
 
+def owner_of(name: str, home: dict) -> tuple:
+    "Find who exports a name: (module or package, rank, notebook), of a package its latest notebook; (None, 0, None) if nobody does."
+    for n in (name, name.rpartition(".")[0]):
+        if n in home: return n, *home[n]
+    for n in (name, name.rpartition(".")[0]):
+        if inside := [v for m, v in home.items() if n and m.startswith(n + ".")]: return n, *max(inside, key=lambda v: v[0])
+    return None, 0, None
+
 def check_layers(root: Path) -> list:
     "exported cells import from earlier notebooks only, one module a notebook"
     bad, home, exported = [], {}, []
@@ -108,11 +116,9 @@ def check_layers(root: Path) -> list:
             try: names = imported_modules(src)
             except SyntaxError as e: bad.append(f"{p.relative_to(root)}: an exported cell is no plain Python ({e.msg}, line {e.lineno})"); continue
             for n in names:
-                owner = next((m for m in (n, n.rpartition(".")[0]) if m in home), None)
-                if owner is None:
-                    if not any(m.startswith(n + ".") for m in home):
-                        bad.append(f"{p.relative_to(root)}: imports fastedit.{n}, which no notebook exports: import from the module that defines it")
-                elif home[owner][0] >= rank: bad.append(f"{p.relative_to(root)}: imports fastedit.{owner} of {home[owner][1].name}, which is not an earlier notebook")
+                owner, at, where = owner_of(n, home)
+                if owner is None: bad.append(f"{p.relative_to(root)}: imports fastedit.{n}, which no notebook exports: import from the module that defines it")
+                elif at >= rank: bad.append(f"{p.relative_to(root)}: imports fastedit.{owner} of {where.name}, which is not an earlier notebook")
     return list(dict.fromkeys(bad))
 
 def check_size(root: Path) -> list:

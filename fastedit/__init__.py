@@ -1,5 +1,7 @@
 "Fast, local, text-guided editing of an existing image with distilled diffusion models."
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from .core import (Cancelled, DataError, FastEditError, ImageError, MaskError, MemoryPlanError, ModelError, NumericalError,
                    OptionError, PromptError)
 
@@ -20,5 +22,25 @@ def __getattr__(name: str):
     else: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
+
+class _Moved:
+    "Import a module by the name that it had before it became a package: `picturebook` is `world`."
+    names = dict(picturebook="world")
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        package, _, module = name.partition(".")
+        if package == __name__ and module in cls.names: return ModuleSpec(name, cls)
+
+    @classmethod
+    def create_module(cls, spec):
+        module = import_module(f"{__name__}.{cls.names[spec.name.partition('.')[2]]}")
+        cls.own = module.__spec__
+        return module
+
+    @classmethod
+    def exec_module(cls, module): module.__spec__ = cls.own
+
+sys.meta_path.append(_Moved)
 
 def __dir__() -> list: return sorted({*globals(), *_lazy, "__version__"})

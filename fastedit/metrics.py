@@ -512,7 +512,7 @@ def throughput(profile: str="drawn",  # key of `PROFILES`
               ) -> dict:              # profile, n, size, uncached and cached in edits per second, networks, unavailable
     "Time the scoring of drawn edits: uncached, and again for another method's outcomes of the same edits, whose sources and prompts are known by then."
     import time
-    from fastedit import picturebook as pb
+    from fastedit import world as pb
     if n < 1: raise OptionError(f"n={n}: time at least one edit")
     size = 64 if profile == "drawn" else 512
     def big(x): return x if size == 64 else np.asarray(Image.fromarray(x).resize((size, size), Image.NEAREST))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from .core import DataError, ImageError, MaskError, OptionError, atomic_write
 from .images import FORMATS, MAX_SIDE, MIN_SIDE, load_image, load_mask
-from .picturebook import EDIT_TYPES, mask_to_runs
+from .world import EDIT_TYPES, mask_to_runs
 
 # %% ../nbs/31_piebench.ipynb #36b3a524
 SIDE = 512  # of PIE-Bench's pictures

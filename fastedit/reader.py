@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 import torch
 from torch import nn
-from . import picturebook as pb
+from . import world as pb
 from .core import ImageError, ModelError, PromptError
 from .images import fit, load_image, to_tensor
 from .models import file_hash, weights_dir
@@ -155,7 +155,7 @@ def _unchanged(reading, target, source) -> list:
     return out+[getattr(reading, k) == old for k in ("background", "style") if (old := getattr(source, k)) and (v := getattr(target, k)) and v != old]
 
 def judge_edit(reading: Reading,       # what was read in the edited picture
-               edit,                   # a `picturebook.Edit`, or the target prompt
+               edit,                   # a `world.Edit`, or the target prompt
                source_prompt: str=None # with a target prompt: what the source picture showed
               ) -> dict:               # success (bool), ignored (bool), missed (tuple of words)
     "Judge an edit by its prompts; without a source prompt nothing counts as ignored. Raises `PromptError` for a prompt that names nothing known."

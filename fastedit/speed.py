@@ -22,7 +22,7 @@ def stock_pipeline(parts: Components  # a loaded model with a ControlNet
     if parts.controlnet is None: raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded, and the stock pipeline of this comparison needs one: load one, or use another model")
     kw = dict(vae=parts.vae, unet=parts.unet, controlnet=parts.controlnet, tokenizer=parts.tokenizer, text_encoder=parts.text_encoder, scheduler=parts.scheduler_object())
     if parts.text_encoder_2 is None: p = diffusers.StableDiffusionControlNetImg2ImgPipeline(safety_checker=None, feature_extractor=None, requires_safety_checker=False, **kw)
-    else: p = diffusers.StableDiffusionXLControlNetImg2ImgPipeline(tokenizer_2=parts.tokenizer_2, text_encoder_2=parts.text_encoder_2, force_zeros_for_empty_prompt=False, add_watermarker=False, **kw)
+    else: p = diffusers.StableDiffusionXLControlNetImg2ImgPipeline(tokenizer_2=parts.tokenizer_2, text_encoder_2=parts.text_encoder_2, force_zeros_for_empty_prompt=parts.zero_negative, add_watermarker=False, **kw)
     p.set_progress_bar_config(disable=True)
     return p
 
@@ -114,7 +114,7 @@ class Bench:
                  steps: int=2,          # denoising steps that both sides execute
                  repeats: int=9,        # of each comparison
                  size: tuple=None):     # (width, height) to work at; None: the model's own
-        from fastedit import picturebook as pb
+        from fastedit import world as pb
         from PIL import Image
         from fastedit.conditions import control_map
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1: raise OptionError(f"repeats={repeats!r}: give a whole number of at least 1")
@@ -297,7 +297,7 @@ def bench_speed(models: tuple=("mini", "mini-s"),  # registry names, folders or 
     return SpeedReport(tuple(timings), tuple(told), machine)
 
 # %% ../nbs/25_speed.ipynb #9aaa0a26
-def precision_costs(edits: list,            # `picturebook.Edit`s to try
+def precision_costs(edits: list,            # `world.Edit`s to try
                     model: str="mini",      # registry name or folder
                     precisions: tuple|None=None,  # keys of `PRECISIONS`; None: all that work here
                     judge=None,             # called with (image, edit): whether the edit succeeded; None: not judged

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from .core import OptionError, atomic_write, progress
-from . import picturebook as pb
+from . import world as pb
 from .denoiser import guidance_embedding
 from .schedules import NoiseSchedule, boundary, lcm_grid
 

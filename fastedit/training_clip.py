@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
-from . import picturebook as pb
+from . import world as pb
 from .core import atomic_write
 from .metrics import Clip
 from .training import SIZE, TRAIN, _spoil, caption_words, fit, held_out, load_tokenizer, pictures, to_batch, write_tokenizer

@@ -5,7 +5,7 @@ import pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
 from fastedit import bench as B
-from fastedit import picturebook as pb
+from fastedit import world as pb
 from fastedit.bench import HEADLINE, PRESETS, Judge, RowFile, bench_request, draw_trade_off, make_runs, merge_runs, open_dataset, read_bench, read_config, read_rows, read_run, run_bench, structure_error
 from fastedit.cli import app
 from fastedit.core import DataError, FastEditError, ModelError, OptionError, PromptError

@@ -1,7 +1,7 @@
 """On a GPU: the same picture as on the CPU, from every policy and every precision; memory within the plan; a full card is no catastrophe. Skipped where torch sees no CUDA device."""
 import numpy as np, pytest, torch
 from PIL import Image
-from fastedit import memory as Q, models as M, picturebook as pb
+from fastedit import memory as Q, models as M, world as pb
 from fastedit.core import MemoryPlanError, OptionError
 from fastedit.editor import FastEditor, bench_memory, weigh_on_gpu
 

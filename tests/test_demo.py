@@ -2,7 +2,7 @@
 import json, math
 import numpy as np, pytest, torch
 from PIL import Image
-from fastedit import picturebook as pb
+from fastedit import world as pb
 from fastedit.core import ModelError, OptionError
 from fastedit.demo import METHODS, comparison, demo_edits, measure, psnr, run_demo
 from fastedit.models import random_weights

@@ -3,7 +3,7 @@ import json, shutil
 from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
-from fastedit import FastEditor, flow as F, models as M, picturebook as pb
+from fastedit import FastEditor, flow as F, models as M, world as pb
 from fastedit.core import Cancelled, MemoryPlanError, ModelError, NumericalError, OptionError
 
 KEYS = {"flux2-klein": None, "flux-kontext": 2.5, "qwen-image-edit": 4.}   # row -> guidance at which a step costs one evaluation, or two for Qwen

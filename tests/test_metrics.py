@@ -312,7 +312,7 @@ def test_fetching_reports_failures_and_goes_on(monkeypatch, tmp_path):
 # ---- the drawn world
 
 def test_drawn_profile_on_a_drawn_entry(tmp_path):
-    from fastedit.picturebook import write_benchmark
+    from fastedit.world import write_benchmark
     from fastedit.piebench import read_data
     data = read_data(write_benchmark(tmp_path/"d", per_type={1: 1, 9: 1}, quiet=True)); s = Scorer("drawn", only=["mse-truth", "psnr-bg", "reader-success", "ssim-truth"])
     true, same = s([Pair.of(e, e.load_target()) for e in data]), s([Pair.of(e, e.load()) for e in data])

@@ -1,7 +1,7 @@
 "The shipped mini models: size, stock loading, equality with stock pipelines, what they must be able to do."
 import numpy as np, pytest, torch
 from PIL import Image
-from fastedit import FastEditor, mini_path, picturebook as pb
+from fastedit import FastEditor, mini_path, world as pb
 from fastedit.conditions import canny
 from fastedit.models import load_model, weights_dir
 from fastedit.training import held_out, psnr, to_batch

@@ -340,6 +340,36 @@ def test_mini_path_is_safe_when_many_want_it_at_once(weights, monkeypatch, tmp_p
     [t.start() for t in ts]; [t.join() for t in ts]
     assert len(got) == 6 and len(set(got)) == 1 and len(list((tmp_path/"c").iterdir())) == 1
 
+def _truncate(p): _cut(p/"unet"/"diffusion_pytorch_model.safetensors")
+def _flip(p): f = p/"unet"/"diffusion_pytorch_model.safetensors"; b = bytearray(f.read_bytes()); b[-1] ^= 1; f.write_bytes(bytes(b))
+def _foreign(p): shutil.copyfile(p/"vae"/"diffusion_pytorch_model.safetensors", p/"unet"/"diffusion_pytorch_model.fp16.safetensors")
+def _exchanged(p): shutil.copyfile(p/"vae"/"diffusion_pytorch_model.safetensors", p/"unet"/"diffusion_pytorch_model.safetensors")
+def _file_for_folder(p): shutil.rmtree(p/"vae"); (p/"vae").write_text("")
+def _file_for_all(p): shutil.rmtree(p); p.write_text("")
+def _dangling(p): shutil.rmtree(p); p.symlink_to(p.parent/"nowhere")
+def _locked(p): (p/"vae"/"config.json").chmod(0); (p/"unet").chmod(0)
+
+@pytest.mark.parametrize("spoil", [_truncate, _flip, _foreign, _exchanged, _file_for_folder, _file_for_all, _dangling, _locked, lambda p: _empty(p/"vae"/"diffusion_pytorch_model.safetensors"),
+    lambda p: (p/"vae"/"config.json").write_text("{"), lambda p: (p/"tokenizer"/"vocab.json").unlink(), lambda p: shutil.rmtree(p/"text_encoder"), lambda p: (p/".fastedit.json").write_text("[")])
+def test_a_damaged_assembled_model_heals_itself(weights, monkeypatch, tmp_path, spoil):
+    monkeypatch.setenv("FASTEDIT_WEIGHTS", str(weights)); monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path/"c"))
+    p = M.mini_path("mini-s"); whole = M._listing(p); spoil(p)
+    assert M.mini_path("mini-s") == p and M._listing(p) == whole and M.sealed(p) and [x.name for x in p.parent.iterdir()] == [p.name]
+
+def test_a_folder_that_cannot_be_read_is_not_sealed(tmp_path, monkeypatch):
+    (tmp_path/"a.json").write_text("{}"); M.seal(tmp_path); assert M.sealed(tmp_path)
+    def refused(path): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(M, "file_hash", refused); assert not M.sealed(tmp_path)
+
+def test_a_damaged_vocabulary_in_the_cache_is_written_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path)); p = M.openai_tokenizer(); whole = M._listing(p); (p/"vocab.json").write_text("{")
+    assert M.openai_tokenizer() == p and M._listing(p) == whole
+    q = M._default_scheduler(); (q/"scheduler_config.json").write_text(""); assert M._default_scheduler() == q and M._read_json(q/"scheduler_config.json")["num_train_timesteps"] == 1000
+
+def test_damaged_weights_of_the_package_are_named(weights, monkeypatch, tmp_path):
+    shutil.copytree(weights, tmp_path/"w"); monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path/"w")); _cut(tmp_path/"w"/"vae"/"diffusion_pytorch_model.safetensors")
+    with pytest.raises(ModelError, match="vae.diffusion_pytorch_model.safetensors.*force-reinstall"): M.mini_path("mini-s")
+
 def test_mini_path_errors(weights, monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="mini-s"): M.mini_path("maxi")
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path/"none"))

@@ -191,7 +191,7 @@ def test_what_is_packed_is_decided_by_machine_and_model(parts, folders, monkeypa
 def test_policies_and_packing_go_together(parts):
     from fastedit import FastEditor
     from fastedit.memory import RESIDENCIES, live_tensors
-    from fastedit.picturebook import render, sample_scene
+    from fastedit.world import render, sample_scene
     import numpy as np
     picture, kw = render(sample_scene(9_000_001), 64), dict(method="img2img", control="canny", guidance=2., steps=2); want = FastEditor(parts)(picture, "a cup", **kw)
     for policy in RESIDENCIES:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
-from fastedit import picturebook as pb
+from fastedit import world as pb
 from fastedit.core import ImageError, ModelError, PromptError
 from fastedit.reader import GROUNDS, HEADS, LOOKS, Reader, Reading, judge_edit, labels_of, load_reader, places_of, read, read_images, reading_of
 

@@ -6,7 +6,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from fastedit import report as R
 from fastedit.core import DataError, OptionError
-from fastedit.picturebook import write_benchmark
+from fastedit.world import write_benchmark
 from fastedit.piebench import read_data
 from fastedit.stats import difference_interval, holm, mean_interval, minimal_difference
 

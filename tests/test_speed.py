@@ -2,7 +2,7 @@
 import itertools, json
 import pytest, torch
 from typer.testing import CliRunner
-from fastedit import picturebook as pb, speed as S
+from fastedit import world as pb, speed as S
 from fastedit.core import ModelError, OptionError
 from fastedit.models import load_model, random_model
 

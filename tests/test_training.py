@@ -149,7 +149,7 @@ def test_a_distillation_goes_on_from_the_packages_lora_if_it_fits():
 
 def test_a_resumed_distillation_starts_its_target_from_the_checkpoint(tmp_path, monkeypatch):
     import numpy as np
-    from fastedit import picturebook as pb
+    from fastedit import world as pb
     drawn, judged = np.stack([pb.render(pb.sample_scene(i), 64) for i in range(64)]), tr._judged
     monkeypatch.setattr(tr, "TRAIN", 64); monkeypatch.setattr(tr, "pictures", lambda state, quiet=False: drawn); monkeypatch.setattr(tr, "_judged", lambda state: judged(state, 2))
     for steps in (1, 2): tr.train_lcm(tmp_path, steps=steps, batch=32, quiet=True)

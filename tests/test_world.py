@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from fastedit.core import DataError, OptionError, PromptError, canonical_json
-from fastedit.picturebook import *
-from fastedit.picturebook import _FOLDERS, _GROUNDS, _SHAPES, _alike, _ground, _remembered_ground
+from fastedit.world import *
+from fastedit.world.benchmark import _FOLDERS
+from fastedit.world.drawing import _GROUNDS, _SHAPES, _ground, _remembered_ground
+from fastedit.world.words import alike as _alike
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 seeds, types = st.integers(0, 10**7), st.sampled_from(range(10))
@@ -255,8 +257,8 @@ def test_edited_scenes_lie_in_the_trained_world():
 
 def test_no_edit_shares_its_scene_with_training(monkeypatch):
     asked = []
-    import fastedit.picturebook as pb
-    monkeypatch.setattr(pb, "sample_scene", lambda seed, sample=sample_scene: (asked.append(seed), sample(seed))[1])
+    from fastedit.world import edits
+    monkeypatch.setattr(edits, "sample_scene", lambda seed, sample=sample_scene: (asked.append(seed), sample(seed))[1])
     for t in range(10):
         for s in range(20): sample_edit(t, s)
     assert min(asked) >= EDIT_SEEDS > TRAINING_SEEDS and len(set(asked)) == len(asked)
@@ -328,9 +330,9 @@ def test_a_bad_number_of_edits_is_refused_before_anything_is_written(tmp_path, p
     assert not (tmp_path/"new").exists()
 
 def test_a_broken_off_benchmark_can_be_told_and_redone(tmp_path, monkeypatch):
-    import fastedit.picturebook as pb
+    from fastedit.world import benchmark
     def fail(*args): raise RuntimeError("power cut")
-    monkeypatch.setattr(pb, "_png", fail)
+    monkeypatch.setattr(benchmark, "png_bytes", fail)
     with pytest.raises(RuntimeError): write_benchmark(tmp_path, 1, quiet=True)
     assert not (tmp_path/"mapping_file.json").exists()
     monkeypatch.undo(); write_benchmark(tmp_path, 1, overwrite=True, quiet=True)
