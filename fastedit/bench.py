@@ -475,7 +475,7 @@ def _without_times(row): return {k: v for k, v in row.items() if not k.startswit
 
 def _cell(row, k, how):
     v, lo, hi = (row[f"{k}{s}"] for s in ("", "_low", "_high"))
-    return "-" if v is None else how(v) if lo is None else f"{how(v)} [{how(lo)}, {how(hi)}]"
+    return "-" if v is None else how(v) if lo is None or hi is None else f"{how(v)} [{how(lo)}, {how(hi)}]"
 
 @dataclass
 class Bench:

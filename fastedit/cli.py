@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from typer.core import TyperGroup
-from .core import FastEditError, OptionError, PromptError, atomic_write, progress, read_value
+from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, progress, read_value
 
 # %% ../nbs/90_cli.ipynb #b70ca73a
 def _say(text): print(text, file=sys.stderr, flush=True)
@@ -21,7 +21,7 @@ def _say(text): print(text, file=sys.stderr, flush=True)
 def _fail(error) -> int:
     "Say in one line what went wrong and return the exit code."
     if os.environ.get("FASTEDIT_DEBUG"): raise error
-    if isinstance(error, KeyboardInterrupt): _say(f"\nfastedit: {error or 'interrupted; no file was left half-written'}"); return 130
+    if isinstance(error, KeyboardInterrupt): _say(f"\nfastedit: {str(error) or 'interrupted; no file was left half-written'}"); return 130
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FastEditError): _say(f"fastedit: {text}"); return 2 if isinstance(error, (OptionError, PromptError)) else 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -52,6 +52,12 @@ def _start(ctx: typer.Context, version: Annotated[bool, typer.Option("--version"
     if version: import fastedit; print(fastedit.__version__); raise typer.Exit()
     if ctx.invoked_subcommand is None:
         print(ctx.get_help()); print("\nNew here? `fastedit demo` edits a dozen drawn scenes with the model that comes along: no network, about a minute.")
+
+# %% ../nbs/90_cli.ipynb #ff1c7043
+def _tolerant():
+    "Let a terminal show what it can: letters beyond its encoding are replaced instead of ending the command."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
 
 # %% ../nbs/90_cli.ipynb #2a9bf224
 @contextmanager
@@ -103,12 +109,9 @@ def _options(given):
         out[k.strip()] = read_value(v)
     return out
 
-def _writable(path: Path, suffixes=()):
+def _writable(path: Path, suffixes=(), **inputs):
     "Refuse an output that cannot be written before anything is computed."
-    if suffixes and path.suffix.lower() not in suffixes: raise OptionError(f"{path}: cannot write the format {path.suffix or '(no suffix)'!r}: use {', '.join(suffixes)}")
-    if path.is_dir(): raise OptionError(f"{path} is a folder: give the name of a file in it")
-    up = next((p for p in [path.parent, *path.parent.parents] if p.exists()), Path("."))
-    if not up.is_dir() or not os.access(up, os.W_OK): raise OptionError(f"{path} cannot be written: {up} is not a folder that you may write to; choose another place")
+    check_output(path, suffixes, inputs)
 
 def _write_json(data, where):
     text = json.dumps(data, indent=1, allow_nan=False)
@@ -138,7 +141,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          feather: Annotated[float, typer.Option(min=0, help="Inward ramp of the mask, pixels.")]=2.,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")]=None,
          seed: Annotated[int, typer.Option(min=0, help="Of the noise.")]=0,
-         precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, ..., as the model offers.")]="fp32",
+         precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, ...; if not given, fp32 on a CPU, and on a GPU the model's own: fp16 for the full-size ones.")]=None,
          device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]=None,
          residency: Annotated[str, typer.Option(help="Which networks stay on the device: resident, text-cached, model-offload, group-offload, sequential, or auto (see `fastedit plan`).")]="resident",
          budget: Annotated[float, typer.Option(help="GiB of the device that may be used; all that is free if not given.")]=None,
@@ -148,9 +151,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          quiet: _Quiet=False):
     "Edit IMAGE so that it shows PROMPT."
     if not prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
-    _writable(out, _SUFFIXES)
-    if out.exists() and image.exists() and out.samefile(image): raise OptionError(f"{out} is the picture itself: choose another name, so that the original stays")
-    if mask is not None and out.exists() and mask.exists() and out.samefile(mask): raise OptionError(f"{out} is the mask itself: choose another name, so that it stays")
+    _writable(out, _SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     from fastedit.images import load_image, load_mask
@@ -360,6 +361,7 @@ def _fetch_metrics(quiet):
 
 def main():
     "Run the command line."
+    _tolerant()
     try: app()
     except KeyboardInterrupt as e: sys.exit(_fail(e))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from . import images, memory, schedules
 from .conditions import CONDITIONS, control_map
-from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash
+from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, in_words, legible
 from .denoiser import Denoiser, Noise, finite, spread
 from .quick import forget
 from .flow import check_flow, open_flow
@@ -39,7 +39,7 @@ class EditRequest:
     control_scale: object=None     # ControlNet scale, a number >= 0 or a curve; or several, one per UNet block (see `denoiser.spread`)
     schedule: str=None             # "continuous" or, for img2img, "stock"
     size: tuple=None               # (width, height) that the model works at; None: the bucket nearest to the picture
-    precision: str="fp32"          # precision of the networks
+    precision: str=None            # precision of the networks; None: the one that the editor has loaded
     feather: float=2.              # inward ramp of a pasted mask, pixels of the original
     seed: int=0                    # of the noise
     options: dict=field(default_factory=dict)  # the method's own options
@@ -49,7 +49,9 @@ class EditRequest:
     def __post_init__(self):
         for name in ("steps", "strength", "guidance", "source_guidance", "control_scale", "seed", "feather"):   # NumPy's and torch's single numbers
             if getattr(v := getattr(self, name), "ndim", None) == 0: object.__setattr__(self, name, v.item())
+        _check_kinds(self)
         for name in ("prompt", "negative_prompt", "source_prompt"):
+            if isinstance(v := getattr(self, name), str): object.__setattr__(self, name, legible(v))
             try: (getattr(self, name) or "").encode()
             except UnicodeEncodeError as e: raise PromptError(f"{name}={getattr(self, name)!r} holds bytes that are no text ({e.reason}): give it in UTF-8") from e
             except AttributeError: pass   # not text at all: said below
@@ -104,6 +106,34 @@ class EditRequest:
         found = images.read_metadata(path)
         if "request" not in found: raise DataError(f"{path} holds no fastedit request: only pictures saved by `edit.save` do")
         return cls.from_json(found["request"])
+
+# %% ../nbs/20_editor.ipynb #4740450e
+_NAMES = dict(method="the name of a method, such as 'ddcm'", model="a model's name or folder",
+              control=f"one of {', '.join(CONDITIONS)}: the map is drawn from the picture that is edited",
+              schedule="'continuous' or 'stock'", precision="a precision's name, such as 'fp16'",
+              image="nothing: the editor fills in the hash of the picture",
+              mask="nothing: the editor fills in the hash of the mask")
+_KINDS = dict(prompt="text", source_prompt="text", negative_prompt="text", steps="a whole number", strength="a number",
+              guidance="a number, or a curve such as 'linear:3:1'", source_guidance="a number",
+              control_scale="a number, or a curve such as 'linear:3:1'", size="(width, height) in pixels",
+              feather="a number of pixels", seed="a whole number")
+
+def _plain_value(v) -> bool:
+    "Whether a value is of those that a message can show and a file can hold."
+    if isinstance(v, (list, tuple)): return all(map(_plain_value, v))
+    return isinstance(v, (str, bytes, int, float, dict, set, type(None)))
+
+def _check_kinds(r: EditRequest):
+    "Refuse values of a kind that no request can hold; ranges and names are checked where they are known."
+    from fastedit.models import check_precision
+    for k, way in _NAMES.items():
+        v = getattr(r, k)
+        if v is None and k != "method" or isinstance(v, str) or k == "model" and isinstance(v, Path): continue
+        if k == "precision": check_precision(v)   # names the one that was meant by a torch type
+        raise OptionError(f"{k}={in_words(v)}: give {way}")
+    for k, way in _KINDS.items():
+        if _plain_value(v := getattr(r, k)) and not (isinstance(v, (bytes, set)) and "prompt" not in k): continue
+        raise (PromptError if "prompt" in k else OptionError)(f"{k}={in_words(v)}: give {way}")
 
 # %% ../nbs/20_editor.ipynb #73054e45
 @dataclass
@@ -186,7 +216,7 @@ class FastEditor:
     def __init__(self,
                  model="mini",              # registry name, local folder, single file, or loaded `models.Components`
                  device: str=None,          # "cpu", "cuda", ...; None: a GPU if there is one
-                 precision: str="fp32",     # "fp32", "fp16", "bf16"
+                 precision: str=None,       # key of `models.PRECISIONS`; None or "auto": fp32 on a CPU, on a GPU the model's native one, fp16 for the full-size ones
                  cache_bytes: int=1 << 30,  # what the stage cache may keep
                  residency: str="resident", # which networks stay on the device: a key of `memory.RESIDENCIES`, or "auto" for what the planner says
                  budget_gb: float=None,     # memory of the device that may be used, GiB; None: what it has
@@ -194,8 +224,8 @@ class FastEditor:
                  keep_negative: bool=False, # ask the unconditional half of an edit's first CFG pair by itself and keep it: a first edit costs one more call, every further prompt on the picture one evaluation less; after changing the UNet in place call `cache.clear()`
                  meter=None,                # a `memory.live_tensors` that weighs each edit, with a limit if it shall stand for a device
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
+        _check_editor(device, cache_bytes, load, meter, allow_smaller=allow_smaller, keep_negative=keep_negative)
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
-        if not isinstance(keep_negative, bool): raise OptionError(f"keep_negative={keep_negative!r}: use True or False")
         self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb, **load)
         if self.flow is not None: self.parts = self.flow
         else: self._load(model, device, precision, residency, budget_gb, load)
@@ -203,6 +233,11 @@ class FastEditor:
 
     @property
     def spec(self): return self.parts.spec
+
+    def __repr__(self):
+        where = self.flow.device if self.flow is not None else self.device
+        stays = "" if self.flow is not None else f", residency={self.memory.residency!r}"
+        return f"FastEditor({self.spec.key!r}, device={str(where)!r}, precision={self.parts.precision!r}{stays}): {self.spec.resolution}x{self.spec.resolution}"
 
     def __call__(self,
                  image,                    # anything that `images.load_image` takes
@@ -213,13 +248,16 @@ class FastEditor:
                  **settings                # fields of `EditRequest`
                 ) -> EditResult:
         "Edit `image` so that it shows `prompt`; raises a subclass of `FastEditError` in words, never leaves a hook behind."
+        if on_step is not None and not callable(on_step): raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a dict after each step, or None")
         if request is None:
             unknown = set(settings)-{f.name for f in fields(EditRequest)}
             if unknown: raise OptionError(f"unknown setting {', '.join(sorted(unknown))}: an edit has {', '.join(f.name for f in fields(EditRequest))}")
             if prompt is None: raise PromptError("no prompt was given: say what the picture shall show")
             request = EditRequest(prompt=prompt, **dict(dict(model=self.spec.key, precision=self.parts.precision, **({} if self.flow is None else dict(method="flow"))), **settings))
+        elif not isinstance(request, EditRequest): raise OptionError(f"request={in_words(request)}: give an EditRequest; EditRequest.from_json reads one from JSON, EditRequest.from_png from a saved edit")
         elif prompt is not None or settings: raise OptionError("give either a request or a prompt with settings, not both: use dataclasses.replace(request, ...) to change a request")
         if request.model != self.spec.key: raise OptionError(f"this editor has the model {self.spec.key!r} loaded, the request asks for {request.model!r}: make FastEditor({request.model!r})")
+        if request.precision in (None, "auto"): request = replace(request, precision=self.parts.precision)
         if request.precision != self.parts.precision: raise OptionError(f"this editor runs in {self.parts.precision}, the request asks for {request.precision}: make FastEditor({request.model!r}, precision={request.precision!r})")
         with self._lock, torch.no_grad(): return (self._edit if self.flow is None else self._edit_flow)(images.load_image(image), mask, request, on_step)
 
@@ -238,10 +276,12 @@ class FastEditor:
     # --- memory
     def _load(self, model, device, precision, residency, budget_gb, load):
         "Decide what stays where, then load the model there; what cannot fit is refused before anything is loaded."
-        from fastedit.models import PRECISIONS, Components, check_device, default_device, find_spec, load_model
+        from fastedit.models import PRECISIONS, Components, check_device, check_precision, chosen_precision, default_device, find_spec, load_model
         parts = model if isinstance(model, Components) else None
         self.device = check_device(device or (parts.device if parts else default_device()))
         known = find_spec(model) if parts is None else parts.spec if parts.spec.arch else parts
+        if parts is not None: precision = _as_loaded(parts, precision, load)
+        else: check_precision(precision := chosen_precision(known, precision, self.device), self.device)
         if parts is None and known.path and Path(known.path).is_file():   # only a loaded file says what is in it
             known = parts = load_model(model, device="cpu" if residency != "resident" else self.device, precision=precision, **load)
         self._plan = dict(model=known, precision=parts.precision if parts else precision, controlnet=load.get("controlnet", True) if parts is None else parts.controlnet is not None)
@@ -316,7 +356,7 @@ class FastEditor:
         if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: _photographic(source)): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
         return replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
-                       schedule=schedule, source_prompt=src, size=fit.model, options=check_options(m, r.options), image=seen,
+                       schedule=schedule, source_prompt=src, size=fit.model, precision=r.precision or self.parts.precision, options=check_options(m, r.options), image=seen,
                        mask=None if mask is None else pixel_hash(mask)), m, notes
 
     def denoiser(self, **kw) -> Denoiser:
@@ -429,6 +469,46 @@ def _versions():
 def versions() -> dict:
     "Versions of what computes an edit."
     return dict(_versions())   # looking them up takes longer than many a stage
+
+# %% ../nbs/20_editor.ipynb #a60ccf90
+def _check_editor(device, cache_bytes, load, meter, **switches):
+    "Refuse what an editor cannot be made with; raises `OptionError`."
+    from fastedit.models import check_device
+    if device is not None: check_device(device)
+    if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, int) or cache_bytes < 0:
+        raise OptionError(f"cache_bytes={in_words(cache_bytes)}: give a whole number of bytes, 0 or more; 1 << 30 is a GiB")
+    for k, v in switches.items():
+        if not isinstance(v, bool): raise OptionError(f"{k}={in_words(v)}: use True or False")
+    if meter is not None and not hasattr(meter, "by_label"):
+        raise OptionError(f"meter={in_words(meter)}: give what memory.live_tensors() makes, or None")
+    known = _keywords()
+    if wrong := [k for k in load if k not in known]: raise OptionError(_no_keyword(wrong[0], load[wrong[0]], known))
+
+@lru_cache(1)
+def _keywords() -> tuple:
+    "List what an editor can be made with, its own keywords and those that loading takes."
+    from inspect import signature
+    from fastedit.models import load_model
+    given = [*signature(FastEditor.__init__).parameters, *signature(load_model).parameters]
+    return tuple(k for k in dict.fromkeys(given) if k not in ("self", "load", "name"))
+
+def _no_keyword(name, value, known) -> str:
+    "Say that an editor has no such keyword, and which is near or where it belongs."
+    from difflib import get_close_matches
+    text = f"FastEditor has no keyword {name!r} (it was {in_words(value)})"
+    if name in {f.name for f in fields(EditRequest)}:
+        return f"{text}: it belongs to an edit: editor(picture, prompt, {name}=...)"
+    near = get_close_matches(name, known, 1)
+    return f"{text}: {f'did you mean {near[0]!r}? ' if near else ''}It takes {', '.join(known)}"
+
+# %% ../nbs/20_editor.ipynb #9b668dc7
+def _as_loaded(parts, precision, load) -> str:
+    "Take a loaded model as it is; what would have had to be said when it was loaded is refused."
+    if load: raise OptionError(f"{next(iter(load))}={in_words(next(iter(load.values())))}: this model is loaded already: give it to load_model")
+    if precision not in (None, "auto", parts.precision):
+        raise OptionError(f"precision={in_words(precision)}: this model was loaded in {parts.precision}: "
+                          "leave precision out, or load it anew with load_model(..., precision=...)")
+    return parts.precision
 
 # %% ../nbs/20_editor.ipynb #fea32068
 def weigh_edit(editor: FastEditor,     # any editor

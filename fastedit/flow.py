@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from .core import MemoryPlanError, ModelError, OptionError, content_hash
-from .models import PRECISIONS, ModelSpec, check_precision, compute_dtype, default_device, file_hash, find_spec, locate, module_bytes, quantize, read_header, tensor_bytes
+from .models import PRECISIONS, ModelSpec, check_precision, chosen_precision, compute_dtype, default_device, file_hash, find_spec, locate, module_bytes, quantize, read_header, tensor_bytes
 
 # %% ../nbs/08_flow.ipynb #9e77dc3c
 @dataclass(frozen=True)
@@ -176,13 +176,13 @@ def _narrowed(component: str, precision: str) -> bool:
 
 def load_flow(name,                      # registry name, or a `ModelSpec` of family "flow"
               device: str|None=None,     # torch device; None: CUDA if there is one, else CPU
-              precision: str="bf16",     # key of `PRECISIONS`; not fp16
+              precision: str="bf16",     # key of `PRECISIONS`; not fp16; None or "auto": fp32 on a CPU, else bf16
               residency: str="resident"  # "resident", "model-offload" or "sequential", by diffusers' own means; "auto": offload if a GPU is too small
              ) -> FlowModel:
     "Load a flow model through diffusers' own pipeline from this machine; raises `ModelError` before anything is loaded if it is absent or damaged."
     import diffusers, torch
     from fastedit.models import _quiet
-    spec = find_spec(name); device = device or default_device()
+    spec = find_spec(name); device = device or default_device(); precision = chosen_precision(spec, precision, device)
     if residency not in _RESIDENCY: raise OptionError(f"residency={residency!r}: a flow model runs through diffusers' own pipeline, which knows {', '.join(_RESIDENCY)}")
     if spec.pipeline not in FLOW: raise ModelError(f"model {spec.key!r} runs through {spec.pipeline or 'no pipeline'}: flow models here are those of {', '.join(FLOW)}")
     kind = check_precision(precision, device)

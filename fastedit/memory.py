@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from .core import FastEditError, MemoryPlanError, NumericalError, OptionError
+from .core import FastEditError, MemoryPlanError, NumericalError, OptionError, in_words
 from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize, tensor_bytes
 
 # %% ../nbs/05_memory.ipynb #a9a62dba
@@ -378,7 +378,7 @@ def predict_memory(model,                        # spec, registry name, local pa
                   ) -> Prediction:
     "Predict weights, activations and transfers of one edit, stage by stage; nothing is loaded."
     spec = model.spec if isinstance(model, Components) else find_spec(model)
-    if residency not in RESIDENCIES: raise OptionError(f"residency {residency!r} is unknown: use one of {', '.join(RESIDENCIES)}")
+    if not isinstance(residency, str) or residency not in RESIDENCIES: raise OptionError(f"residency {in_words(residency)} is unknown: use one of {', '.join(RESIDENCIES)}")
     if precision not in PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
     r, conf, (w, h), f = RESIDENCIES[residency], configurations(model, controlnet), size or (spec.resolution,)*2, spec.vae_factor
     batch, steps, num = batch or (2 if spec.guidance == "cfg"
@@ -496,7 +496,8 @@ def plan(model,                          # as for `predict_memory`
          controlnet=True                 # as for `predict_memory`
         ) -> Plan:
     "Choose precision, residency and VAE tiling for a budget; raises `MemoryPlanError` that names the smallest change that would fit."
-    if not budget_gb > 0: raise OptionError(f"a budget of {budget_gb} GiB holds nothing: give the card's free memory in GiB")
+    if isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)) or not 0 < budget_gb < math.inf:
+        raise OptionError(f"a budget of {in_words(budget_gb)} GiB holds nothing: give the card's free memory in GiB")
     if precision not in (None, *PRECISIONS): raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
     best, fits = _search(model, budget_gb*2**30, precision, size, batch, steps, controlnet)
     if fits: return Plan(budget_gb, best, predict_memory(model, best.precision, "resident", size, batch, steps, controlnet))
@@ -561,7 +562,7 @@ class Mover:
                  residency: str="resident",   # key of `RESIDENCIES`
                  device: str="cpu",           # the device that computes
                  meter=None):                 # a `live_tensors` whose `weights` is kept up to date (simulated devices)
-        if residency not in RESIDENCIES: raise OptionError(f"residency {residency!r} is unknown: use one of {', '.join(RESIDENCIES)}")
+        if not isinstance(residency, str) or residency not in RESIDENCIES: raise OptionError(f"residency {in_words(residency)} is unknown: use one of {', '.join(RESIDENCIES)}")
         self.parts, self.policy, self.device, self.meter = parts, RESIDENCIES[residency], _torch().device(device), meter
         self.home, self.moved, self.log, self.on, self.counts = {}, 0, [], set(), []
         parts.execution, parts.mover = self.device, self
@@ -791,9 +792,9 @@ def settings_for(model,                       # as for `predict_memory`
                  controlnet=True              # as for `predict_memory`
                 ) -> MemorySettings:
     "Make settings of a residency and a budget; raises `OptionError` for what is unknown and `MemoryPlanError`, with the plan's advice, for what cannot fit."
-    if residency not in ("auto", *RESIDENCIES): raise OptionError(f"residency {residency!r} is unknown: use auto, {', '.join(RESIDENCIES)}")
-    if budget_gb is not None and (isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)) or not budget_gb > 0):
-        raise OptionError(f"budget_gb={budget_gb!r}: give the memory that may be used, in GiB, above 0")
+    if not isinstance(residency, str) or residency not in ("auto", *RESIDENCIES): raise OptionError(f"residency {in_words(residency)} is unknown: use auto, {', '.join(RESIDENCIES)}")
+    if budget_gb is not None and (isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)) or not 0 < budget_gb < math.inf):
+        raise OptionError(f"budget_gb={in_words(budget_gb)}: give the memory that may be used, in GiB, above 0")
     if residency == "auto": return auto_settings(model, precision, device, size, free=budget_gb and int(budget_gb*2**30), controlnet=controlnet)
     if budget_gb is None: return MemorySettings(residency)
     spec = find_spec(model.spec if isinstance(model, Components) else model)

@@ -6,12 +6,11 @@
 __all__ = ['ARCHITECTURES', 'CONTROLNETS', 'VAES', 'MODELS', 'REFUSED', 'PRECISIONS', 'Architecture', 'build', 'count_parameters',
            'Source', 'Part', 'ModelSpec', 'user_models', 'read_models_toml', 'local_spec', 'find_spec', 'read_header',
            'weight_files', 'cache_dir', 'locate', 'on_hub', 'weights_dir', 'model_index', 'file_hash', 'mini_path',
-           'seal', 'sealed', 'read_lora', 'fuse_lora', 'attach_lora', 'Precision', 'compute_dtype', 'check_precision',
-           'precision_rows', 'quantize', 'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device',
-           'default_device', 'native_precision', 'chosen_precision', 'load_model', 'openai_tokenizer',
-           'load_single_file', 'way_in_words', 'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size',
-           'load_preview', 'clip_tokenizer', 'tiny_configs', 'random_model', 'random_lora', 'random_weights',
-           'hub_cache']
+           'seal', 'sealed', 'Precision', 'compute_dtype', 'check_precision', 'precision_rows', 'quantize',
+           'tensor_bytes', 'module_bytes', 'Components', 'speed_up', 'check_device', 'default_device',
+           'native_precision', 'chosen_precision', 'load_model', 'openai_tokenizer', 'load_single_file', 'way_in_words',
+           'Finding', 'Diagnosis', 'diagnose', 'fetch', 'working_size', 'load_preview', 'clip_tokenizer',
+           'tiny_configs', 'random_model', 'random_lora', 'random_weights', 'hub_cache']
 
 # %% ../nbs/04_models.ipynb #72be65e2
 import hashlib, json, logging, math, os, re, shutil, tempfile, warnings
@@ -19,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from .hub import Order, hub_cache, look, offline, order, ready, snapshot, take
 from .core import ModelError, OptionError, atomic_write, content_hash, in_words
+from .hub import Order, hub_cache, look, offline, order, ready, snapshot, take
+from .lora import Lora, apply_loras, asked_loras, attach_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
 for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes.backends.cpu.ops"):   # talk of an installed torchao or bitsandbytes while diffusers is imported
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -627,7 +627,7 @@ def _fuse_file(folder, adapter):
     "Replace a UNet's weights in `folder` by their sum with the LoRA, in fp32."
     from safetensors.torch import save_file
     unet = _load_part("UNet2DConditionModel", folder, "fp32")
-    fuse_lora(unet, read_lora(adapter, unet))
+    fuse_lora(unet, read_lora(adapter, unet)[0]["unet"])
     save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, Path(folder)/"diffusion_pytorch_model.safetensors", {"format": "pt"})
 
 # %% ../nbs/04_models.ipynb #17079fd5
@@ -688,67 +688,6 @@ def _check_package(path):
         reason = str(e).rsplit(":", 1)[0].rsplit("; ", 1)[0]
         raise ModelError(f"{reason}; it came with the package: pip install --force-reinstall fastedit") from e
 
-
-# %% ../nbs/04_models.ipynb #26debcd8
-_DOWN, _UP = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"), (".lora_up.weight", ".lora_B.weight",
-                                                                                                 ".lora.up.weight", "_lora.up.weight")
-
-def read_lora(path,  # a LoRA's .safetensors file, in kohya's or diffusers' key format
-              unet   # the UNet that it is for
-             ) -> dict:
-    "Read a LoRA as {layer name: (down, up, alpha/rank)}; raises `ModelError` if it does not fit the UNet."
-    from safetensors.torch import load_file
-    read_header(path); sd = load_file(path)
-    if any("input_blocks" in k for k in sd):  # Stability's original block names
-        from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
-        sd = {_sgm_name(k): v for k, v in _maybe_map_sgm_blocks_to_diffusers(dict(sd), unet.config).items()}
-    mods = dict(unet.named_modules()); flat = {n.replace(".", "_"): n for n in mods}
-    layers, lost = {}, []
-    for k, down in sd.items():
-        suffix = next((s for s in _DOWN if k.endswith(s)), None)
-        if suffix is None or k.startswith(("lora_te", "text_encoder")): continue
-        stem = k[:-len(suffix)]; up = sd.get(stem+_UP[_DOWN.index(suffix)]); alpha = sd.get(stem+".alpha")
-        name = stem.removeprefix("base_model.model.").removeprefix("unet.").removeprefix("lora_unet_").replace(".processor", "")
-        name = flat.get(name.replace(".", "_")) or flat.get(name.replace(".", "_")+"_0")  # old diffusers files write to_out for to_out.0
-        if name is None or up is None or not _lora_fits(mods[name], down, up): lost.append(stem); continue
-        layers[name] = (down, up, float(alpha)/down.shape[0] if alpha is not None else 1.0)
-    if lost:
-        raise ModelError(f"{path} does not fit this UNet: {len(lost)} of {len(lost)+len(layers)} layers, such as {lost[0]}, are not there or have "
-                         f"another shape. "
-                              "Each UNet needs its own LoRA (SSD-1B: lcm-lora-ssd-1b, SDXL: lcm-lora-sdxl, SD1.5: lcm-lora-sdv1-5)")
-    if not layers: raise ModelError(f"{path} holds no LoRA layers for a UNet: use a LoRA file in kohya's or diffusers' format")
-    return layers
-
-def _sgm_name(k: str) -> str:
-    for a, b in (("input_blocks", "down_blocks"), ("middle_block", "mid_block"), ("output_blocks", "up_blocks"), ("in_layers_2", "conv1"),
-                 ("out_layers_3", "conv2"),
-                 ("emb_layers_1", "time_emb_proj"), ("skip_connection", "conv_shortcut")): k = k.replace(a, b)
-    return k
-
-def _lora_fits(mod, down, up) -> bool:
-    w = getattr(mod, "weight", None)
-    return w is not None and down.shape[0] == up.shape[1] and up.shape[0] == w.shape[0] and down.shape[1] == w.shape[1] and (
-        down.ndim == 2 or w.ndim == 2 or tuple(down.shape[2:]) == tuple(w.shape[2:]))
-
-def fuse_lora(unet,               # network to change in place
-              layers: dict,       # from `read_lora`
-              scale: float=1.0    # strength of the LoRA
-             ):
-    "Add a LoRA to the weights, computed in fp32."
-    import torch
-    with torch.no_grad():
-        for name, (down, up, s) in layers.items():
-            w = unet.get_submodule(name).weight
-            d = (up.flatten(1).float()@down.flatten(1).float()).reshape(w.shape if w.ndim == 4 and down.ndim == 4 else (w.shape[0], -1))*(s*scale)
-            w.copy_((w.float()+d.reshape(w.shape).to(w.device)).to(w.dtype))
-    return unet
-
-# %% ../nbs/04_models.ipynb #350b9f98
-def attach_lora(unet, layers: dict, name: str="lcm"):
-    "Attach a LoRA without fusing it (through peft), so that its strength can be changed with `unet.set_adapters`."
-    sd = {f"unet.{k}.lora_{c}.weight": (d if c == "A" else u) for k, (d, u, _) in layers.items() for c in "AB"}
-    unet.load_lora_adapter(sd, prefix="unet", adapter_name=name, network_alphas={f"unet.{k}.alpha": s*d.shape[0] for k, (d, _, s) in layers.items()})
-    return unet
 
 # %% ../nbs/04_models.ipynb #5129dfeb
 @dataclass(frozen=True)
@@ -988,7 +927,7 @@ def _controlnet_way(given) -> str:
 
 def _pick_controlnet(spec, controlnet):
     if controlnet is True: return spec.controlnet
-    if controlnet is None or controlnet is False or controlnet == "": return None
+    if controlnet is None or controlnet is False or isinstance(controlnet, str) and not controlnet: return None
     if not isinstance(controlnet, (str, os.PathLike)):
         raise ModelError(f"controlnet={in_words(controlnet)}: {_controlnet_way(controlnet)}")
     controlnet = str(controlnet)
@@ -1038,7 +977,7 @@ def speed_up(parts: "Components",          # a loaded model, changed in place
 def check_device(device):
     "Make a torch device of a name; raises `OptionError` if it is unknown, or not there."
     import torch
-    if isinstance(device, bool): raise OptionError(f"device {device} is unknown: use cpu, cuda, cuda:1, ...")
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)): raise OptionError(f"device {in_words(device)} is unknown: use cpu, cuda, cuda:1, ...")
     try: d = torch.device(device)
     except (RuntimeError, TypeError) as e: raise OptionError(f"device {in_words(device)} is unknown: use cpu, cuda, cuda:1, ...") from e
     if d.type not in ("cpu", "cuda"): _check_other(d)
@@ -1085,12 +1024,13 @@ def load_model(name,                     # registry name, local folder, .safeten
                device: str|None=None,    # torch device; None: CUDA if there is one, else CPU
                precision: str="fp32",    # key of `PRECISIONS`; "auto": the model's native one, see `native_precision`
                controlnet=True,          # True: the model's default; False: none; or a key of `CONTROLNETS`, or a folder
-               lora=True,                # True: the model's own; False: none; or a .safetensors file
+               lora=True,                # True: the model's own; False: without it; or what `loras` takes, applied beside it
                fuse: bool=True,          # add the LoRA to the weights; False keeps it apart (peft)
                vae: str|None=None,       # key of `VAES`, a folder, or "own" for the base's own; None: the model's default
                channels_last: bool=False,  # keep convolution weights channels last, see `speed_up`
                compile: bool=False,      # compile the blocks, see `speed_up`
-               packed: bool|None=None    # keep convolution weights in the order that a CPU wants, see `speed_up`
+               packed: bool|None=None,   # keep convolution weights in the order that a CPU wants, see `speed_up`
+               loras=()                  # LoRAs of the user's: file, (file, weight), or a list of these, see `lora.asked_loras`
               ) -> Components:
     "Load a model from this machine; raises `ModelError` before anything is loaded if a part is absent, damaged or does not fit."
     spec = find_spec(name); _check_load(vae, fuse=fuse, channels_last=channels_last, compile=compile)
@@ -1098,12 +1038,12 @@ def load_model(name,                     # registry name, local folder, .safeten
     if compile: _check_compiler(device)
     if spec.family == "flow":
         raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as components: use FastEditor({spec.key!r}) or flow.load_flow({spec.key!r})")
-    adapter = spec.lora if lora is True else Source(str(lora)) if lora else None
+    own, extra = asked_loras(lora, loras); adapter = spec.lora if own else None
     single = Path(spec.path) if spec.path and Path(spec.path).is_file() else None
     places = _places(spec, _pick_controlnet(spec, controlnet), adapter, vae); mini = _MINI.get(spec.key) if spec.key in MODELS else None
     if mini:
-        root = mini_path(spec.key, lora=bool(lora is True and fuse)); places.pop("lora" if lora is True and fuse else "", None)
-        if lora is True and not fuse and spec.lora: places["lora"] = "", Source(str(weights_dir()/mini), spec.lora.folder, spec.lora.file)
+        root = mini_path(spec.key, lora=own and fuse); places.pop("lora" if own and fuse else "", None)
+        if own and not fuse and spec.lora: places["lora"] = "", Source(str(weights_dir()/mini), spec.lora.folder, spec.lora.file)
         places = {k: (c, replace(s, repo=str(root)) if s.repo == spec.base.repo else s) for k, (c, s) in places.items()}
     inside = _single_file_configs(single) if single else {}
     if single:
@@ -1115,9 +1055,17 @@ def load_model(name,                     # registry name, local folder, .safeten
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
-    return _load(spec, places, files, device, precision, fuse, bool(mini and lora is True and fuse and spec.lora), single, inside, (channels_last, compile, packed))
+    for x in extra: _check_lora(x)
+    return _load(spec, places, files, device, precision, fuse, bool(mini and own and fuse and spec.lora), single, inside, (channels_last, compile, packed), extra)
 
-def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options):
+def _check_lora(x: Lora):
+    "Refuse a LoRA file that is not there, or not whole, before anything is loaded."
+    if x.path.lower().endswith((".ckpt", ".pt", ".pth", ".bin")): raise ModelError(f"LoRA {x.path} is a pickle, which can run code when read and is refused: convert it to safetensors")
+    if not Path(x.path).exists(): raise ModelError(f"LoRA {x.path} not found: correct the path")
+    if Path(x.path).is_dir(): raise ModelError(f"LoRA {x.path} is a folder: give the .safetensors file in it")
+    read_header(x.path)
+
+def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options, extra=()):
     import torch
     notes, adapters = [], []; mods = load_single_file(single, inside, precision, device) if single else {}
     if single and precision == "fp16" and "vae" in mods and mods["vae"].dtype == torch.float32: notes.append(_UPCAST)
@@ -1128,10 +1076,12 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
         if k == "vae" and p == "fp16" and _read_json(files[k]/"config.json").get("force_upcast", cls == "AutoencoderKL"):
             p = "fp32"; notes.append(_UPCAST)
         mods[k] = _load_part(cls, files[k], p, device)
-    if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0))
-    if "lora" in files:
-        layers = read_lora(files["lora"], mods["unet"]); (fuse_lora if fuse else attach_lora)(mods["unet"], layers)
-        adapters.append(dict(source=str(spec.lora or files["lora"].name), layers=len(layers), fused=fuse, scale=1.0))
+    own = [(Lora(files["lora"]), str(spec.lora), file_hash(files["lora"]))] if "lora" in files else []
+    if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0, hash=_mini_lora_hash(spec)))
+    rows, said = apply_loras({k: mods[k] for k in ("unet", "text_encoder", "text_encoder_2") if k in mods}, [*own, *((x, x.name, file_hash(x.path)) for x in extra)], fuse,
+                             [(a["source"], a["hash"]) for a in adapters])
+    for i, r in enumerate(rows): adapters.append(dict(r, own=i < len(own)))
+    notes += said
     _check_fit(spec, mods)
     for k in ("unet", "controlnet", "text_encoder", "text_encoder_2"):
         if k in mods: quantize(mods[k], precision, device)
@@ -1142,9 +1092,16 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
                                             else [p/"config.json", *weight_files(p, precision)[1]])})
     c = Components(spec, mods["vae"], mods["unet"], mods.get("controlnet"), mods["tokenizer"], mods.get("tokenizer_2"), mods["text_encoder"],
                    mods.get("text_encoder_2"),
-                   sched, content_hash([file_hash(f) for f in used], precision), precision, tuple(adapters), tuple(notes),
+                   sched, _revision(used, precision, adapters[len(adapters)-len(extra):] if extra else ()), precision, tuple(adapters), tuple(notes),
                    {k: str(p) for k, p in files.items()})
     return speed_up(c.to(device), *options)
+
+def _revision(used, precision, loras) -> str:
+    "Hash every file that was loaded; and what else the numbers come from, where there is such a thing."
+    key = content_hash([file_hash(f) for f in used], precision)
+    return content_hash(key, [(a["hash"], a["scale"]) for a in loras]) if loras else key
+
+def _mini_lora_hash(spec) -> str: return file_hash(weights_dir()/_MINI[spec.key]/spec.lora.folder/spec.lora.file)
 
 _UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
 

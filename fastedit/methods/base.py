@@ -8,7 +8,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
-from ..core import ModelError, OptionError, _torch as torch
+from ..core import ModelError, OptionError, in_words, _torch as torch
 from ..schedules import even_grid, lcm_grid
 
 # %% auto #0
@@ -176,7 +176,7 @@ def method_names() -> tuple:
 
 def find_method(key: str) -> Method:
     "Find a method by name; raises `OptionError` that lists the known ones."
-    if key not in _WHERE: raise OptionError(f"method {key!r} is unknown: use one of {', '.join(_WHERE)}")
+    if not isinstance(key, str) or key not in _WHERE: raise OptionError(f"method {in_words(key)} is unknown: use one of {', '.join(_WHERE)}")
     return import_module(f"fastedit.methods.{_WHERE[key]}").METHODS[key]
 
 def check_options(method: Method, given: dict) -> dict:
