@@ -8,12 +8,12 @@ __all__ = ['app', 'STAGES', 'edit', 'demo', 'train', 'sweep', 'bench_sweep', 'su
 
 # %% ../nbs/90_cli.ipynb #42b73461
 import json, os, sys, threading, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 import typer
 from typer.core import TyperGroup
-from .core import FastEditError, OptionError, PromptError, atomic_write, progress, read_value
+from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, nearest, progress, read_value
 
 # %% ../nbs/90_cli.ipynb #b70ca73a
 def _say(text): print(text, file=sys.stderr, flush=True)
@@ -53,6 +53,12 @@ def _start(ctx: typer.Context, version: Annotated[bool, typer.Option("--version"
     if ctx.invoked_subcommand is None:
         print(ctx.get_help()); print("\nNew here? `fastedit demo` edits a dozen drawn scenes with the model that comes along: no network, about a minute.")
 
+# %% ../nbs/90_cli.ipynb #ff1c7043
+def _tolerant():
+    "Let a terminal show what it can: letters beyond its encoding are replaced instead of ending the command."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+
 # %% ../nbs/90_cli.ipynb #2a9bf224
 @contextmanager
 def _waiting(what, quiet=False):
@@ -71,15 +77,56 @@ def _waiting(what, quiet=False):
         if not quiet: t.join()
         bar.close()
 
-def _heavy(quiet=False):
-    "Import what edits, under a clock, with the libraries' own talk turned off."
-    with _waiting("starting", quiet):
+def _heavy(quiet=False, lean=False):
+    "Import what edits, under a clock, with the libraries' own talk turned off; if `lean`, without what a plain edit does not use."
+    from fastedit.start import lean_imports, sleep_while_waiting
+    sleep_while_waiting()
+    with _waiting("starting", quiet), lean_imports() if lean else nullcontext():
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import fastedit.models  # noqa: F401 - first: it quietens what talks while diffusers is imported
         import diffusers, transformers
         for lib in (diffusers, transformers): lib.logging.set_verbosity_error(); lib.logging.disable_progress_bar()
+        if lean: fastedit.models.bring_classes()
         from fastedit import editor
     return editor
+
+# %% ../nbs/90_cli.ipynb #5072b39c
+_KINDS = ("cpu", "cuda", "mps", "xpu")   # devices that people have
+_RARE = ("hip", "hpu", "ipu", "maia", "meta", "mtia", "npu", "privateuseone", "ve", "vulkan", "xla")
+
+def _check_device(device):
+    "Refuse a device that is a mistyped one; whether it is there is for torch to say."
+    kind = str(device).lower().partition(":")[0]
+    if device is not None and kind not in (*_KINDS, *_RARE) and (meant := nearest(kind, _KINDS)):
+        raise OptionError(f"device {device!r} is unknown{meant}: use cpu, cuda, cuda:1, ...")
+
+# %% ../nbs/90_cli.ipynb #41e4e67c
+def _check_machine(device, precision, residency):
+    "Refuse a device, precision or residency that no edit knows."
+    from fastedit.memory import RESIDENCIES
+    from fastedit.models import check_precision
+    _check_device(device)
+    if precision not in (None, "auto"): check_precision(precision, device or "cuda")
+    if residency not in ("auto", *RESIDENCIES):
+        raise OptionError(f"residency {residency!r} is unknown{nearest(residency, ['auto', *RESIDENCIES])}: "
+                          f"use auto, {', '.join(RESIDENCIES)}")
+
+# %% ../nbs/90_cli.ipynb #9288ad00
+def _check_models(names):
+    "Refuse a model that is unknown, or not whole on this machine."
+    from fastedit.models import check_present
+    return [check_present(n) for n in names or ()]
+
+# %% ../nbs/90_cli.ipynb #fb9f7cd3
+def _check_edit(prompt, model, settings, picture, device=None, precision=None, residency="resident") -> bool:
+    "Refuse an edit that cannot work before anything heavy is imported; tell whether it can do with lean imports."
+    from fastedit.editor import EditRequest, check_request
+    from fastedit.models import PRECISIONS, find_spec
+    _check_machine(device, precision, residency)
+    spec = find_spec(model); flow = spec.family == "flow"
+    method = check_request(EditRequest(prompt=prompt, model=model, **({"method": "flow"} if flow else {}) | settings), spec, picture)
+    _check_models([model])
+    return not flow and not method.pipeline and not (precision in PRECISIONS and PRECISIONS[precision].weights)
 
 # %% ../nbs/90_cli.ipynb #2a5022b8
 def _number(text):
@@ -103,12 +150,9 @@ def _options(given):
         out[k.strip()] = read_value(v)
     return out
 
-def _writable(path: Path, suffixes=()):
+def _writable(path: Path, suffixes=(), **inputs):
     "Refuse an output that cannot be written before anything is computed."
-    if suffixes and path.suffix.lower() not in suffixes: raise OptionError(f"{path}: cannot write the format {path.suffix or '(no suffix)'!r}: use {', '.join(suffixes)}")
-    if path.is_dir(): raise OptionError(f"{path} is a folder: give the name of a file in it")
-    up = next((p for p in [path.parent, *path.parent.parents] if p.exists()), Path("."))
-    if not up.is_dir() or not os.access(up, os.W_OK): raise OptionError(f"{path} cannot be written: {up} is not a folder that you may write to; choose another place")
+    check_output(path, suffixes, inputs)
 
 def _write_json(data, where):
     text = json.dumps(data, indent=1, allow_nan=False)
@@ -117,16 +161,25 @@ def _write_json(data, where):
 
 # %% ../nbs/90_cli.ipynb #9be92a20
 _Model = Annotated[str, typer.Option(help="Name in the registry (see `fastedit doctor`), local folder, or .safetensors file.")]
+_Lora = Annotated[list[str], typer.Option("--lora", metavar="FILE[:WEIGHT]", help="LoRA to apply beside the model's own, such as a.safetensors:0.8; may be repeated.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+def _loras(given) -> dict:
+    "Read and look for the LoRA files of a command line; nothing if there are none."
+    from fastedit.lora import find_lora, parse_lora
+    asked = tuple(map(parse_lora, given or ()))
+    for x in asked: find_lora(x)
+    return dict(loras=asked) if asked else {}
 
 @app.command()
 def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit: PNG, JPEG, WebP, TIFF, GIF or BMP.")],
          prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shall show.")],
          out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .png, .jpg or .webp, settings inside.")],
          source_prompt: Annotated[str, typer.Option(help="What the picture shows now, for methods that compare.")]=None,
-         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from.")]="",
+         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from; if not given, what the model was trained without.")]=None,
          model: _Model="mini",
+         lora: _Lora=None,
          method: Annotated[str, typer.Option(help="ddcm (if not given), img2img, ...; flow models have one way only.")]=None,
          steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the method's default if not given.")]=None,
          strength: Annotated[float, typer.Option(help="Start time as a share of the schedule, above 0 and up to 1.")]=None,
@@ -138,7 +191,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          feather: Annotated[float, typer.Option(min=0, help="Inward ramp of the mask, pixels.")]=2.,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")]=None,
          seed: Annotated[int, typer.Option(min=0, help="Of the noise.")]=0,
-         precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, ..., as the model offers.")]="fp32",
+         precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, ...; if not given, fp32 on a CPU, and on a GPU the model's own: fp16 for the full-size ones.")]=None,
          device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]=None,
          residency: Annotated[str, typer.Option(help="Which networks stay on the device: resident, text-cached, model-offload, group-offload, sequential, or auto (see `fastedit plan`).")]="resident",
          budget: Annotated[float, typer.Option(help="GiB of the device that may be used; all that is free if not given.")]=None,
@@ -148,16 +201,14 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          quiet: _Quiet=False):
     "Edit IMAGE so that it shows PROMPT."
     if not prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
-    _writable(out, _SUFFIXES)
-    if out.exists() and image.exists() and out.samefile(image): raise OptionError(f"{out} is the picture itself: choose another name, so that the original stays")
-    if mask is not None and out.exists() and mask.exists() and out.samefile(mask): raise OptionError(f"{out} is the mask itself: choose another name, so that it stays")
+    _writable(out, _SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
+    adapters = _loras(lora)
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
-    editor = _heavy(quiet); editor.EditRequest(prompt=prompt, **settings)
-    if method and method != "flow": editor.find_method(method)
-    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller)
+    editor = _heavy(quiet, _check_edit(prompt, model, settings, source.size, device, precision, residency))
+    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
@@ -225,6 +276,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           method: Annotated[str, typer.Option(help="ddcm, img2img, ...; --vary method=... for several.")]=None,
           source_prompt: Annotated[str, typer.Option(help="What the picture shows now.")]=None,
           model: _Model="mini",
+          lora: _Lora=None,
           metrics: Annotated[str, typer.Option(help="Profile of metrics: drawn, corrected, whole, pnp; without it only how much each edit changed the picture.")]=None,
           out: Annotated[Path, typer.Option(help="Folder for pictures, rows and index.html; the same command goes on from what is there.")]=Path("fastedit-sweep"),
           plan: Annotated[bool, typer.Option("--plan", help="Only say what would run.")]=False,
@@ -233,7 +285,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           quiet: _Quiet=False):
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
-    _writable(out/"index.html"); _heavy(quiet)
+    adapters = _loras(lora); _writable(out/"index.html"); _heavy(quiet)
     from fastedit.piebench import read_data
     from fastedit.sweep import Sweep, read_values
     def parts(pairs):
@@ -241,7 +293,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
             k, eq, v = pair.partition("="); k = k.strip().replace("-", "_")
             if not eq or not k or not v.strip(): raise typer.BadParameter(f"{pair!r}: write FIELD=VALUE")
             yield k.replace("option.", "options.", 1) if k.startswith("option.") else k, read_values(v)
-    settings = dict(model=model) | {k: v for k, v in dict(method=method, source_prompt=source_prompt).items() if v is not None}
+    settings = dict(model=model, **adapters) | {k: v for k, v in dict(method=method, source_prompt=source_prompt).items() if v is not None}
     for k, v in parts(keep):
         if not isinstance(v, list): raise OptionError(f"{k} is to stay the same and is a range: give one value, or use --vary")
         settings[k] = v[0] if len(v) == 1 else ", ".join(map(str, v)) if all(isinstance(x, str) for x in v) else tuple(v)
@@ -350,6 +402,7 @@ def _fetch_metrics(quiet):
 
 def main():
     "Run the command line."
+    _tolerant()
     try: app()
     except KeyboardInterrupt as e: sys.exit(_fail(e))
 
@@ -370,6 +423,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
           dataset: Annotated[str, typer.Option(help="picturebook, a PIE-Bench folder, or a CSV or JSONL. [picturebook]")]=None,
           methods: Annotated[str, typer.Option(help="all, or names with commas; published-as-written and published-as-run repeat the published settings. [all]")]=None,
           model: Annotated[list[str], typer.Option(help="May be repeated; for each method the embedded one that it is made for, if not given.")]=None,
+          lora: _Lora=None,
           settings: Annotated[list[str], typer.Option("--set", help="NAME=VALUE for all methods, METHOD.NAME=VALUE for one; a list [1,2] spans a grid; mask=given is an oracle.")]=None,
           seeds: Annotated[str, typer.Option(help="Of the noise, with commas. [0]")]=None,
           out: Annotated[Path, typer.Option(help="Results folder; the same command goes on where it was stopped. [fastedit-bench]")]=None,
@@ -394,7 +448,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
           quiet: _Quiet=False):
     "Compare methods on a data set, with intervals; may be stopped at any point."
     from fastedit.bench import merge_runs, read_config, run_bench
-    chosen = dict(dataset=dataset, methods=methods, models=model or None, settings=_settings(settings) or None, seeds=None if seeds is None else [_whole(s) for s in _values(seeds)], out=out, profile=profile, per_type=per_type, seed=seed,
+    chosen = dict(dataset=dataset, methods=methods, models=model or None, loras=_loras(lora).get("loras"), settings=_settings(settings) or None, seeds=None if seeds is None else [_whole(s) for s in _values(seeds)], out=out, profile=profile, per_type=per_type, seed=seed,
                   size=size, types=types and _values(types), ids=ids and _values(ids), sample=sample, limit=limit, skip_bad=skip_bad or None, curves=curves or None, precision=precision, device=device, shard=shard, workers=workers, retry=retry or None)
     kw = {**(read_config(config) if config else {}), **{k: v for k, v in chosen.items() if v is not None}}; folder = Path(kw.setdefault("out", "fastedit-bench"))
     _writable(folder/"run.json")

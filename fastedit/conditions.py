@@ -11,7 +11,7 @@ import math
 from functools import partial
 import cv2, numpy as np
 from PIL import Image
-from .core import ImageError, OptionError
+from .core import ImageError, OptionError, in_words
 from .images import load_image
 
 # %% ../nbs/02_conditions.ipynb #2cb49c81
@@ -113,6 +113,6 @@ def control_map(image,              # picture, anything that `load_image` takes;
                 **options           # of that map, such as low, high, blur, factor
                ) -> Image.Image | None:
     "Make the control map of that name, None for \"none\". Raises `OptionError` for an unknown name or option."
-    if kind not in CONDITIONS: raise OptionError(f"control {kind!r} is unknown: use one of {', '.join(CONDITIONS)}")
+    if not isinstance(kind, str) or kind not in CONDITIONS: raise OptionError(f"control {in_words(kind)} is unknown: use one of {', '.join(CONDITIONS)}")
     try: return CONDITIONS[kind](image, **options)
     except TypeError as e: raise OptionError(f"control {kind!r} does not take these options ({e})") from e

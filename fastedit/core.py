@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionError', 'ModelError', 'MemoryPlanError',
-           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'canonical_json', 'content_hash', 'read_value',
-           'atomic_write', 'progress']
+           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'Later', 'canonical_json', 'content_hash',
+           'read_value', 'legible', 'atomic_write', 'check_output', 'progress']
 
 # %% ../nbs/00_core.ipynb #af13d3b0
-import hashlib, json, math, os, re, tempfile
+import errno, hashlib, json, math, os, re, tempfile
 from dataclasses import asdict, is_dataclass
+from difflib import SequenceMatcher, get_close_matches
+from importlib import import_module
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #b20c3953
@@ -41,6 +43,26 @@ def in_words(value,         # anything that a user may have given
     if text and len(text) <= limit and " at 0x" not in text and "\n" not in text: return text
     if home in ("builtins", "fastedit", "__main__"): return f"{article} {kind}"
     return f"{article} {kind} of {home}"
+
+# %% ../nbs/00_core.ipynb #5727fb30
+def nearest(word,   # what a user typed
+            known   # the names that there are
+           ) -> str:
+    "Ask in parentheses whether the known name that most looks like `word` was meant; say nothing if none does."
+    names, word = {str(k).lower(): str(k) for k in known}, str(word).lower()
+    def likeness(name): return SequenceMatcher(None, word, name).ratio(), sorted(word) == sorted(name)   # two letters swapped
+    found = max(get_close_matches(word, names), key=likeness, default=None)
+    return f" (did you mean {names[found]!r}?)" if found else ""
+
+# %% ../nbs/00_core.ipynb #1ef231bf
+class Later:
+    "Stand for a module that is imported when something of it is first used."
+    def __init__(self, name: str  # full name of the module
+                ): self._name = name
+    def __getattr__(self, key): return getattr(import_module(self._name), key)
+    def __repr__(self): return f"Later({self._name!r})"
+
+_torch, _functional = Later("torch"), Later("torch.nn.functional")
 
 # %% ../nbs/00_core.ipynb #36cc7878
 def _plain(x):
@@ -80,26 +102,96 @@ def read_value(text: str  # what stands after `=`
             except ValueError: pass
         return text.strip()
 
+# %% ../nbs/00_core.ipynb #0a184874
+def legible(text: str,            # from a command line or a file's name
+            errors: str="strict"  # "replace" gives a mark for what is no text; "strict" leaves such a text as it was
+           ) -> str:
+    "Read letters that a terminal without UTF-8 passed on as bytes; text that is whole stays as it is."
+    try: return text if text.isascii() else os.fsencode(text).decode("utf-8", errors)
+    except UnicodeError: return text
+
 # %% ../nbs/00_core.ipynb #730b8fdd
-def atomic_write(path,        # where the file shall be
+_LONGEST = 255   # bytes of one name, on every usual file system
+
+def _target(path) -> Path:
+    "Name the file that a path stands for: a link is written through and stays a link."
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+def atomic_write(path,        # where the file shall be; a link stays one, and what it points to is written
                  data: bytes  # all of its content
                 ) -> Path:
-    "Write `data` to `path` through a temporary file, `fsync` and a rename; raises `FastEditError` with the reason if it cannot."
-    path = Path(path); tmp = None
+    """Write `data` to `path` through a temporary file, `fsync` and a rename; raises `FastEditError` with the reason if it cannot.
+    What is no ordinary file, such as /dev/stdout or a pipe, is written to as it is."""
+    path, tmp = Path(path), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with open(path, "wb") as f: f.write(data)
+            return path
+        where = _target(path)
+        if where.is_symlink(): raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        where.parent.mkdir(parents=True, exist_ok=True)
+        fd, tmp = tempfile.mkstemp(dir=where.parent, prefix=".", suffix=".tmp")   # short, whatever the name
         with os.fdopen(fd, "wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
         os.chmod(tmp, 0o666 & ~_umask())
-        os.replace(tmp, path)
-    except OSError as e:
-        raise FastEditError(f"cannot write {path}: {e.strerror or e}; nothing was changed. Free some space or choose another folder.") from e
+        os.replace(tmp, where)
+    except (OSError, ValueError) as e:
+        raise FastEditError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; nothing was changed. Free some space or choose another folder.") from e
     finally:
         if tmp and os.path.exists(tmp): os.unlink(tmp)   # also after Ctrl-C
     return path
 
 def _umask() -> int:
     mask = os.umask(0); os.umask(mask); return mask
+
+# %% ../nbs/00_core.ipynb #7e154f22
+def _name_limit(folder) -> int:
+    try: return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError): return _LONGEST
+
+def _takes_files(folder: Path) -> str:
+    "Say why a folder takes no new file, '' if it does: one is made and removed."
+    try: fd, tmp = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    except OSError as e: return e.strerror or str(e)
+    os.close(fd); os.unlink(tmp)
+    return ""
+
+def _same_file(a, b) -> bool:
+    try: return os.path.samefile(a, b)
+    except (OSError, ValueError): return False
+
+def check_output(path,              # where something will be written
+                 suffixes: tuple=(),  # endings that are allowed; () allows all
+                 inputs: dict=None    # what is read, name -> path: never overwritten
+                ) -> Path:
+    "Refuse, before anything is computed, an output that could not be written; raises `OptionError` with the way out."
+    path = Path(path); ending = path.suffix
+    if suffixes and ending.lower() not in suffixes:
+        raise OptionError(f"{path}: cannot write the format {ending or '(no suffix)'!r}: use {', '.join(suffixes)}")
+    if "\0" in str(path): raise OptionError(f"{str(path)!r} holds a zero byte, which no name may: choose another name")
+    for part in Path(os.path.abspath(path)).parts:
+        if (n := len(os.fsencode(part))) > _LONGEST:
+            raise OptionError(f"the name {part[:40]}... has {n} bytes, and a file system takes {_LONGEST}: choose a shorter one")
+    try: return _check_place(path, inputs or {})
+    except OSError as e: raise OptionError(f"{path} cannot be written ({e.strerror or e}): choose another place") from e
+
+def _check_place(path, inputs):
+    for what, source in inputs.items():
+        if source is not None and _same_file(path, source):
+            raise OptionError(f"{path} is the {what} itself: choose another name, so that the original stays")
+    if path.is_dir(): raise OptionError(f"{path} is a folder: give the name of a file in it")
+    if path.exists() and not path.is_file(): return path   # a pipe or a terminal
+    where = _target(path)
+    if where.is_symlink(): raise OptionError(f"{path} is a link that leads back to itself: choose another name")
+    if where.exists() and not os.access(where, os.W_OK):
+        raise OptionError(f"{path} exists and is write-protected: choose another name, or allow writing to it")
+    up = next((p for p in [where.parent, *where.parent.parents] if p.exists()), Path("."))
+    if not up.is_dir(): raise OptionError(f"{path} cannot be written: {up} is not a folder; choose another place")
+    if why := _takes_files(up):
+        raise OptionError(f"{path} cannot be written: {up} takes no files ({why}); choose another place")
+    if (n := len(os.fsencode(where.name))) > (most := _name_limit(up)):
+        raise OptionError(f"the name {where.name[:40]}... has {n} bytes, and this file system takes {most}: choose a shorter one")
+    return path
 
 # %% ../nbs/00_core.ipynb #725b943c
 def progress(items=None,          # iterable to wrap, or None with `total`

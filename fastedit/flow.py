@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from .core import MemoryPlanError, ModelError, OptionError, content_hash
-from .models import PRECISIONS, ModelSpec, check_precision, compute_dtype, default_device, file_hash, find_spec, locate, module_bytes, quantize, read_header, tensor_bytes
+from .models import PRECISIONS, ModelSpec, check_precision, chosen_precision, compute_dtype, default_device, file_hash, find_spec, locate, module_bytes, quantize, read_header, tensor_bytes
 
 # %% ../nbs/08_flow.ipynb #9e77dc3c
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class FlowModel:
              steps: int,         # denoising steps
              guidance: float,    # guidance scale
              seed: int=0,        # of the noise
-             negative: str="",   # what guidance pushes away from
+             negative: str=None, # what guidance pushes away from; None: a space, as the pipeline's authors do
              on_step=None        # called with dict(step, steps, t, latents, clean, phase) after each step; raise `Cancelled` to stop
             ) -> FlowOutcome:
         "Run the pipeline once and count what it did; leaves no hook behind, whatever happens."
@@ -116,7 +116,7 @@ class FlowModel:
         from fastedit.denoiser import finite
         from fastedit.images import to_image
         times, last, start = [], [None], time.perf_counter(); p, (w, h) = self.pipe, image.size
-        kw = {self.rule.scale: guidance, **(dict(max_area=w*h, _auto_resize=False) if self.rule.areas else {}), **(dict(negative_prompt=negative or " ") if self.rule.negative and guidance > 1 else {})}
+        kw = {self.rule.scale: guidance, **(dict(max_area=w*h, _auto_resize=False) if self.rule.areas else {}), **(dict(negative_prompt=" " if negative is None else negative) if self.rule.negative and guidance > 1 else {})}
         with _watched(p) as seen:
             def step(pipe, i, t, state):
                 x, before, s = state["latents"], seen["input"][:, :state["latents"].shape[1]], pipe.scheduler.sigmas; last[0] = x; times.append(round(float(t), 3))
@@ -176,13 +176,13 @@ def _narrowed(component: str, precision: str) -> bool:
 
 def load_flow(name,                      # registry name, or a `ModelSpec` of family "flow"
               device: str|None=None,     # torch device; None: CUDA if there is one, else CPU
-              precision: str="bf16",     # key of `PRECISIONS`; not fp16
+              precision: str="bf16",     # key of `PRECISIONS`; not fp16; None or "auto": fp32 on a CPU, else bf16
               residency: str="resident"  # "resident", "model-offload" or "sequential", by diffusers' own means; "auto": offload if a GPU is too small
              ) -> FlowModel:
     "Load a flow model through diffusers' own pipeline from this machine; raises `ModelError` before anything is loaded if it is absent or damaged."
     import diffusers, torch
     from fastedit.models import _quiet
-    spec = find_spec(name); device = device or default_device()
+    spec = find_spec(name); device = device or default_device(); precision = chosen_precision(spec, precision, device)
     if residency not in _RESIDENCY: raise OptionError(f"residency={residency!r}: a flow model runs through diffusers' own pipeline, which knows {', '.join(_RESIDENCY)}")
     if spec.pipeline not in FLOW: raise ModelError(f"model {spec.key!r} runs through {spec.pipeline or 'no pipeline'}: flow models here are those of {', '.join(FLOW)}")
     kind = check_precision(precision, device)

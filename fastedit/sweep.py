@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from . import images, schedules
-from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value
+from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress, read_value, legible
 from .denoiser import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
 from .methods.base import cost, find_method
@@ -105,7 +105,7 @@ def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` o
         if isinstance(p, pb.Edit):
             return Subject(f"drawn-{p.seed}-{p.edit_type}", Image.fromarray(p.source_image(size)), plain(p.target_prompt), plain(p.source_prompt), p.instruction, pb.EDIT_TYPES[p.edit_type],
                            truth=dict(mask=p.mask(size).astype(np.float32), raw_target=p.target_prompt, target=p.target_image(size)))
-        return Subject(Path(p).stem if isinstance(p, (str, Path)) else str(i), images.load_image(p))
+        return Subject(legible(Path(p).stem, "replace") if isinstance(p, (str, Path)) else str(i), images.load_image(p))
     found = [one(i, p) for i, p in enumerate(pictures if isinstance(pictures, (list, tuple, piebench.DataSet)) else [pictures])]
     if not found: raise DataError("there is no picture to edit: give at least one")
     if twice := [k for k, n in Counter(s.id for s in found).items() if n > 1]: raise DataError(f"two pictures are called {twice[0]!r}: rename one, so that the rows can be told apart")
@@ -122,6 +122,7 @@ class Rehearsal(Memo):
         if network == "text": return Text(noise(1, 1, 4))
         if network == "encode": return Posterior(noise(shape[0], 2*shape[1], *shape[2:]))
         return noise(*shape) if network == "unet" else (None, None)
+    def blank(self, make): return Text(torch.zeros(1, 1, 4, dtype=torch.float64))
 
 class _Words:
     "A tokenizer that counts the tokens of each prompt once."
@@ -303,19 +304,23 @@ class Sweep:
 
     def editor_for(self, request) -> FastEditor:
         "The editor that a request asks for; one is kept at a time."
-        want = (request.model, request.precision)
-        if self.editor is not None and (self.editor.spec.key, self.editor.parts.precision) == want: return self.editor
-        if want not in self._editors: self._editors = {want: FastEditor(want[0], precision=want[1])}
+        want = self._wants(request)
+        if self.editor is not None and (self.editor.spec.key, self.editor.parts.precision) == want[:2]: return self.editor
+        if want not in self._editors: self._editors = {want: FastEditor(want[0], precision=want[1], **(dict(loras=request.loras) if request.loras else {}))}
         return self._editors[want]
+
+    def _wants(self, r) -> tuple:
+        "What an editor must have for a request: model, precision, LoRAs."
+        return r.model, r.precision, canonical_json(r.loras)
 
     def plan(self) -> Plan:
         "Say what will run, and what need not; asks no network."
         if self._plan is not None: return self._plan
         acts = [None]*len(self.jobs)
-        for want in dict.fromkeys((r.model, r.precision) for *_, r in self.jobs):
+        for want in dict.fromkeys(self._wants(r) for *_, r in self.jobs):
             e, acts_before = None, {}
             for j, (i, v, r) in enumerate(self.jobs):
-                if (r.model, r.precision) != want: continue
+                if self._wants(r) != want: continue
                 e = e or rehearsed(self.editor_for(r))
                 try: acts[j] = rehearse(e, self.subjects[i], r, acts_before)
                 except FastEditError as err: self.left_out.append((self.subjects[i].id, v, str(err)))
@@ -527,7 +532,7 @@ class Curve:
     def table(self) -> Table:
         many = len(self.lines) > 1
         return Table((*(("line",) if many else ()), self.field, f"mean {self.metric}", "low", "high", "n"), tuple((*((name,) if many else ()), x, y.mean, y.low, y.high, y.n) for name, pts in self.lines.items() for x, y in pts),
-                     note="95% bootstrap intervals over pictures, stratified by type; one picture has none.")
+                     note="95% intervals over pictures, stratified by type, exact for yes and no; fewer than four pictures have none.")
     def plot(self, ax=None):
         "Draw the curves with matplotlib; returns the axes."
         import matplotlib.pyplot as plt
@@ -577,7 +582,7 @@ def best(sweep: Sweep,
         ties = sum(k != top and not difference_interval(s.values[top], s.values[k], s.types, draws=draws).excludes_zero for k in means)
         out.append((t or "all", top, y.mean, y.low, y.high, y.n, f"{ties} of {len(means)-1}"))
     return Table(("edit type", "best setting", f"mean {metric}", "low", "high", "n", "as good, for all we know"), tuple(out),
-                 note=f"{'More' if up else 'Less'} is better. 95% bootstrap intervals over pictures; the best of many looks a little better than it is. The last column counts settings whose paired difference from it has an interval around 0.")
+                 note=f"{'More' if up else 'Less'} is better. 95% intervals over pictures; the best of many looks a little better than it is. The last column counts settings whose paired difference from it is not shown; fewer than four pictures show none.")
 
 Sweep.response, Sweep.best = response, best
 

@@ -204,3 +204,19 @@ main()"""
 def test_the_mask_is_not_overwritten(place, model):
     Image.new("L", (64, 64), 255).save("m.png"); before = open("m.png", "rb").read()
     says(edit(model, "--mask", "m.png", out="m.png"), 2, "the mask itself"); assert open("m.png", "rb").read() == before
+
+@pytest.mark.parametrize("how", [dict(PYTHONIOENCODING="ascii:strict"), dict(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")])
+def test_a_terminal_without_utf8_replaces_letters(place, model, how):
+    os.rename("a.png", "café ☕.png"); env = {**os.environ, "PYTHONPATH": str(ROOT), **how}
+    def go(*args): return subprocess.run([sys.executable, "-m", "fastedit", *args], capture_output=True, env=env)
+    r = go("edit", "café ☕.png", "une tasse de café ☕", "-o", "neu ☕.png", "--model", str(model)); assert r.returncode == 0, r.stderr
+    assert r.stdout.startswith(b"neu ?") and r.stdout.isascii() and read_metadata("neu ☕.png")["request"]["prompt"] == "une tasse de café ☕"
+    r = go("edit", "nicht ☕.png", "a", "-o", "b.png"); assert r.returncode == 1 and b"nicht" in r.stderr and r.stderr.isascii() and r.stderr.count(b"\n") == 1
+
+def test_outputs_are_checked_before_anything_is_read(place, model):
+    Path("folder.png").mkdir(); Path("loop.png").symlink_to("loop.png"); before = set(os.listdir())
+    for out in ("x"*300+".png", "folder.png", "loop.png", "a.png/b.png", "/proc/b.png"): says(run("edit", "a.png", "a ball", "-o", out, "--model", "no such model"), 2)
+    for args in (("bench-metrics",), ("bench-speed",), ("bench-sweep",), ("demo",), ("bench",)): says(run(*args, "--json", "x"*300+".json"), 2, "305")
+    for args in (("sweep", "a.png", "a ball"), ("bench",), ("demo",), ("report", "nowhere")): says(run(*args, "--out", "x"*300), 2, "300")
+    assert set(os.listdir()) == before
+    Path("link.png").symlink_to("real.png"); assert edit(model, out="link.png").exit_code == 0 and Path("link.png").is_symlink() and read_metadata("real.png")
