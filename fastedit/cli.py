@@ -254,8 +254,8 @@ def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {'
     run = run[model] if isinstance(run, dict) else run
     _writable(state/"checkpoint"); _heavy(quiet)
     import torch; torch.set_flush_denormal(True)   # before there are threads: gradients below 1e-38 say nothing, and cost a third of a backward pass
-    from fastedit import training, training_clip
-    try: getattr(training_clip if stage == "clip" else training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
+    from fastedit import training
+    try: getattr(training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
     except KeyboardInterrupt: _say(f"\nfastedit: interrupted; the same command goes on from the last checkpoint in {state}"); raise typer.Exit(130)
     finally: torch.set_flush_denormal(False)
     log = state/f"{ {'train_lcm_lora': 'lcm-lora', 'train_lcm': 'lcm'}.get(run, stage)}.csv"
