@@ -17,6 +17,7 @@ from .core import DataError, MemoryPlanError, OptionError, PromptError, canonica
 from .flow import check_flow, open_flow
 from .lora import named_loras, other_loras
 from .methods.base import Job, Method, check_model, check_options, find_method
+from .threads import few_threads
 
 def _bring_networks():
     "Import what asks the networks, once there is an editor: a request is read and refused without them."
@@ -293,7 +294,7 @@ class FastEditor:
         if request.precision in (None, "auto"): request = replace(request, precision=self.parts.precision)
         if request.precision != self.parts.precision: raise OptionError(f"this editor runs in {self.parts.precision}, the request asks for {request.precision}: make FastEditor({request.model!r}, precision={request.precision!r})")
         if request.loras is not None and (words := other_loras(request.loras, self.loras)): raise OptionError(f"{words}: make FastEditor({request.model!r}, loras=[(file, weight), ...])")
-        with self._lock, torch.no_grad(): return (self._edit if self.flow is None else self._edit_flow)(images.load_image(image), mask, request, on_step)
+        with self._lock, torch.no_grad(), few_threads(self.parts): return (self._edit if self.flow is None else self._edit_flow)(images.load_image(image), mask, request, on_step)
 
     def _edit_flow(self, source, mask, r, on_step) -> EditResult:
         "Have diffusers' own pipeline make the edit, and give the same account of it."
