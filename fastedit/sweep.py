@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from . import images, schedules
-from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value, legible
+from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress, read_value, legible
 from .denoiser import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
 from .methods.base import cost, find_method
@@ -122,6 +122,7 @@ class Rehearsal(Memo):
         if network == "text": return Text(noise(1, 1, 4))
         if network == "encode": return Posterior(noise(shape[0], 2*shape[1], *shape[2:]))
         return noise(*shape) if network == "unet" else (None, None)
+    def blank(self, make): return Text(torch.zeros(1, 1, 4, dtype=torch.float64))
 
 class _Words:
     "A tokenizer that counts the tokens of each prompt once."
@@ -303,19 +304,23 @@ class Sweep:
 
     def editor_for(self, request) -> FastEditor:
         "The editor that a request asks for; one is kept at a time."
-        want = (request.model, request.precision)
-        if self.editor is not None and (self.editor.spec.key, self.editor.parts.precision) == want: return self.editor
-        if want not in self._editors: self._editors = {want: FastEditor(want[0], precision=want[1])}
+        want = self._wants(request)
+        if self.editor is not None and (self.editor.spec.key, self.editor.parts.precision) == want[:2]: return self.editor
+        if want not in self._editors: self._editors = {want: FastEditor(want[0], precision=want[1], **(dict(loras=request.loras) if request.loras else {}))}
         return self._editors[want]
+
+    def _wants(self, r) -> tuple:
+        "What an editor must have for a request: model, precision, LoRAs."
+        return r.model, r.precision, canonical_json(r.loras)
 
     def plan(self) -> Plan:
         "Say what will run, and what need not; asks no network."
         if self._plan is not None: return self._plan
         acts = [None]*len(self.jobs)
-        for want in dict.fromkeys((r.model, r.precision) for *_, r in self.jobs):
+        for want in dict.fromkeys(self._wants(r) for *_, r in self.jobs):
             e, acts_before = None, {}
             for j, (i, v, r) in enumerate(self.jobs):
-                if (r.model, r.precision) != want: continue
+                if self._wants(r) != want: continue
                 e = e or rehearsed(self.editor_for(r))
                 try: acts[j] = rehearse(e, self.subjects[i], r, acts_before)
                 except FastEditError as err: self.left_out.append((self.subjects[i].id, v, str(err)))

@@ -42,7 +42,8 @@ def _silent(name, method, options) -> str|None:
     on = with_.removeprefix("with ") if colon and with_.startswith("with ") else None
     if on in method.options and not options[on]: return f"{on}=True"
     rules = [rule for rule in NEEDS if rule[0] == name and rule[1] in method.options]
-    return rules[0][3] if rules and options[rules[0][1]] == rules[0][2] else None
+    if not options.get("uac"): rules = rules[:1]   # its blend has a region of its own
+    return rules[0][3] if rules and all(options[key] == value for _, key, value, _ in rules) else None
 
 def _option_notes(r, method) -> list:
     "Say which of a method's options cannot act beside the others."
