@@ -21,7 +21,7 @@ def _say(text): print(text, file=sys.stderr, flush=True)
 def _fail(error) -> int:
     "Say in one line what went wrong and return the exit code."
     if os.environ.get("FASTEDIT_DEBUG"): raise error
-    if isinstance(error, KeyboardInterrupt): _say("\nfastedit: interrupted; no file was left half-written"); return 130
+    if isinstance(error, KeyboardInterrupt): _say(f"\nfastedit: {str(error) or 'interrupted; no file was left half-written'}"); return 130
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FastEditError): _say(f"fastedit: {text}"); return 2 if isinstance(error, (OptionError, PromptError)) else 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -259,8 +259,8 @@ def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {'
     run = run[model] if isinstance(run, dict) else run
     _writable(state/"checkpoint"); _heavy(quiet)
     import torch; torch.set_flush_denormal(True)   # before there are threads: gradients below 1e-38 say nothing, and cost a third of a backward pass
-    from fastedit import training, training_clip
-    try: getattr(training_clip if stage == "clip" else training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
+    from fastedit import training
+    try: getattr(training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
     except KeyboardInterrupt: _say(f"\nfastedit: interrupted; the same command goes on from the last checkpoint in {state}"); raise typer.Exit(130)
     finally: torch.set_flush_denormal(False)
     log = state/f"{ {'train_lcm_lora': 'lcm-lora', 'train_lcm': 'lcm'}.get(run, stage)}.csv"
@@ -362,8 +362,13 @@ def survey() -> dict:
                 device=_devices(), memory=_ram(), folders=dict(weights=str(models.weights_dir()), cache=str(models.cache_dir()), hub=str(models.hub_cache())),
                 models=[row(k, s) for k, s in {**models.MODELS, **models.user_models()}.items()])
 
+def _parts() -> list:
+    "Name the ControlNets and VAEs that can be fetched by themselves."
+    from fastedit.models import CONTROLNETS, VAES
+    return [*CONTROLNETS, *VAES]
+
 @app.command()
-def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, folder or file; without it, the whole machine.")]=None,
+def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, folder, file or owner/name on the hub; also a ControlNet or VAE; without it, the whole machine.")]=None,
            as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]=False,
            quiet: _Quiet=False):
     "Show versions, device, memory and the models that are here."
@@ -378,18 +383,23 @@ def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, f
     from fastedit.stats import Table
     for k, v in (*s["versions"].items(), ("device", "; ".join(s["device"])), ("memory", s["memory"]), *s["folders"].items()): print(f"{k:14}{v}")
     print(); print(Table(("model", "offline", "GB (fp16)", "licence"), tuple((m["model"], m["state"], m["gb"], m["licence"]) for m in s["models"])))
-    print("\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts")
+    print(f"\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts; so for the parts {', '.join([*_parts()])}")
 
 @app.command()
-def fetch(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name in the registry; or metrics, the networks that score edits.")],
+def fetch(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name in the registry, or owner/name on the hub; a ControlNet (canny-sdxl) or VAE (taesdxl); or metrics, the networks that score edits.")],
           precision: Annotated[str, typer.Option(help="Weight variant to prefer: fp16 or fp32.")]="fp16",
+          controlnet: Annotated[str, typer.Option(help="Another ControlNet than the model's own, such as canny-sdxl; or none.")]=None,
+          preview: Annotated[bool, typer.Option("--preview", help="The tiny VAE for previews as well.")]=False,
+          dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and take nothing.")]=False,
           quiet: _Quiet=False):
-    "Download a full-size model and verify it."
+    "Say what a model needs from the hub, download it and verify it; the same command goes on where it was stopped."
     if model == "metrics": return _fetch_metrics(quiet)
     from fastedit import models
     if precision not in models.PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(models.PRECISIONS)}")
-    d = models.fetch(model, precision, quiet=quiet); print(d)
-    raise typer.Exit(0 if d.ok else 1)
+    chosen = True if controlnet is None else False if controlnet == "none" else controlnet
+    d = models.fetch(model, precision, chosen, quiet, preview, dry_run)
+    if not dry_run: print(d)
+    raise typer.Exit(0 if d.ok or dry_run else 1)
 
 def _fetch_metrics(quiet):
     "Download the backbones of the metrics; one that fails does not stop the others."
