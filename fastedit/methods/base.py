@@ -90,7 +90,7 @@ def pairs(grid: tuple) -> list:
 
 def many_grid(steps: int, strength: float, consistent: bool=False) -> tuple:
     "Spread `steps` times evenly from `strength*T` down, for many-step samplers; on a consistency model and few steps, on the grid that it was distilled on."
-    if consistent and steps <= int(50*strength+1e-6): return lcm_grid(steps, strength=strength)
+    if consistent and steps <= int(50*strength): return lcm_grid(steps, strength=strength)
     top = round(1000*strength)
     if steps > top: raise OptionError(f"strength={strength:g} leaves {top} times, fewer than steps={steps}: use fewer steps or more strength")
     return even_grid(steps, top)
@@ -133,7 +133,7 @@ class Method:
     key: str                 # name that the user types
     title: str               # one line
     run: object              # Job -> edited latents; None returns the source picture itself
-    nfe: object              # (steps, cfg, source_cfg, **options) -> single-sample UNet evaluations, or (least, most); cfg is what one guided prediction costs: 1 or 2
+    nfe: object              # (steps, cfg, source_cfg, times, **options) -> single-sample UNet evaluations, or (least, most); cfg is what one guided prediction costs: 1 or 2
     steps: int=4             # default
     strength: float=1.       # default
     guidance: float=None     # default, kept inside the model's range; None: the model's
@@ -217,10 +217,11 @@ def check_model(method: Method,
 def cost(method: Method,
          steps: int, pair: bool,     # how many steps run; whether a guided prediction is a CFG pair (guidance is not 1, and no guidance embedding)
          source_pair: bool=False,    # likewise for the source branch
+         times: tuple=None,          # which times run, for methods that ask more often at some; None: whichever
          **options
         ) -> tuple:
     "Predict the NFE of a run as `(least, most)`."
-    n = method.nfe(steps=steps, cfg=2 if pair else 1, source_cfg=2 if source_pair else 1, **{**{k: o.default for k, o in method.options.items()}, **options})
+    n = method.nfe(steps=steps, times=times, cfg=2 if pair else 1, source_cfg=2 if source_pair else 1, **{**{k: o.default for k, o in method.options.items()}, **options})
     return n if isinstance(n, tuple) else (n, n)
 
 # %% ../../nbs/09_methods.ipynb #9c0c8d64
@@ -231,6 +232,6 @@ def method_table(names: tuple=None  # None: all
                                          ("CFG", m.cfg), (f"{m.channels}-channel UNet", m.channels != 4), ("/".join(m.schedulers), m.schedulers)) if b]
     rows = []
     for m in map(find_method, names or method_names()):
-        lo, hi = cost(m, m.steps, m.guidance != 1, m.source_guidance != 1)
+        lo, hi = cost(m, m.steps, m.guidance != 1, m.source_guidance != 1, times=m.times(m.steps, m.strength))
         rows.append(dict(method=m.key, title=m.title, needs=", ".join(needs(m)), steps=m.steps, strength=m.strength, nfe=str(lo) if lo == hi else f"{lo}-{hi}", options=", ".join(m.options)))
     return rows
