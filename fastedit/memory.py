@@ -574,7 +574,7 @@ def plan_table(model,                                # as for `predict_memory`
         try: p = plan(model, b, **kw)
         except MemoryPlanError as e: rows.append(dict(budget_gb=b, refused=str(e))); continue
         q = p.prediction
-        rows.append(dict(budget_gb=b, precision=q.precision, residency=q.residency, vae_tile=q.vae_tile, needs_gb=round(q.required/2**30, 2),
+        rows.append(dict(budget_gb=b, method=q.work.method, nfe=q.work.nfe, precision=q.precision, residency=q.residency, vae_tile=q.vae_tile, needs_gb=round(q.required/2**30, 2),
                          peak_stage=q.worst.stage,
                          moved_gb=round(q.moved/1e9, 2), tflop=round(q.flops/1e12, 1),
                          seconds_estimate={c.key: round(estimate_seconds(q, c), 2) for c in CARDS.values() if b <= c.memory_gb < 1.5*b+1}))
