@@ -8,12 +8,12 @@ __all__ = ['app', 'STAGES', 'edit', 'demo', 'train', 'sweep', 'bench_sweep', 'su
 
 # %% ../nbs/90_cli.ipynb #42b73461
 import json, os, sys, threading, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 import typer
 from typer.core import TyperGroup
-from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, progress, read_value
+from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, nearest, progress, read_value
 
 # %% ../nbs/90_cli.ipynb #b70ca73a
 def _say(text): print(text, file=sys.stderr, flush=True)
@@ -21,7 +21,7 @@ def _say(text): print(text, file=sys.stderr, flush=True)
 def _fail(error) -> int:
     "Say in one line what went wrong and return the exit code."
     if os.environ.get("FASTEDIT_DEBUG"): raise error
-    if isinstance(error, KeyboardInterrupt): _say("\nfastedit: interrupted; no file was left half-written"); return 130
+    if isinstance(error, KeyboardInterrupt): _say(f"\nfastedit: {str(error) or 'interrupted; no file was left half-written'}"); return 130
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FastEditError): _say(f"fastedit: {text}"); return 2 if isinstance(error, (OptionError, PromptError)) else 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -77,15 +77,56 @@ def _waiting(what, quiet=False):
         if not quiet: t.join()
         bar.close()
 
-def _heavy(quiet=False):
-    "Import what edits, under a clock, with the libraries' own talk turned off."
-    with _waiting("starting", quiet):
+def _heavy(quiet=False, lean=False):
+    "Import what edits, under a clock, with the libraries' own talk turned off; if `lean`, without what a plain edit does not use."
+    from fastedit.start import lean_imports, sleep_while_waiting
+    sleep_while_waiting()
+    with _waiting("starting", quiet), lean_imports() if lean else nullcontext():
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import fastedit.models  # noqa: F401 - first: it quietens what talks while diffusers is imported
         import diffusers, transformers
         for lib in (diffusers, transformers): lib.logging.set_verbosity_error(); lib.logging.disable_progress_bar()
+        if lean: fastedit.models.bring_classes()
         from fastedit import editor
     return editor
+
+# %% ../nbs/90_cli.ipynb #5072b39c
+_KINDS = ("cpu", "cuda", "mps", "xpu")   # devices that people have
+_RARE = ("hip", "hpu", "ipu", "maia", "meta", "mtia", "npu", "privateuseone", "ve", "vulkan", "xla")
+
+def _check_device(device):
+    "Refuse a device that is a mistyped one; whether it is there is for torch to say."
+    kind = str(device).lower().partition(":")[0]
+    if device is not None and kind not in (*_KINDS, *_RARE) and (meant := nearest(kind, _KINDS)):
+        raise OptionError(f"device {device!r} is unknown{meant}: use cpu, cuda, cuda:1, ...")
+
+# %% ../nbs/90_cli.ipynb #41e4e67c
+def _check_machine(device, precision, residency):
+    "Refuse a device, precision or residency that no edit knows."
+    from fastedit.memory import RESIDENCIES
+    from fastedit.models import check_precision
+    _check_device(device)
+    if precision not in (None, "auto"): check_precision(precision, device or "cuda")
+    if residency not in ("auto", *RESIDENCIES):
+        raise OptionError(f"residency {residency!r} is unknown{nearest(residency, ['auto', *RESIDENCIES])}: "
+                          f"use auto, {', '.join(RESIDENCIES)}")
+
+# %% ../nbs/90_cli.ipynb #9288ad00
+def _check_models(names):
+    "Refuse a model that is unknown, or not whole on this machine."
+    from fastedit.models import check_present
+    return [check_present(n) for n in names or ()]
+
+# %% ../nbs/90_cli.ipynb #fb9f7cd3
+def _check_edit(prompt, model, settings, picture, device=None, precision=None, residency="resident") -> bool:
+    "Refuse an edit that cannot work before anything heavy is imported; tell whether it can do with lean imports."
+    from fastedit.editor import EditRequest, check_request
+    from fastedit.models import PRECISIONS, find_spec
+    _check_machine(device, precision, residency)
+    spec = find_spec(model); flow = spec.family == "flow"
+    method = check_request(EditRequest(prompt=prompt, model=model, **({"method": "flow"} if flow else {}) | settings), spec, picture)
+    _check_models([model])
+    return not flow and not method.pipeline and not (precision in PRECISIONS and PRECISIONS[precision].weights)
 
 # %% ../nbs/90_cli.ipynb #2a5022b8
 def _number(text):
@@ -120,16 +161,25 @@ def _write_json(data, where):
 
 # %% ../nbs/90_cli.ipynb #9be92a20
 _Model = Annotated[str, typer.Option(help="Name in the registry (see `fastedit doctor`), local folder, or .safetensors file.")]
+_Lora = Annotated[list[str], typer.Option("--lora", metavar="FILE[:WEIGHT]", help="LoRA to apply beside the model's own, such as a.safetensors:0.8; may be repeated.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+def _loras(given) -> dict:
+    "Read and look for the LoRA files of a command line; nothing if there are none."
+    from fastedit.lora import find_lora, parse_lora
+    asked = tuple(map(parse_lora, given or ()))
+    for x in asked: find_lora(x)
+    return dict(loras=asked) if asked else {}
 
 @app.command()
 def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit: PNG, JPEG, WebP, TIFF, GIF or BMP.")],
          prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shall show.")],
          out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .png, .jpg or .webp, settings inside.")],
          source_prompt: Annotated[str, typer.Option(help="What the picture shows now, for methods that compare.")]=None,
-         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from.")]="",
+         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from; if not given, what the model was trained without.")]=None,
          model: _Model="mini",
+         lora: _Lora=None,
          method: Annotated[str, typer.Option(help="ddcm (if not given), img2img, ...; flow models have one way only.")]=None,
          steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the method's default if not given.")]=None,
          strength: Annotated[float, typer.Option(help="Start time as a share of the schedule, above 0 and up to 1.")]=None,
@@ -154,11 +204,11 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     _writable(out, _SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
+    adapters = _loras(lora)
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
-    editor = _heavy(quiet); editor.EditRequest(prompt=prompt, **settings)
-    if method and method != "flow": editor.find_method(method)
-    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller)
+    editor = _heavy(quiet, _check_edit(prompt, model, settings, source.size, device, precision, residency))
+    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
@@ -204,8 +254,8 @@ def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {'
     run = run[model] if isinstance(run, dict) else run
     _writable(state/"checkpoint"); _heavy(quiet)
     import torch; torch.set_flush_denormal(True)   # before there are threads: gradients below 1e-38 say nothing, and cost a third of a backward pass
-    from fastedit import training, training_clip
-    try: getattr(training_clip if stage == "clip" else training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
+    from fastedit import training
+    try: getattr(training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
     except KeyboardInterrupt: _say(f"\nfastedit: interrupted; the same command goes on from the last checkpoint in {state}"); raise typer.Exit(130)
     finally: torch.set_flush_denormal(False)
     log = state/f"{ {'train_lcm_lora': 'lcm-lora', 'train_lcm': 'lcm'}.get(run, stage)}.csv"
@@ -226,6 +276,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           method: Annotated[str, typer.Option(help="ddcm, img2img, ...; --vary method=... for several.")]=None,
           source_prompt: Annotated[str, typer.Option(help="What the picture shows now.")]=None,
           model: _Model="mini",
+          lora: _Lora=None,
           metrics: Annotated[str, typer.Option(help="Profile of metrics: drawn, corrected, whole, pnp; without it only how much each edit changed the picture.")]=None,
           out: Annotated[Path, typer.Option(help="Folder for pictures, rows and index.html; the same command goes on from what is there.")]=Path("fastedit-sweep"),
           plan: Annotated[bool, typer.Option("--plan", help="Only say what would run.")]=False,
@@ -234,7 +285,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           quiet: _Quiet=False):
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
-    _writable(out/"index.html"); _heavy(quiet)
+    adapters = _loras(lora); _writable(out/"index.html"); _heavy(quiet)
     from fastedit.piebench import read_data
     from fastedit.sweep import Sweep, read_values
     def parts(pairs):
@@ -242,7 +293,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
             k, eq, v = pair.partition("="); k = k.strip().replace("-", "_")
             if not eq or not k or not v.strip(): raise typer.BadParameter(f"{pair!r}: write FIELD=VALUE")
             yield k.replace("option.", "options.", 1) if k.startswith("option.") else k, read_values(v)
-    settings = dict(model=model) | {k: v for k, v in dict(method=method, source_prompt=source_prompt).items() if v is not None}
+    settings = dict(model=model, **adapters) | {k: v for k, v in dict(method=method, source_prompt=source_prompt).items() if v is not None}
     for k, v in parts(keep):
         if not isinstance(v, list): raise OptionError(f"{k} is to stay the same and is a range: give one value, or use --vary")
         settings[k] = v[0] if len(v) == 1 else ", ".join(map(str, v)) if all(isinstance(x, str) for x in v) else tuple(v)
@@ -306,8 +357,13 @@ def survey() -> dict:
                 device=_devices(), memory=_ram(), folders=dict(weights=str(models.weights_dir()), cache=str(models.cache_dir()), hub=str(models.hub_cache())),
                 models=[row(k, s) for k, s in {**models.MODELS, **models.user_models()}.items()])
 
+def _parts() -> list:
+    "Name the ControlNets and VAEs that can be fetched by themselves."
+    from fastedit.models import CONTROLNETS, VAES
+    return [*CONTROLNETS, *VAES]
+
 @app.command()
-def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, folder or file; without it, the whole machine.")]=None,
+def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, folder, file or owner/name on the hub; also a ControlNet or VAE; without it, the whole machine.")]=None,
            as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]=False,
            quiet: _Quiet=False):
     "Show versions, device, memory and the models that are here."
@@ -322,18 +378,23 @@ def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, f
     from fastedit.stats import Table
     for k, v in (*s["versions"].items(), ("device", "; ".join(s["device"])), ("memory", s["memory"]), *s["folders"].items()): print(f"{k:14}{v}")
     print(); print(Table(("model", "offline", "GB (fp16)", "licence"), tuple((m["model"], m["state"], m["gb"], m["licence"]) for m in s["models"])))
-    print("\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts")
+    print(f"\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts; so for the parts {', '.join([*_parts()])}")
 
 @app.command()
-def fetch(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name in the registry; or metrics, the networks that score edits.")],
+def fetch(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name in the registry, or owner/name on the hub; a ControlNet (canny-sdxl) or VAE (taesdxl); or metrics, the networks that score edits.")],
           precision: Annotated[str, typer.Option(help="Weight variant to prefer: fp16 or fp32.")]="fp16",
+          controlnet: Annotated[str, typer.Option(help="Another ControlNet than the model's own, such as canny-sdxl; or none.")]=None,
+          preview: Annotated[bool, typer.Option("--preview", help="The tiny VAE for previews as well.")]=False,
+          dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and take nothing.")]=False,
           quiet: _Quiet=False):
-    "Download a full-size model and verify it."
+    "Say what a model needs from the hub, download it and verify it; the same command goes on where it was stopped."
     if model == "metrics": return _fetch_metrics(quiet)
     from fastedit import models
     if precision not in models.PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(models.PRECISIONS)}")
-    d = models.fetch(model, precision, quiet=quiet); print(d)
-    raise typer.Exit(0 if d.ok else 1)
+    chosen = True if controlnet is None else False if controlnet == "none" else controlnet
+    d = models.fetch(model, precision, chosen, quiet, preview, dry_run)
+    if not dry_run: print(d)
+    raise typer.Exit(0 if d.ok or dry_run else 1)
 
 def _fetch_metrics(quiet):
     "Download the backbones of the metrics; one that fails does not stop the others."
@@ -372,6 +433,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
           dataset: Annotated[str, typer.Option(help="picturebook, a PIE-Bench folder, or a CSV or JSONL. [picturebook]")]=None,
           methods: Annotated[str, typer.Option(help="all, or names with commas; published-as-written and published-as-run repeat the published settings. [all]")]=None,
           model: Annotated[list[str], typer.Option(help="May be repeated; for each method the embedded one that it is made for, if not given.")]=None,
+          lora: _Lora=None,
           settings: Annotated[list[str], typer.Option("--set", help="NAME=VALUE for all methods, METHOD.NAME=VALUE for one; a list [1,2] spans a grid; mask=given is an oracle.")]=None,
           seeds: Annotated[str, typer.Option(help="Of the noise, with commas. [0]")]=None,
           out: Annotated[Path, typer.Option(help="Results folder; the same command goes on where it was stopped. [fastedit-bench]")]=None,
@@ -396,7 +458,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
           quiet: _Quiet=False):
     "Compare methods on a data set, with intervals; may be stopped at any point."
     from fastedit.bench import merge_runs, read_config, run_bench
-    chosen = dict(dataset=dataset, methods=methods, models=model or None, settings=_settings(settings) or None, seeds=None if seeds is None else [_whole(s) for s in _values(seeds)], out=out, profile=profile, per_type=per_type, seed=seed,
+    chosen = dict(dataset=dataset, methods=methods, models=model or None, loras=_loras(lora).get("loras"), settings=_settings(settings) or None, seeds=None if seeds is None else [_whole(s) for s in _values(seeds)], out=out, profile=profile, per_type=per_type, seed=seed,
                   size=size, types=types and _values(types), ids=ids and _values(ids), sample=sample, limit=limit, skip_bad=skip_bad or None, curves=curves or None, precision=precision, device=device, shard=shard, workers=workers, retry=retry or None)
     kw = {**(read_config(config) if config else {}), **{k: v for k, v in chosen.items() if v is not None}}; folder = Path(kw.setdefault("out", "fastedit-bench"))
     _writable(folder/"run.json")

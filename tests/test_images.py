@@ -411,3 +411,133 @@ def test_grid_shows_every_picture_in_its_place():
 def test_import_stays_light():
     code = "import sys, fastedit.images; print([m for m in ('torch', 'cv2', 'diffusers', 'matplotlib') if m in sys.modules])"
     assert fresh(code).strip() == b"[]"
+
+# ---- colours, transparency, what a file holds beside
+
+from PIL import ImageCms
+from fastedit.images import Mask, _adobe_rgb, _matrix_profile, read_image, read_mask
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+P3 = _matrix_profile("P3", ((.5151, .2412, -.0011), (.2919, .6922, .0419), (.1571, .0666, .7841)), 2.2)
+
+def managed(im, icc, mode="RGB"):
+    "What a colour-managed program shows of numbers with a profile, in sRGB."
+    return np.asarray(ImageCms.profileToProfile(im, ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB"), outputMode=mode)).astype(int)
+
+@pytest.mark.parametrize("fmt, kw", [("PNG", {}), ("JPEG", dict(quality=100)), ("WEBP", dict(lossless=True)), ("TIFF", {})])
+@pytest.mark.parametrize("icc", [_adobe_rgb(), P3])
+def test_colours_with_a_profile_become_srgb(fmt, kw, icc):
+    data = stored(picture(), fmt, icc_profile=icc, **kw); plain = Image.open(io.BytesIO(data)); got = read_image(data)
+    assert np.abs(np.asarray(got.image).astype(int)-managed(plain, icc)).max() <= 1 and not same(got.image, plain.convert("RGB"))
+    assert any("converted to sRGB from its profile" in n for n in got.notes) and not got.image.info
+    opened = Image.open(io.BytesIO(data)); assert same(read_image(opened).image, got.image)
+    with pytest.warns(UserWarning, match="converted"): assert same(load_image(data), got.image)
+
+def test_adobe_rgb_has_its_published_colours():
+    "By the matrices of the two standards, without any profile."
+    data = stored(np.full((8, 8, 3), (200, 100, 100), np.uint8), icc_profile=_adobe_rgb())
+    v = (np.array([200, 100, 100])/255)**(563/256); adobe = np.array([[.57667, .18556, .18823], [.29734, .62736, .07529], [.02703, .07069, .99134]])
+    back = np.array([[3.2406, -1.5372, -.4986], [-.9689, 1.8758, .0415], [.0557, -.2040, 1.0570]])@adobe@v
+    want = np.where(back <= .0031308, 12.92*back, 1.055*back**(1/2.4)-.055)*255
+    assert np.abs(np.asarray(load_image(Image.open(io.BytesIO(data))))[0, 0]-want).max() < 1.5
+
+def test_srgb_and_untagged_numbers_stay():
+    a = picture(); every = np.stack(np.meshgrid(*[np.arange(0, 256, 5, np.uint8)]*3), -1).reshape(-1, 52, 3)
+    for pixels in (a, every):
+        for kw in ({}, dict(icc_profile=SRGB)): p = read_image(stored(pixels, **kw)); assert same(p.image, pixels) and not p.notes and not p.aside
+
+def test_grey_cmyk_lab_and_palette_profiles():
+    a = picture(); im = Image.fromarray(a)
+    grey = im.convert("L"); g = read_image(stored(grey, icc_profile=P3)).image
+    assert np.abs(np.asarray(g).astype(int)-managed(grey.convert("RGB"), P3)).max() <= 1                      # a grey picture that kept its RGB profile
+    pal = im.quantize(16); got = read_image(stored(pal, icc_profile=_adobe_rgb())).image
+    assert np.abs(np.asarray(got).astype(int)-managed(pal.convert("RGB"), _adobe_rgb())).max() <= 1
+    lab = ImageCms.profileToProfile(im, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    p = read_image(stored(lab, "TIFF")); assert np.abs(np.asarray(p.image).astype(int)-a).mean() < 3 and "Lab" in p.notes[0]
+    p = read_image(stored(im.convert("CMYK"), "TIFF")); assert same(p.image, a) and "without a profile" in p.notes[0]
+    clear = im.convert("RGBA"); clear.putalpha(90); p = read_image(stored(clear, icc_profile=P3))
+    assert np.abs(np.asarray(p.rgba)[..., :3].astype(int)-managed(im, P3)).max() <= 1 and (np.asarray(p.rgba)[..., 3] == 90).all()
+    p = read_image(stored(im.convert("1"), icc_profile=P3)); assert same(p.image, im.convert("1").convert("RGB"))
+
+@pytest.mark.parametrize("icc", [b"nonsense", b"\0"*200, SRGB[:60], SRGB[:200]+b"\xff"*200])
+def test_a_broken_profile_is_a_note(icc):
+    a = picture(); p = read_image(stored(a, icc_profile=icc)); assert same(p.image, a) and "cannot be used" in p.notes[0]
+    p = read_image(stored(Image.fromarray(a).convert("CMYK"), "TIFF", icc_profile=P3)); assert same(p.image, a) and "cannot be used" in p.notes[0]   # an RGB profile on CMYK
+
+def test_masks_are_not_converted():
+    m = np.linspace(0, 255, 24*40).astype(np.uint8).reshape(24, 40); assert same(load_mask(stored(m, icc_profile=P3)), load_mask(m))
+
+@pytest.mark.parametrize("space, index, adobe", [(2, None, True), (65535, "R03", True), (1, "R98", False), (65535, None, None), (1, None, False)])
+def test_adobe_rgb_by_exif_alone(space, index, adobe):
+    exif = Image.Exif(); ifd = exif.get_ifd(0x8769); ifd[0xA001] = space
+    if index: ifd[0xA005] = {1: index}
+    a = cv2.blur(picture(), (5, 5)); data = stored(a, "JPEG", quality=100, exif=exif); plain = Image.open(io.BytesIO(data)).convert("RGB"); p = read_image(data)
+    if adobe: assert np.abs(np.asarray(p.image).astype(int)-managed(plain, _adobe_rgb())).max() <= 1 and "Adobe RGB" in p.notes[0]
+    else: assert same(p.image, plain) and not p.notes and bool(p.aside) == (adobe is None)
+    assert same(read_image(stored(a, "JPEG", quality=100, exif=exif, icc_profile=SRGB)).image, plain)   # a profile counts more
+
+def test_what_a_file_holds_beside_its_picture_is_said():
+    from PIL.PngImagePlugin import PngInfo
+    frames = [Image.fromarray(picture(seed=i)) for i in (0, 1)]; p = read_image(stored(frames[0], "MPO", save_all=True, append_images=frames[1:]))
+    assert "further pictures" in p.aside[0] and not p.notes
+    data = stored(picture(), "JPEG"); xmp = b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version=\"1.0\"/>"
+    assert "gain map" in read_image(data[:2]+b"\xff\xe1"+struct.pack(">H", len(xmp)+2)+xmp+data[2:]).aside[0]
+    info = PngInfo(); info.add(b"gAMA", struct.pack(">I", 100000)); p = read_image(stored(picture(), pnginfo=info)); assert "gAMA" in p.aside[0]
+    info = PngInfo(); info.add(b"gAMA", struct.pack(">I", 45455)); assert not read_image(stored(picture(), pnginfo=info)).aside
+
+def test_transparency_is_kept_beside_and_written_again(tmp_path):
+    a = picture(channels=4); a[:8, :, 3], a[8:16, :, 3] = 255, 0; a[16:, :, 3] = 77
+    for source in (stored(a), a, stored(a, "WEBP", lossless=True, exact=True), Image.fromarray(a)):
+        p = read_image(source); assert same(p.rgba, a) and p.image.mode == "RGB" and (np.asarray(p.image)[8:16] == 255).all()
+        for name in ("a.png", "a.webp"): assert same(Image.open(save_image(source, tmp_path/name)), a)
+        with pytest.warns(UserWarning, match="transparency"): assert Image.open(save_image(source, tmp_path/"a.jpg")).mode == "RGB"
+    opaque = a.copy(); opaque[..., 3] = 255; assert read_image(opaque).rgba is None and Image.open(save_image(opaque, tmp_path/"b.png")).mode == "RGB"
+    pal = Image.fromarray(a[..., :3]).quantize(4); p = read_image(stored(pal, transparency=0)); assert same(np.asarray(p.rgba)[..., 3], 255*(np.asarray(pal) != 0))
+    la = Image.fromarray(a).convert("LA"); assert same(read_image(stored(la)).rgba, la.convert("RGBA"))
+    wide = (np.asarray(la)[..., 0].astype(np.uint16)*257); key = int(wide[3, 5]); p = read_image(stored(wide, transparency=key))
+    assert same(np.asarray(p.rgba)[..., 3], 255*(wide != key))
+
+@pytest.mark.parametrize("head, words", [(b"\0\0\0\x18ftypheic"+bytes(40), "HEIC.*pillow-heif"), (b"\0\0\0\x18ftypmif1"+bytes(40), "HEIC"), (b"\xff\x0a"+bytes(40), "JPEG XL"), (b"%PDF-1.7"+bytes(40), "PDF")])
+def test_foreign_formats_are_named(head, words):
+    with pytest.raises(ImageError, match=words): load_image(head)
+
+@pytest.mark.skipif("AVIF" not in __import__("fastedit.images").images.FORMATS, reason="this Pillow reads no AVIF")
+def test_avif_is_read():
+    a = cv2.blur(picture(), (5, 5)); assert np.abs(np.asarray(load_image(stored(a, "AVIF", quality=95))).astype(int)-a).mean() < 4
+
+# ---- masks, by type
+
+def selection(dtype, v): return (disc()*v).astype(dtype)
+
+@pytest.mark.parametrize("dtype, v", [(np.uint8, 1), (np.uint8, 255), (np.uint16, 1), (np.uint16, 255), (np.uint16, 65535), (">u2", 255), (">u2", 65535), (np.int32, 1), (np.int32, 255), (np.int32, 65535),
+                                      (np.int16, 255), (np.int64, 255), (np.uint32, 65535), (np.int8, 1), (np.float16, 1), (np.float64, 1), (np.float32, 1.0005)])
+def test_a_selection_selects_whatever_type_holds_it(dtype, v):
+    assert same(load_mask(selection(dtype, v)), disc())
+    if np.dtype(dtype) in (np.uint16, np.int32, np.uint8):
+        assert same(load_mask(Image.fromarray(selection(dtype, v))), disc())
+        if np.dtype(dtype) != np.int32: assert same(load_mask(stored(selection(dtype, v))), disc())
+        else: assert same(load_mask(stored(Image.fromarray(selection(dtype, v)), "TIFF")), disc())
+
+def test_shades_go_by_the_type():
+    shade = np.linspace(0, 1, 24*40).reshape(24, 40); by = lambda dtype, top: (shade*top).round().astype(dtype)
+    for a in (by(np.uint8, 255), by(np.uint16, 65535), by(">u2", 65535), by(np.int32, 255), stored(by(np.uint16, 65535)), Image.fromarray(by(np.int32, 65535))): assert np.abs(load_mask(a)-shade).max() < .003
+    assert np.abs(load_mask(by(np.uint16, 30000))-shade*30000/65535).max() < 1e-4
+    for a in (by(np.uint16, 255), by(">u2", 255), by(np.uint16, 200), stored(by(np.uint16, 255)), Image.fromarray(by(np.int32, 255))):
+        with pytest.raises(MaskError, match="16 bits"): load_mask(a)
+    for a in (by(np.int32, 30000), by(np.int32, 65535), shade*255, shade*1.01, shade-.01):
+        with pytest.raises(MaskError, match="values from"): load_mask(a)
+
+def test_pictures_of_16_bits_go_by_the_type():
+    v = np.linspace(0, 65535, 24*40).astype(np.uint16).reshape(24, 40); assert same(load_image(v.astype(">u2")), load_image(v))
+    dark = (v//257).astype(np.uint16)
+    for a in (dark, stored(dark)):
+        p = read_image(a); assert np.asarray(p.image).max() == 1 and "nearly black" in p.notes[0]
+    with pytest.raises(ImageError, match="32 bits"): load_image(Image.fromarray(dark.astype(np.int32)))
+    assert not read_image(v).notes and not read_image(np.zeros((9, 9), np.uint16)).notes
+
+def test_odd_masks_get_a_note():
+    photo = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8); assert "colour picture" in read_mask(stored(photo), (40, 24)).notes[0]
+    red = np.zeros((240, 400, 3), np.uint8); red[disc(400, 240)] = 190, 30, 30
+    for plain in (stored(red), stored(red, "JPEG", quality=80), disc(400, 240), stored(np.tile(np.linspace(0, 255, 400).astype(np.uint8), (240, 1)))): assert not read_mask(plain, (400, 240)).notes
+    m = read_mask(disc(80, 48), (40, 24)); assert "80x48" in m.notes[0] and "40x24" in m.notes[0] and m.values.shape == (24, 40)
+    assert "hardly" in read_mask(disc().astype(np.uint8)*2, (40, 24)).notes[0]
+    assert read_mask(m, (40, 24)) == Mask(m.values, m.notes) and same(load_mask(m), m.values)
