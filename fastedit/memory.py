@@ -315,9 +315,10 @@ def default_work(spec,             # `ModelSpec`
                  channels: int=4   # input channels of its UNet
                 ) -> Work:
     "Say what an edit asks where no method is named: `ddcm`, or `instruct` of a UNet that sees the source."
-    if channels == 8: return Work("instruct", 50, 3, 150, 50)
+    zeros = zeros_for_empty({}, spec.family)   # which stand for a negative prompt that is not given, and are not encoded
+    if channels == 8: return Work("instruct", 50, 3, 150, 50, prompts=2-zeros)
     pair = spec.guidance != "w-embedding" and spec.guidance_default != 1   # the source's branch is not guided
-    return Work("ddcm", 4, 2+pair, 4*(2+pair), 4, prompts=2+(pair and not zeros_for_empty({}, spec.family)))
+    return Work("ddcm", 4, 2+pair, 4*(2+pair), 4, prompts=2+(pair and not zeros))
 
 # %% ../nbs/05_memory.ipynb #ae3d138c
 @dataclass(frozen=True)
