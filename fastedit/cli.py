@@ -286,7 +286,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
     adapters = _loras(lora); _writable(out/"index.html"); _heavy(quiet)
-    from fastedit.piebench import read_data
+    from fastedit.measure import read_data
     from fastedit.sweep import Sweep, read_values
     def parts(pairs):
         for pair in pairs or []:
@@ -565,11 +565,11 @@ def bench_metrics(profile: Annotated[list[str], typer.Option(help="drawn, correc
                   quiet: _Quiet=False):
     "Time the scoring of edits, with nothing known and with sources and prompts known."
     if json_file and json_file != "-": _writable(Path(json_file))
-    with _waiting("starting", quiet): from fastedit import metrics, piebench
+    with _waiting("starting", quiet): from fastedit import measure, metrics
     from fastedit.stats import Table
     for p in profile or (): metrics.profile_metrics(p)
     if pie_standin:
-        d = piebench.check_standin(quiet=quiet); keys = [k for k in d["types"][0] if "/" in k]
+        d = measure.check_standin(quiet=quiet); keys = [k for k in d["types"][0] if "/" in k]
         table = Table(("type", "name", "n", "with background", *keys), tuple((t["type"], t["name"], t["n"], t["with_background"], *(t[k] for k in keys)) for t in d["types"]), f"{d['entries']} stand-in entries",
                       f"read, checked and scored in {d['seconds']:.1f} s ({d['entries']/d['seconds']:.0f} per second); memory grew by {'an unknown amount' if d['growth_mb'] is None else format(d['growth_mb'], '.0f')+' MiB'}")
     else:
