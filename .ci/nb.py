@@ -103,7 +103,8 @@ def owner_of(name: str, home: dict, packages: dict) -> tuple:
     "Find who exports a name: (module or package, rank, notebook), of a package the latest notebook that it passes on; (None, 0, None) if nobody does."
     def latest(n):
         if n in home: return home[n]
-        return max(filter(None, map(latest, packages.get(n, []))), key=lambda v: v[0], default=None)
+        inside = packages.get(n) or [m for m in home if n and m.startswith(n + ".")]
+        return max(filter(None, map(latest, inside)), key=lambda v: v[0], default=None)
     for n in (name, name.rpartition(".")[0]):
         if found := latest(n): return n, *found
     return None, 0, None
