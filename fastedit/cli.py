@@ -90,6 +90,11 @@ def _heavy(quiet=False, lean=False):
         from fastedit import editor
     return editor
 
+def _loading(lean):
+    "What a lean start stays without while a model is loaded."
+    from fastedit.start import no_compiler
+    return no_compiler() if lean else nullcontext()
+
 # %% ../nbs/90_cli.ipynb #5072b39c
 _KINDS = ("cpu", "cuda", "mps", "xpu")   # devices that people have
 _RARE = ("hip", "hpu", "ipu", "maia", "meta", "mtia", "npu", "privateuseone", "ve", "vulkan", "xla")
@@ -207,8 +212,8 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     adapters = _loras(lora)
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
-    editor = _heavy(quiet, _check_edit(prompt, model, settings, source.size, device, precision, residency))
-    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
+    lean = _check_edit(prompt, model, settings, source.size, device, precision, residency); editor = _heavy(quiet, lean)
+    with _waiting(f"loading {model}", quiet), _loading(lean): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
