@@ -295,7 +295,12 @@ class Order:
     @property
     def bytes(self) -> int:
         "Bytes that have to come over the network."
-        return sum(f.size for f in self.take if f not in self.linked)
+        return sum(self.network_bytes(f) for f in self.take)
+
+    def network_bytes(self, file: RemoteFile) -> int:
+        "Bytes of one file that have to come: none for content that is here, or that comes with an earlier file."
+        same = next(f for f in self.take if (f.repo, f.blob or f.name) == (file.repo, file.blob or file.name))
+        return 0 if file in self.linked or file != same else file.size
 
     def __str__(self):
         kept = f"{len(self.here)} files ({size_text(sum(f.size for f in self.here))}) are here already"
@@ -401,7 +406,7 @@ def _bring(file: RemoteFile, bar, say):
     "Bring one file and hold it against its checksum; one that arrives damaged is taken once more."
     start = bar.n
     def once():
-        bar.n = start
+        bar.n = start   # what a lost connection brought is taken again
         bar.refresh()
         return Path(_client().hf_hub_download(file.repo, file.name, revision=file.revision, cache_dir=hub_cache(), tqdm_class=_counter(bar)))
     for again in (True, False):
@@ -438,6 +443,8 @@ def take(what: Order,          # from `order`
                 except Exception as e:
                     raise explain(e, f.repo, f.revision, f.name) from e
                 done.append(f)
+                bar.n = sum(map(what.network_bytes, done[:len(what.take)]))
+                bar.refresh()
         except KeyboardInterrupt:
             kept = f"{len(done)} of {len(what.take)} files ({size_text(sum(f.size for f in done))}) are here and stay"
             raise KeyboardInterrupt(f"stopped: {kept}; {again} goes on from there") from None

@@ -76,6 +76,6 @@ METHODS = {"identity": Method("identity", "control: the source itself", identity
            "instruct": Method("instruct", "InstructPix2Pix: follow an instruction with a UNet that sees the source", instruct, nfe=lambda steps, **_: 3*steps, steps=50, strength=1.,
                               grid=_many, few_step=False, instruction=True, channels=8, cite="Brooks et al. 2023 (InstructPix2Pix)",
                               options=dict(image_guidance=Option(1.5, 0., 10., "guidance on the source picture"))),
-           "leditspp": Method("leditspp", "LEDITS++ through diffusers' own pipeline", leditspp, nfe=_ledits_nfe, steps=50, strength=1., guidance=5., source_prompt=True, grid=_many,
+           "leditspp": Method("leditspp", "LEDITS++ through diffusers' own pipeline", leditspp, pipeline=True, nfe=_ledits_nfe, steps=50, strength=1., guidance=5., source_prompt=True, grid=_many,
                               few_step=False, schedulers=("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"), cite="Brack et al. 2024 (LEDITS++)",
                               options=dict(skip=Option(.15, 0., .9, "share of the schedule that the inversion leaves out"), threshold=Option(.9, 0., 1., "share of positions that the guidance leaves alone")))}
