@@ -78,7 +78,7 @@ def unused_notes(r,                 # `EditRequest` with every default filled in
     "Say which settings cannot act; what is at its default is not mentioned."
     if method.key in ("identity", "vae"):
         own = dict(steps=method.steps, strength=method.strength, guidance=1., source_guidance=1.)
-        given = [k for k in _HEARD if (v := getattr(asked, k)) not in (None, "", "none", 0, own.get(k))]
+        given = [k for k in _HEARD if getattr(asked, k) not in (None, "", "none", 0, own.get(k))]
         return [f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} nothing: {method.key} edits nothing"] if given else []
     out = _guidance_notes(r, asked, method, denoiser, steps)
     if asked.source_prompt and not method.source_prompt:
