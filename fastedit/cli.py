@@ -90,6 +90,11 @@ def _heavy(quiet=False, lean=False):
         from fastedit import editor
     return editor
 
+def _loading(lean):
+    "What a lean start stays without while a model is loaded."
+    from fastedit.start import no_compiler
+    return no_compiler() if lean else nullcontext()
+
 # %% ../nbs/90_cli.ipynb #5072b39c
 _KINDS = ("cpu", "cuda", "mps", "xpu")   # devices that people have
 _RARE = ("hip", "hpu", "ipu", "maia", "meta", "mtia", "npu", "privateuseone", "ve", "vulkan", "xla")
@@ -207,8 +212,8 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     adapters = _loras(lora)
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
-    editor = _heavy(quiet, _check_edit(prompt, model, settings, source.size, device, precision, residency))
-    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
+    lean = _check_edit(prompt, model, settings, source.size, device, precision, residency); editor = _heavy(quiet, lean)
+    with _waiting(f"loading {model}", quiet), _loading(lean): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
@@ -286,7 +291,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
     adapters = _loras(lora); _writable(out/"index.html"); _heavy(quiet)
-    from fastedit.piebench import read_data
+    from fastedit.measure import read_data
     from fastedit.sweep import Sweep, read_values
     def parts(pairs):
         for pair in pairs or []:
@@ -489,21 +494,27 @@ def plan(model: _Model="ssd-1b",
          budget: Annotated[float, typer.Option(help="Free memory of your card in GiB: what to do with it, in full.")]=None,
          precision: Annotated[str, typer.Option(help="Only this precision; the planner chooses if not given.")]=None,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; its native area if not given.")]=None,
-         steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the model's default if not given.")]=None,
+         method: Annotated[str, typer.Option(help="Whose work is counted; ddcm, or for an instruction model instruct, if not given.")]=None,
+         steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the method's default if not given.")]=None,
          controlnet: Annotated[bool, typer.Option("--controlnet/--no-controlnet", help="With the model's ControlNet, if it has one.")]=True,
+         card: Annotated[str, typer.Option(help="Card whose times are compared, such as 'RTX 4060 8GB'; the smallest that has the memory if not given.")]=None,
          as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")]=False,
          quiet: _Quiet=False):
     "Show what fits on which card, where its networks stay, and what that costs."
-    _heavy(quiet)
     from fastedit import memory
-    kw = dict(size=_size(size), steps=steps, precision=precision, controlnet=controlnet)
+    from fastedit.methods.base import find_method, work
+    from fastedit.models import find_spec
+    memory.find_card(card, 1); _heavy(quiet)
+    asked = None if method is None else work(find_method(method), find_spec(model), steps)
+    kw = dict(size=_size(size), steps=steps, precision=precision, controlnet=controlnet, work=asked, card=card)
     with _waiting("planning", quiet): chosen = None if budget is None else memory.plan(model, budget, **kw); rows = memory.plan_table(model, **kw)
     if as_json: print(json.dumps(dict(model=model, table=rows, chosen=chosen and chosen.to_dict(), assumptions=memory.ASSUMPTIONS), indent=1, allow_nan=False)); return
     from fastedit.stats import Table
     def row(r):
         if "refused" in r: return (r["budget_gb"], "does not fit", *[""]*6)
         return (r["budget_gb"], r["precision"], r["residency"], r["vae_tile"] or "whole", r["needs_gb"], r["peak_stage"], r["moved_gb"], ", ".join(f"{s:.1f} s {c}" for c, s in r["seconds_estimate"].items()))
-    print(Table(("GiB free", "precision", "residency", "decoded", "needs GiB", "peak in", "GB moved", "estimate"), tuple(map(row, rows)), title=f"{model}: one edit"))
+    told = next((f" by {r['method']}, {r['nfe']} evaluations of the UNet" for r in rows if "refused" not in r), "")
+    print(Table(("GiB free", "precision", "residency", "decoded", "needs GiB", "peak in", "GB moved", "estimate"), tuple(map(row, rows)), title=f"{model}: one edit{told}"))
     for r in rows:
         if "refused" in r: print(f"{r['budget_gb']} GiB: {r['refused']}")
     if chosen is not None:
@@ -565,11 +576,11 @@ def bench_metrics(profile: Annotated[list[str], typer.Option(help="drawn, correc
                   quiet: _Quiet=False):
     "Time the scoring of edits, with nothing known and with sources and prompts known."
     if json_file and json_file != "-": _writable(Path(json_file))
-    with _waiting("starting", quiet): from fastedit import metrics, piebench
+    with _waiting("starting", quiet): from fastedit import measure, metrics
     from fastedit.stats import Table
     for p in profile or (): metrics.profile_metrics(p)
     if pie_standin:
-        d = piebench.check_standin(quiet=quiet); keys = [k for k in d["types"][0] if "/" in k]
+        d = measure.check_standin(quiet=quiet); keys = [k for k in d["types"][0] if "/" in k]
         table = Table(("type", "name", "n", "with background", *keys), tuple((t["type"], t["name"], t["n"], t["with_background"], *(t[k] for k in keys)) for t in d["types"]), f"{d['entries']} stand-in entries",
                       f"read, checked and scored in {d['seconds']:.1f} s ({d['entries']/d['seconds']:.0f} per second); memory grew by {'an unknown amount' if d['growth_mb'] is None else format(d['growth_mb'], '.0f')+' MiB'}")
     else:

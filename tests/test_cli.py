@@ -155,7 +155,7 @@ def test_plan(place):
     assert "It would fit" in run("plan", "--model", "sdxl", "--precision", "fp32", "--size", "2048x2048", "-q").stdout
 
 def test_plan_refuses_in_words(place):
-    says(run("plan", "--model", "sdxl", "--budget", 1, "-q"), 1, "needs at least", "It would fit", "512x512"); says(run("plan", "--budget", .3, "-q"), 1, "Use a device with")
+    says(run("plan", "--model", "sdxl", "--budget", 1, "-q"), 1, "needs at least", "It would fit", "384x384"); says(run("plan", "--budget", .3, "-q"), 1, "Use a device with")
     says(run("plan", "--budget", 3, "--precision", "fp32", "-q"), 1, "fit in fp16"); says(run("plan", "--budget", 0, "-q"), 2, "budget"); says(run("plan", "--precision", "fp17", "-q"), 2, "fp16")
     says(run("plan", "--size", "big", "-q"), 2, "WIDTHxHEIGHT"); says(run("plan", "--model", "nope", "-q"), 1, "nope"); says(run("plan", "--model", "flux2-klein", "-q"), 2, "pipeline")
 

@@ -9,11 +9,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from ..core import ModelError, OptionError, in_words, nearest, _torch as torch
+from ..configuration import zeros_for_empty
+from ..memory import Work
 from ..schedules import even_grid, lcm_grid
 
 # %% auto #0
 __all__ = ['STEPPERS', 'REGION', 'Job', 'smooth', 'changed_region', 'ddim', 'posterior', 'pairs', 'many_grid', 'Option', 'Method',
-           'method_names', 'find_method', 'check_options', 'check_model', 'cost', 'method_table']
+           'method_names', 'find_method', 'check_options', 'check_model', 'cost', 'work', 'method_table']
 
 # %% ../../nbs/09_methods.ipynb #34746d0e
 @dataclass
@@ -223,6 +225,34 @@ def cost(method: Method,
     "Predict the NFE of a run as `(least, most)`."
     n = method.nfe(steps=steps, times=times, cfg=2 if pair else 1, source_cfg=2 if source_pair else 1, **{**{k: o.default for k, o in method.options.items()}, **options})
     return n if isinstance(n, tuple) else (n, n)
+
+# %% ../../nbs/09_methods.ipynb #229d3d40
+_twice = lambda rows: (rows, lambda steps, nfe, cfg: 2*steps)   # once on the way up, once on the way down
+_CALLS = {   # method -> (most rows in a call, calls of a run); the others ask once a step for all rows
+    "ddim": _twice(lambda cfg: cfg), "leditspp": _twice(lambda cfg: cfg), "pnp": _twice(lambda cfg: 1+cfg),
+    **{k: _twice(lambda cfg: 2*cfg) for k in ("p2p", "direct", "negative_prompt_inversion", "masactrl")},
+    "null_text": (lambda cfg: 2*cfg, lambda steps, nfe, cfg: nfe-(2*cfg-1)*steps),   # all but the last branches come one by one
+    "renoise": (lambda cfg: cfg, lambda steps, nfe, cfg: nfe-(cfg-1)*steps),
+    "chord": (lambda cfg: 2*cfg, lambda steps, nfe, cfg: (nfe//cfg+1)//2)}
+
+def work(method: Method,
+         spec,                  # `models.ModelSpec`
+         steps: int=None,       # None: the method's own
+         guidance=None,         # guidance scale; None: as the editor would choose it
+         controlled: bool=None, # whether the ControlNet is asked; None: as the method does by itself
+         **options              # the method's own
+        ) -> Work:
+    "Say what a run asks of the networks at most."
+    lo, hi = spec.guidance_range
+    g = guidance if guidance is not None else spec.guidance_default if method.guidance is None else method.guidance
+    g = min(max(g, lo), hi) if guidance is None and method.guidance not in (None, 1) else g
+    pair, source = (spec.guidance != "w-embedding" and x != 1 for x in (g, method.source_guidance))
+    n = steps or method.steps
+    nfe = cost(method, n, pair, source, **options)[1]
+    rows, calls = _CALLS.get(method.key, (lambda cfg: -(-nfe//n), lambda steps, nfe, cfg: steps if nfe else 0))
+    asked = bool(method.control) if controlled is None else controlled
+    texts = 1+method.source_prompt+((pair or source) and not zeros_for_empty({}, spec.family))
+    return Work(method.key, n, max(1, rows(1+pair)), nfe, calls(n, nfe, 1+pair), nfe if asked else 0, texts)
 
 # %% ../../nbs/09_methods.ipynb #9c0c8d64
 def method_table(names: tuple=None  # None: all
