@@ -261,6 +261,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastedit.core._takes_files': ('core.html#_takes_files', 'fastedit/core.py'),
                                'fastedit.core._target': ('core.html#_target', 'fastedit/core.py'),
                                'fastedit.core._umask': ('core.html#_umask', 'fastedit/core.py'),
+                               'fastedit.core.address': ('core.html#address', 'fastedit/core.py'),
                                'fastedit.core.atomic_write': ('core.html#atomic_write', 'fastedit/core.py'),
                                'fastedit.core.canonical_json': ('core.html#canonical_json', 'fastedit/core.py'),
                                'fastedit.core.check_output': ('core.html#check_output', 'fastedit/core.py'),

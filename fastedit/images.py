@@ -8,14 +8,14 @@ __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'to_srgb', 'Picture', 'read_image'
            'to_tensor', 'to_image', 'save_image', 'read_metadata']
 
 # %% ../nbs/00_images.ipynb #985466af
-import io, json, math, os, re, struct, warnings
+import io, json, math, os, struct, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
-from .core import DataError, ImageError, MaskError, NumericalError, OptionError, atomic_write, canonical_json
+from .core import DataError, ImageError, MaskError, NumericalError, OptionError, address, atomic_write, canonical_json
 if TYPE_CHECKING: import torch
 
 # %% ../nbs/00_images.ipynb #85a83177
@@ -46,10 +46,9 @@ def _stream(source):
         if not isinstance(data, bytes): raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
     elif isinstance(source, (str, os.PathLike)):
         name = str(source)
-        if isinstance(source, Path): name = re.sub(r"^(https?:/)(?!/)", r"\1/", name)   # as a path, an address has lost a slash
         path = Path(source).expanduser()
-        if name.startswith(("http:", "https:")):
-            raise ImageError(f"{name} is an address; fastedit fetches no pictures: download it and give its path")
+        if given := address(source):
+            raise ImageError(f"{given} is an address; fastedit fetches no pictures: download it and give its path")
         try:
             if path.is_dir(): raise ImageError(f"{name} is a folder: name a picture inside it")
             if not path.is_file():
