@@ -18,6 +18,7 @@ from PIL import Image
 from .core import DataError, FastEditError, MaskError, ModelError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress
 from .demo import PUBLISHED, average_row
 from .images import image_grid, load_image
+from .lora import asked_loras, find_lora
 from .methods.base import check_model, check_options, find_method, method_names
 from .models import diagnose, find_spec
 from .world import EDIT_TYPES, write_benchmark
@@ -359,7 +360,7 @@ class _Bench:
         if run.oracle:
             if (mask := entry.load_mask()) is None: raise MaskError(f"entry {entry.id} has no mask to be given to {run.label!r}")
         full = replace(ask, image=pixel_hash(source), mask=None if mask is None else pixel_hash(mask))
-        return ask, full, mask
+        return ask, replace(full, loras=getattr(self.editors(run.model), "loras", ())), mask
     def _row(self, run, entry, seed, request, revision, text=None):
         key = content_hash(entry.id, request, {k: run.settings.get(k) for k in ("jpeg",)}, revision, self.versions["fastedit"])
         return dict(_EMPTY, row=content_hash(key, run.label, self.profile), key=key, id=entry.id, entry=_entry_hash(entry), type=entry.edit_type, seed=seed, profile=self.profile,
@@ -475,7 +476,7 @@ def _without_times(row): return {k: v for k, v in row.items() if not k.startswit
 
 def _cell(row, k, how):
     v, lo, hi = (row[f"{k}{s}"] for s in ("", "_low", "_high"))
-    return "-" if v is None else how(v) if lo is None else f"{how(v)} [{how(lo)}, {how(hi)}]"
+    return "-" if v is None else how(v) if lo is None or hi is None else f"{how(v)} [{how(lo)}, {how(hi)}]"
 
 @dataclass
 class Bench:
@@ -623,6 +624,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder (PIE-Bench or 
               workers: int=1,           # threads that score and write meanwhile; 0: nothing overlaps
               retry: bool=False,        # try failures of an earlier run again
               quiet: bool=False,        # no progress
+              loras=(),                 # LoRAs for every model beside its own: file, (file, weight), "file:weight", or a list of these
               make_editor=None,         # model -> `FastEditor`, for editors of your own
               judge: Judge=None         # None: one for the profile
              ) -> Bench:
@@ -634,12 +636,15 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder (PIE-Bench or 
     for m in dict.fromkeys(r.model for r in runs): find_spec(m)
     data = open_dataset(dataset, out, per_type, seed, size, skip_bad, types, ids, sample, limit); profile = profile or ("drawn" if data.kind == "drawn" else "corrected")
     judge = judge or Judge(profile, device="cpu" if profile == "drawn" else team.device or device or "cpu")
-    editors = _Editors(make_editor or (lambda m: FastEditor(m, device=team.device or device, precision=precision)))
+    _, asked = asked_loras(loras=loras)
+    for x in asked: find_lora(x)
+    if asked and make_editor: raise OptionError("give either loras, or make_editor that loads them")
+    editors = _Editors(make_editor or (lambda m: FastEditor(m, device=team.device or device, precision=precision, **(dict(loras=asked) if asked else {}))))
     good, refused = _plan(runs, editors, methods != "all")
     where = data.root.relative_to(out.resolve()).as_posix() if data.root.is_relative_to(out.resolve()) else str(Path(dataset).resolve())
     run = dict(dataset="picturebook" if str(dataset) == "picturebook" else data.root.name, data=where, size=size, skipped=data.skipped, problems=[[p.id, p.field, p.reason] for p in data.problems], profile=profile,
                precision=precision, seeds=list(seeds), entries={e.id: _entry_hash(e) for e in data}, runs=[r.to_dict() for r in good], refused=[dict(label=r.label, method=r.method, model=r.model, reason=why) for r, why in refused],
-               unavailable=judge.unavailable, metrics=judge.describe(), versions=versions(), revisions={m: editors(m).parts.revision for m in dict.fromkeys(r.model for r in good)})
+               unavailable=judge.unavailable, metrics=judge.describe(), versions=versions(), revisions={m: editors(m).parts.revision for m in dict.fromkeys(r.model for r in good)}, **(dict(loras=list(editors(good[0].model).loras)) if asked else {}))
     out.mkdir(parents=True, exist_ok=True)
     if team.rank == 0: atomic_write(out/"run.json", json.dumps(run, indent=1).encode())
     mine = list(data)[part[0]-1::part[1]]; loading, begun = time.perf_counter()-start, time.perf_counter()

@@ -120,8 +120,16 @@ def _write_json(data, where):
 
 # %% ../nbs/90_cli.ipynb #9be92a20
 _Model = Annotated[str, typer.Option(help="Name in the registry (see `fastedit doctor`), local folder, or .safetensors file.")]
+_Lora = Annotated[list[str], typer.Option("--lora", metavar="FILE[:WEIGHT]", help="LoRA to apply beside the model's own, such as a.safetensors:0.8; may be repeated.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+def _loras(given) -> dict:
+    "Read and look for the LoRA files of a command line; nothing if there are none."
+    from fastedit.lora import find_lora, parse_lora
+    asked = tuple(map(parse_lora, given or ()))
+    for x in asked: find_lora(x)
+    return dict(loras=asked) if asked else {}
 
 @app.command()
 def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit: PNG, JPEG, WebP, TIFF, GIF or BMP.")],
@@ -130,6 +138,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          source_prompt: Annotated[str, typer.Option(help="What the picture shows now, for methods that compare.")]=None,
          negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from.")]="",
          model: _Model="mini",
+         lora: _Lora=None,
          method: Annotated[str, typer.Option(help="ddcm (if not given), img2img, ...; flow models have one way only.")]=None,
          steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the method's default if not given.")]=None,
          strength: Annotated[float, typer.Option(help="Start time as a share of the schedule, above 0 and up to 1.")]=None,
@@ -154,11 +163,12 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     _writable(out, _SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
+    adapters = _loras(lora)
     from fastedit.images import load_image, load_mask
     source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
     editor = _heavy(quiet); editor.EditRequest(prompt=prompt, **settings)
     if method and method != "flow": editor.find_method(method)
-    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller)
+    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
@@ -226,6 +236,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           method: Annotated[str, typer.Option(help="ddcm, img2img, ...; --vary method=... for several.")]=None,
           source_prompt: Annotated[str, typer.Option(help="What the picture shows now.")]=None,
           model: _Model="mini",
+          lora: _Lora=None,
           metrics: Annotated[str, typer.Option(help="Profile of metrics: drawn, corrected, whole, pnp; without it only how much each edit changed the picture.")]=None,
           out: Annotated[Path, typer.Option(help="Folder for pictures, rows and index.html; the same command goes on from what is there.")]=Path("fastedit-sweep"),
           plan: Annotated[bool, typer.Option("--plan", help="Only say what would run.")]=False,
@@ -234,7 +245,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           quiet: _Quiet=False):
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
-    _writable(out/"index.html"); _heavy(quiet)
+    adapters = _loras(lora); _writable(out/"index.html"); _heavy(quiet)
     from fastedit.piebench import read_data
     from fastedit.sweep import Sweep, read_values
     def parts(pairs):
@@ -242,7 +253,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
             k, eq, v = pair.partition("="); k = k.strip().replace("-", "_")
             if not eq or not k or not v.strip(): raise typer.BadParameter(f"{pair!r}: write FIELD=VALUE")
             yield k.replace("option.", "options.", 1) if k.startswith("option.") else k, read_values(v)
-    settings = dict(model=model) | {k: v for k, v in dict(method=method, source_prompt=source_prompt).items() if v is not None}
+    settings = dict(model=model, **adapters) | {k: v for k, v in dict(method=method, source_prompt=source_prompt).items() if v is not None}
     for k, v in parts(keep):
         if not isinstance(v, list): raise OptionError(f"{k} is to stay the same and is a range: give one value, or use --vary")
         settings[k] = v[0] if len(v) == 1 else ", ".join(map(str, v)) if all(isinstance(x, str) for x in v) else tuple(v)
@@ -372,6 +383,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
           dataset: Annotated[str, typer.Option(help="picturebook, a PIE-Bench folder, or a CSV or JSONL. [picturebook]")]=None,
           methods: Annotated[str, typer.Option(help="all, or names with commas; published-as-written and published-as-run repeat the published settings. [all]")]=None,
           model: Annotated[list[str], typer.Option(help="May be repeated; for each method the embedded one that it is made for, if not given.")]=None,
+          lora: _Lora=None,
           settings: Annotated[list[str], typer.Option("--set", help="NAME=VALUE for all methods, METHOD.NAME=VALUE for one; a list [1,2] spans a grid; mask=given is an oracle.")]=None,
           seeds: Annotated[str, typer.Option(help="Of the noise, with commas. [0]")]=None,
           out: Annotated[Path, typer.Option(help="Results folder; the same command goes on where it was stopped. [fastedit-bench]")]=None,
@@ -396,7 +408,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
           quiet: _Quiet=False):
     "Compare methods on a data set, with intervals; may be stopped at any point."
     from fastedit.bench import merge_runs, read_config, run_bench
-    chosen = dict(dataset=dataset, methods=methods, models=model or None, settings=_settings(settings) or None, seeds=None if seeds is None else [_whole(s) for s in _values(seeds)], out=out, profile=profile, per_type=per_type, seed=seed,
+    chosen = dict(dataset=dataset, methods=methods, models=model or None, loras=_loras(lora).get("loras"), settings=_settings(settings) or None, seeds=None if seeds is None else [_whole(s) for s in _values(seeds)], out=out, profile=profile, per_type=per_type, seed=seed,
                   size=size, types=types and _values(types), ids=ids and _values(ids), sample=sample, limit=limit, skip_bad=skip_bad or None, curves=curves or None, precision=precision, device=device, shard=shard, workers=workers, retry=retry or None)
     kw = {**(read_config(config) if config else {}), **{k: v for k, v in chosen.items() if v is not None}}; folder = Path(kw.setdefault("out", "fastedit-bench"))
     _writable(folder/"run.json")

@@ -105,7 +105,7 @@ def average_row(method: str, model: str,
         if k in parts[0]: row[k] = _mean([p[k] for p in parts])
     for k in metrics:
         if k not in parts[0]: continue
-        i = mean_interval([p[k] for p in parts], types, draws=2000)
+        i = mean_interval([p[k] for p in parts], types, draws=2000, within=(0, 1) if k in ("success", "ignored") else None)
         row |= {f"{k}_low": None if math.isnan(i.low) else i.low, f"{k}_high": None if math.isnan(i.high) else i.high}
     row["background_n"] = sum(p["background_psnr"] is not None for p in parts)
     if "network_seconds" in row: row["overhead"] = sum(p["seconds"] for p in parts)/max(1e-9, sum(p["network_seconds"] for p in parts))

@@ -20,6 +20,7 @@ from .core import DataError, MemoryPlanError, OptionError, PromptError, canonica
 from .denoiser import Denoiser, Noise, finite, spread
 from .quick import forget
 from .flow import check_flow, open_flow
+from .lora import named_loras, other_loras
 from .methods.base import Job, check_model, check_options, find_method
 
 # %% ../nbs/20_editor.ipynb #2acd88ce
@@ -45,6 +46,7 @@ class EditRequest:
     options: dict=field(default_factory=dict)  # the method's own options
     image: str=None                # hash of the source's pixels, filled in by the editor
     mask: str=None                 # hash of the mask, filled in by the editor
+    loras: tuple=None              # LoRAs beside the model's own, as `lora.named_loras` writes them; None: those that the editor has
 
     def __post_init__(self):
         for name in ("steps", "strength", "guidance", "source_guidance", "control_scale", "seed", "feather"):   # NumPy's and torch's single numbers
@@ -77,6 +79,7 @@ class EditRequest:
                 if not all(map(math.isfinite, at)) or not all(lo <= x <= hi for x in (at[:1] if kind == "interval" else at)): raise OptionError(f"{name}={v!r}: a curve's values go from {lo} to {hi}")
         if isinstance(self.feather, bool) or not isinstance(self.feather, (int, float)) or not 0 <= self.feather < math.inf: raise OptionError(f"feather={self.feather!r}: give a number of pixels, 0 or more")
         if self.control is not None and self.control not in CONDITIONS: raise OptionError(f"control={self.control!r}: use one of {', '.join(CONDITIONS)}")
+        if self.loras is not None: object.__setattr__(self, "loras", named_loras(self.loras))
         if not isinstance(self.options, dict): raise OptionError(f"options={self.options!r}: give a dict from name to value")
         if self.size is not None:
             size = tuple(self.size) if isinstance(self.size, (list, tuple)) else ()
@@ -170,7 +173,7 @@ class EditResult:
     def summary(self) -> str:
         "One line: method, what ran, what it cost."
         r = self.request
-        return (f"{r.method} on {r.model}: {len(self.timesteps)} steps {list(self.timesteps)}, guidance {r.guidance}, control {r.control}"
+        return (f"{r.method} on {'+'.join([r.model, *(x['file']+':'+format(x['weight'], 'g') for x in r.loras or ())])}: {len(self.timesteps)} steps {list(self.timesteps)}, guidance {r.guidance}, control {r.control}"
                 f"{'' if r.control == 'none' else f' {r.control_scale}'}, seed {r.seed}, NFE {self.nfe}{f' ({self.reused} known)' if self.reused else ''}"
                 f"{f' + {self.control_nfe} ControlNet' if self.control_nfe else ''}, {self.seconds['total']:.2f} s ({self.network_seconds:.2f} s in networks)")
 
@@ -234,6 +237,11 @@ class FastEditor:
     @property
     def spec(self): return self.parts.spec
 
+    @property
+    def loras(self) -> tuple:
+        "The LoRAs that were loaded beside the model's own, as a request names them."
+        return tuple(dict(file=a["source"], hash=a["hash"][:16], weight=a["scale"]) for a in getattr(self.parts, "adapters", ()) if not a.get("own", True))
+
     def __repr__(self):
         where = self.flow.device if self.flow is not None else self.device
         stays = "" if self.flow is not None else f", residency={self.memory.residency!r}"
@@ -259,6 +267,7 @@ class FastEditor:
         if request.model != self.spec.key: raise OptionError(f"this editor has the model {self.spec.key!r} loaded, the request asks for {request.model!r}: make FastEditor({request.model!r})")
         if request.precision in (None, "auto"): request = replace(request, precision=self.parts.precision)
         if request.precision != self.parts.precision: raise OptionError(f"this editor runs in {self.parts.precision}, the request asks for {request.precision}: make FastEditor({request.model!r}, precision={request.precision!r})")
+        if request.loras is not None and (words := other_loras(request.loras, self.loras)): raise OptionError(f"{words}: make FastEditor({request.model!r}, loras=[(file, weight), ...])")
         with self._lock, torch.no_grad(): return (self._edit if self.flow is None else self._edit_flow)(images.load_image(image), mask, request, on_step)
 
     def _edit_flow(self, source, mask, r, on_step) -> EditResult:
@@ -270,7 +279,7 @@ class FastEditor:
         if cuda: torch.cuda.reset_peak_memory_stats()
         o = self.flow.edit(fitted, r.prompt, filled["steps"], filled["guidance"], r.seed, r.negative_prompt, on_step)
         back = images.unfit(o.image, fit); image = back if mask is None else images.composite(source, back, mask, r.feather)
-        r = replace(r, **filled, size=fit.model, image=pixel_hash(source), mask=None if mask is None else pixel_hash(mask))
+        r = replace(r, **filled, loras=(), size=fit.model, image=pixel_hash(source), mask=None if mask is None else pixel_hash(mask))
         return EditResult(image, source, r, o.timesteps, o.nfe, 0, dict(o.seconds, total=time.perf_counter()-start), o.network_seconds, torch.cuda.max_memory_allocated() if cuda else None, notes, (), self.flow.revision, versions(), o.latents)
 
     # --- memory
@@ -357,7 +366,7 @@ class FastEditor:
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
         return replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
                        schedule=schedule, source_prompt=src, size=fit.model, precision=r.precision or self.parts.precision, options=check_options(m, r.options), image=seen,
-                       mask=None if mask is None else pixel_hash(mask)), m, notes
+                       mask=None if mask is None else pixel_hash(mask), loras=self.loras), m, notes
 
     def denoiser(self, **kw) -> Denoiser:
         "Make a fresh `Denoiser` on this model, to look behind the scenes."

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from .core import FastEditError, ModelError, OptionError, atomic_write, content_hash, in_words, progress
-from .lora import Lora, apply_loras, asked_loras, attach_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
+from .lora import Lora, apply_loras, asked_loras, attach_lora, find_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
 for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes.backends.cpu.ops"):   # talk of an installed torchao or bitsandbytes while diffusers is imported
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -682,20 +682,20 @@ def quantize(module,             # network in its compute type
             ):
     "Quantise a network's weights in place; leaves it as it is for the plain precisions."
     import torch
-    kind = check_precision(precision, device).weights
+    kind = check_precision(precision, device).weights; apart = hasattr(module, "peft_config")   # LoRAs that are kept apart stay in the compute type: they are small, and rounding them coarsely would undo them
     if kind == "float8":
         from diffusers.hooks import apply_layerwise_casting
-        apply_layerwise_casting(module, torch.float8_e4m3fn, getattr(torch, compute_dtype(precision, device)), skip_modules_pattern=_FP8_SKIP)
+        apply_layerwise_casting(module, torch.float8_e4m3fn, getattr(torch, compute_dtype(precision, device)), skip_modules_pattern=(*_FP8_SKIP, *(["lora_"] if apart else [])))
     elif kind in ("int8", "int4"):
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-            try: quantize_(module.to(device), Int8WeightOnlyConfig() if kind == "int8" else Int4WeightOnlyConfig(group_size=128))
+            try: quantize_(module.to(device), Int8WeightOnlyConfig() if kind == "int8" else Int4WeightOnlyConfig(group_size=128), **(dict(filter_fn=lambda m, n: isinstance(m, torch.nn.Linear) and "lora_" not in n) if apart else {}))
             except (ImportError, NotImplementedError, ValueError, AssertionError) as e:
                 raise OptionError(f"precision {precision!r} does not work here: torchao says {str(e).splitlines()[0]!r}; use int8, fp8 or bf16") from e
     elif kind == "nf4":
         import bitsandbytes as bnb
-        for name, lin in [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)]:
+        for name, lin in [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Linear) and "lora_" not in n]:
             new = bnb.nn.Linear4bit(lin.in_features, lin.out_features, lin.bias is not None, compute_dtype=lin.weight.dtype, quant_type="nf4")
             new.weight = bnb.nn.Params4bit(lin.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=False); new.bias = lin.bias
             owner, _, leaf = name.rpartition("."); setattr(module.get_submodule(owner), leaf, new.to(device))   # moving is what quantises
@@ -981,15 +981,8 @@ def load_model(name,                     # registry name, local folder, .safeten
             _read_json(files[k]/"config.json")
             for f in weight_files(files[k], precision)[1]: read_header(f)
     if "lora" in files: read_header(files["lora"])
-    for x in extra: _check_lora(x)
+    for x in extra: read_header(find_lora(x))
     return _load(spec, places, files, device, precision, fuse, bool(mini and own and fuse and spec.lora), single, inside, (channels_last, compile, packed), extra)
-
-def _check_lora(x: Lora):
-    "Refuse a LoRA file that is not there, or not whole, before anything is loaded."
-    if x.path.lower().endswith((".ckpt", ".pt", ".pth", ".bin")): raise ModelError(f"LoRA {x.path} is a pickle, which can run code when read and is refused: convert it to safetensors")
-    if not Path(x.path).exists(): raise ModelError(f"LoRA {x.path} not found: correct the path")
-    if Path(x.path).is_dir(): raise ModelError(f"LoRA {x.path} is a folder: give the .safetensors file in it")
-    read_header(x.path)
 
 def _load(spec, places, files, device, precision, fuse, prefused, single, inside, options, extra=()):
     import torch
@@ -1002,12 +995,11 @@ def _load(spec, places, files, device, precision, fuse, prefused, single, inside
         if k == "vae" and p == "fp16" and _read_json(files[k]/"config.json").get("force_upcast", cls == "AutoencoderKL"):
             p = "fp32"; notes.append(_UPCAST)
         mods[k] = _load_part(cls, files[k], p, device)
-    own = [(Lora(files["lora"]), str(spec.lora), file_hash(files["lora"]))] if "lora" in files else []
+    asked = [(Lora(files["lora"]), str(spec.lora), file_hash(files["lora"]), True)] if "lora" in files else []
+    asked += [(x, x.name, file_hash(x.path), False) for x in extra]
     if prefused: adapters.append(dict(source=str(spec.lora), fused=True, scale=1.0, hash=_mini_lora_hash(spec)))
-    rows, said = apply_loras({k: mods[k] for k in ("unet", "text_encoder", "text_encoder_2") if k in mods}, [*own, *((x, x.name, file_hash(x.path)) for x in extra)], fuse,
-                             [(a["source"], a["hash"]) for a in adapters])
-    for i, r in enumerate(rows): adapters.append(dict(r, own=i < len(own)))
-    notes += said
+    rows, said = apply_loras({k: mods[k] for k in ("unet", "text_encoder", "text_encoder_2") if k in mods}, asked, fuse, [(a["source"], a["hash"]) for a in adapters])
+    adapters += rows; notes += said
     _check_fit(spec, mods)
     for k in ("unet", "controlnet", "text_encoder", "text_encoder_2"):
         if k in mods: quantize(mods[k], precision, device)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from .core import DataError, FastEditError, OptionError, atomic_write, legible
 from .world import EDIT_TYPES
-from .stats import Table, compare, difference_interval, fmt, holm, mean_interval, minimal_difference, scores, trade_off
+from .stats import FEWEST, Table, compare, difference_interval, fmt, holm, mean_interval, minimal_difference, scores, trade_off
 
 # %% ../nbs/38_report.ipynb #2bbdb569
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Mean:
     smallest: float = math.nan          # the smallest true difference that these pictures would show (power .8)
     rows: str = ""                      # anchor of its rows
 
-def _verdict(d, p): return "" if d.n < 2 else "no difference shown" if not d.excludes_zero or not p < .05 else "higher" if d.mean > 0 else "lower"
+def _verdict(d, p): return "" if d.n < FEWEST else "no difference shown" if not d.excludes_zero or not p < .05 else "higher" if d.mean > 0 else "lower"
 
-def _against(d, p): return dict(pairs=d.n, difference=d.mean, diff_low=d.low, diff_high=d.high, p=d.p if d.n > 1 else math.nan, p_holm=p)
+def _against(d, p): return dict(pairs=d.n, difference=d.mean, diff_low=d.low, diff_high=d.high, p=d.p if d.n >= FEWEST else math.nan, p_holm=p)
 
 def _anchor(s, name, type="all"): return f"s{s}-{name}" + ("" if type == "all" else f"-t{type}")
 
@@ -118,7 +118,7 @@ def means(section: Section,      # what to measure
         if not any(np.isfinite(v).any() for v in s.values.values()): continue
         kinds, base = np.asarray(s.types), s.values[section.baseline]
         gaps = {n: difference_interval(s.values[n], base, s.types, draws) for n in section.names if n != section.baseline}
-        p = dict(zip(rivals, holm([gaps[n].p if gaps[n].n > 1 else math.nan for n in rivals])))
+        p = dict(zip(rivals, holm([gaps[n].p if gaps[n].n >= FEWEST else math.nan for n in rivals])))
         for n in section.names:
             v, more = s.values[n], {}; m = mean_interval(v, s.types, draws)
             if n in gaps:
@@ -190,7 +190,7 @@ class Block:
 
 _short = lambda metric: metric.split("/", 1)[-1]
 _num = lambda x: "-" if x is None or not math.isfinite(x) else f"{x:.0f}" if x == round(x) else f"{x:.3g}" if abs(x) < 1 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
-_span = lambda m, lo, hi, n: "-" if not n else f"{_num(m)} (n={n})" if not math.isfinite(lo) else f"{_num(m)} [{_num(lo)}, {_num(hi)}] (n={n})"
+_span = lambda m, lo, hi, n: "-" if not n else f"{_num(m)} (n={n})" if not (math.isfinite(lo) or math.isfinite(hi)) else f"{_num(m)} [{_num(lo)}, {_num(hi)}] (n={n})"
 
 def _metric_blocks(s, found, cell, title, note, names, folded=False):
     "One row per name and one column per metric, in groups of at most six metrics, so that a page can hold them."
@@ -208,10 +208,10 @@ def blocks(s: Section, found: list) -> list:
     names = (*s.names, *(f"{c} (not run)" for c in s.missing_controls))
     seeds = {r["seed"] for r in s.rows}; bad = {n: sum(r["name"] == n for r in s.failures) for n in s.names}
     out = list(_metric_blocks(s, every, lambda m: Cell(_span(m.mean, m.low, m.high, m.n), m.rows), "Means",
-               "95% bootstrap intervals over pictures, stratified by edit type; n pictures each"+(f", {len(seeds)} seeds averaged within a picture" if len(seeds) > 1 else "")
+               "95% intervals over pictures, stratified by edit type, exact for yes and no; n pictures each"+(f", {len(seeds)} seeds averaged within a picture" if len(seeds) > 1 else "")
                +f". Controls: {', '.join(s.controls) or 'none'}.{absent}", names))
     if rivals:
-        note = (f"Picture by picture; 95% intervals of the stratified paired bootstrap. Coloured where the interval leaves out 0 and p stays below 0.05 after Holm's correction over the methods: "
+        note = (f"Picture by picture; 95% intervals of the paired difference, stratified by edit type; fewer than four pictures are not tested. Coloured where the interval leaves out 0 and p stays below 0.05 after Holm's correction over the methods: "
                 f"green is better than {s.baseline}, red is worse. Controls are not tested.")
         out += _metric_blocks(s, [m for m in every if m.name != s.baseline], lambda m: Cell(_span(m.difference, m.diff_low, m.diff_high, m.pairs), m.rows, look(m)),
                               f"Difference from {s.baseline}", note, rivals)

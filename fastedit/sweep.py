@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from . import images, schedules
-from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, content_hash, progress, read_value, legible
+from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress, read_value, legible
 from .denoiser import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
 from .methods.base import cost, find_method
@@ -303,19 +303,23 @@ class Sweep:
 
     def editor_for(self, request) -> FastEditor:
         "The editor that a request asks for; one is kept at a time."
-        want = (request.model, request.precision)
-        if self.editor is not None and (self.editor.spec.key, self.editor.parts.precision) == want: return self.editor
-        if want not in self._editors: self._editors = {want: FastEditor(want[0], precision=want[1])}
+        want = self._wants(request)
+        if self.editor is not None and (self.editor.spec.key, self.editor.parts.precision) == want[:2]: return self.editor
+        if want not in self._editors: self._editors = {want: FastEditor(want[0], precision=want[1], **(dict(loras=request.loras) if request.loras else {}))}
         return self._editors[want]
+
+    def _wants(self, r) -> tuple:
+        "What an editor must have for a request: model, precision, LoRAs."
+        return r.model, r.precision, canonical_json(r.loras)
 
     def plan(self) -> Plan:
         "Say what will run, and what need not; asks no network."
         if self._plan is not None: return self._plan
         acts = [None]*len(self.jobs)
-        for want in dict.fromkeys((r.model, r.precision) for *_, r in self.jobs):
+        for want in dict.fromkeys(self._wants(r) for *_, r in self.jobs):
             e, acts_before = None, {}
             for j, (i, v, r) in enumerate(self.jobs):
-                if (r.model, r.precision) != want: continue
+                if self._wants(r) != want: continue
                 e = e or rehearsed(self.editor_for(r))
                 try: acts[j] = rehearse(e, self.subjects[i], r, acts_before)
                 except FastEditError as err: self.left_out.append((self.subjects[i].id, v, str(err)))
@@ -527,7 +531,7 @@ class Curve:
     def table(self) -> Table:
         many = len(self.lines) > 1
         return Table((*(("line",) if many else ()), self.field, f"mean {self.metric}", "low", "high", "n"), tuple((*((name,) if many else ()), x, y.mean, y.low, y.high, y.n) for name, pts in self.lines.items() for x, y in pts),
-                     note="95% bootstrap intervals over pictures, stratified by type; one picture has none.")
+                     note="95% intervals over pictures, stratified by type, exact for yes and no; fewer than four pictures have none.")
     def plot(self, ax=None):
         "Draw the curves with matplotlib; returns the axes."
         import matplotlib.pyplot as plt
@@ -577,7 +581,7 @@ def best(sweep: Sweep,
         ties = sum(k != top and not difference_interval(s.values[top], s.values[k], s.types, draws=draws).excludes_zero for k in means)
         out.append((t or "all", top, y.mean, y.low, y.high, y.n, f"{ties} of {len(means)-1}"))
     return Table(("edit type", "best setting", f"mean {metric}", "low", "high", "n", "as good, for all we know"), tuple(out),
-                 note=f"{'More' if up else 'Less'} is better. 95% bootstrap intervals over pictures; the best of many looks a little better than it is. The last column counts settings whose paired difference from it has an interval around 0.")
+                 note=f"{'More' if up else 'Less'} is better. 95% intervals over pictures; the best of many looks a little better than it is. The last column counts settings whose paired difference from it is not shown; fewer than four pictures show none.")
 
 Sweep.response, Sweep.best = response, best
 
