@@ -8,12 +8,12 @@ __all__ = ['app', 'STAGES', 'edit', 'demo', 'train', 'sweep', 'bench_sweep', 'su
 
 # %% ../nbs/90_cli.ipynb #42b73461
 import json, os, sys, threading, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 import typer
 from typer.core import TyperGroup
-from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, progress, read_value
+from .core import FastEditError, OptionError, PromptError, atomic_write, check_output, nearest, progress, read_value
 
 # %% ../nbs/90_cli.ipynb #b70ca73a
 def _say(text): print(text, file=sys.stderr, flush=True)
@@ -77,15 +77,56 @@ def _waiting(what, quiet=False):
         if not quiet: t.join()
         bar.close()
 
-def _heavy(quiet=False):
-    "Import what edits, under a clock, with the libraries' own talk turned off."
-    with _waiting("starting", quiet):
+def _heavy(quiet=False, lean=False):
+    "Import what edits, under a clock, with the libraries' own talk turned off; if `lean`, without what a plain edit does not use."
+    from fastedit.start import lean_imports, sleep_while_waiting
+    sleep_while_waiting()
+    with _waiting("starting", quiet), lean_imports() if lean else nullcontext():
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import fastedit.models  # noqa: F401 - first: it quietens what talks while diffusers is imported
         import diffusers, transformers
         for lib in (diffusers, transformers): lib.logging.set_verbosity_error(); lib.logging.disable_progress_bar()
+        if lean: fastedit.models.bring_classes()
         from fastedit import editor
     return editor
+
+# %% ../nbs/90_cli.ipynb #5072b39c
+_KINDS = ("cpu", "cuda", "mps", "xpu")   # devices that people have
+_RARE = ("hip", "hpu", "ipu", "maia", "meta", "mtia", "npu", "privateuseone", "ve", "vulkan", "xla")
+
+def _check_device(device):
+    "Refuse a device that is a mistyped one; whether it is there is for torch to say."
+    kind = str(device).lower().partition(":")[0]
+    if device is not None and kind not in (*_KINDS, *_RARE) and (meant := nearest(kind, _KINDS)):
+        raise OptionError(f"device {device!r} is unknown{meant}: use cpu, cuda, cuda:1, ...")
+
+# %% ../nbs/90_cli.ipynb #41e4e67c
+def _check_machine(device, precision, residency):
+    "Refuse a device, precision or residency that no edit knows."
+    from fastedit.memory import RESIDENCIES
+    from fastedit.models import check_precision
+    _check_device(device)
+    if precision not in (None, "auto"): check_precision(precision, device or "cuda")
+    if residency not in ("auto", *RESIDENCIES):
+        raise OptionError(f"residency {residency!r} is unknown{nearest(residency, ['auto', *RESIDENCIES])}: "
+                          f"use auto, {', '.join(RESIDENCIES)}")
+
+# %% ../nbs/90_cli.ipynb #9288ad00
+def _check_models(names):
+    "Refuse a model that is unknown, or not whole on this machine."
+    from fastedit.models import check_present
+    return [check_present(n) for n in names or ()]
+
+# %% ../nbs/90_cli.ipynb #fb9f7cd3
+def _check_edit(prompt, model, settings, picture, device=None, precision=None, residency="resident") -> bool:
+    "Refuse an edit that cannot work before anything heavy is imported; tell whether it can do with lean imports."
+    from fastedit.editor import EditRequest, check_request
+    from fastedit.models import PRECISIONS, find_spec
+    _check_machine(device, precision, residency)
+    spec = find_spec(model); flow = spec.family == "flow"
+    method = check_request(EditRequest(prompt=prompt, model=model, **({"method": "flow"} if flow else {}) | settings), spec, picture)
+    _check_models([model])
+    return not flow and not method.pipeline and not (precision in PRECISIONS and PRECISIONS[precision].weights)
 
 # %% ../nbs/90_cli.ipynb #2a5022b8
 def _number(text):
@@ -132,11 +173,11 @@ def _loras(given) -> dict:
     return dict(loras=asked) if asked else {}
 
 @app.command()
-def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit: PNG, JPEG, WebP, TIFF, GIF or BMP.")],
+def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit: PNG, JPEG, WebP, AVIF, TIFF, GIF or BMP.")],
          prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shall show.")],
          out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .png, .jpg or .webp, settings inside.")],
          source_prompt: Annotated[str, typer.Option(help="What the picture shows now, for methods that compare.")]=None,
-         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from.")]="",
+         negative_prompt: Annotated[str, typer.Option(help="What guidance pushes away from; if not given, what the model was trained without.")]=None,
          model: _Model="mini",
          lora: _Lora=None,
          method: Annotated[str, typer.Option(help="ddcm (if not given), img2img, ...; flow models have one way only.")]=None,
@@ -146,7 +187,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          control: Annotated[str, typer.Option(help="Control map: canny, canny-auto, none, ...")]=None,
          control_scale: Annotated[str, typer.Option(help="ControlNet scale, or a curve such as interval:1:0:0.5; with commas: one per UNet block, then the middle.")]=None,
          schedule: Annotated[str, typer.Option(help="continuous; or stock (img2img), to repeat published runs.")]=None,
-         mask: Annotated[Path, typer.Option(help="Picture that is white where the edit may go; the rest stays byte-identical.")]=None,
+         mask: Annotated[Path, typer.Option(help="Picture that is white where the edit may go; the rest stays byte-identical, in a .png or .webp.")]=None,
          feather: Annotated[float, typer.Option(min=0, help="Inward ramp of the mask, pixels.")]=2.,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")]=None,
          seed: Annotated[int, typer.Option(min=0, help="Of the noise.")]=0,
@@ -164,16 +205,17 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     adapters = _loras(lora)
-    from fastedit.images import load_image, load_mask
-    source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
-    editor = _heavy(quiet); editor.EditRequest(prompt=prompt, **settings)
-    if method and method != "flow": editor.find_method(method)
+    from fastedit.images import read_image, read_mask
+    source = read_image(image); painted = None if mask is None else read_mask(mask, source.image.size)
+    editor = _heavy(quiet, _check_edit(prompt, model, settings, source.image.size, device, precision, residency))
     with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
     finally: bar.close()
-    result.save(out)
+    with warnings.catch_warnings():
+        if quiet: warnings.simplefilter("ignore")
+        result.save(out)
     if as_json: print(json.dumps(dict(result.to_dict(), output=str(out)), indent=1, allow_nan=False))
     else: print(f"{out}: {result.summary}")
     if not quiet:
@@ -214,8 +256,8 @@ def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {'
     run = run[model] if isinstance(run, dict) else run
     _writable(state/"checkpoint"); _heavy(quiet)
     import torch; torch.set_flush_denormal(True)   # before there are threads: gradients below 1e-38 say nothing, and cost a third of a backward pass
-    from fastedit import training, training_clip
-    try: getattr(training_clip if stage == "clip" else training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
+    from fastedit import training
+    try: getattr(training, run)(state, quiet=quiet, **{k: v for k, v in dict(steps=steps, batch=batch).items() if v})
     except KeyboardInterrupt: _say(f"\nfastedit: interrupted; the same command goes on from the last checkpoint in {state}"); raise typer.Exit(130)
     finally: torch.set_flush_denormal(False)
     log = state/f"{ {'train_lcm_lora': 'lcm-lora', 'train_lcm': 'lcm'}.get(run, stage)}.csv"

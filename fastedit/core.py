@@ -10,7 +10,7 @@ __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionErr
 # %% ../nbs/00_core.ipynb #af13d3b0
 import errno, hashlib, json, math, os, re, tempfile
 from dataclasses import asdict, is_dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -49,9 +49,10 @@ def nearest(word,   # what a user typed
             known   # the names that there are
            ) -> str:
     "Ask in parentheses whether the known name that most looks like `word` was meant; say nothing if none does."
-    names = {str(k).lower(): str(k) for k in known}
-    found = get_close_matches(str(word).lower(), names, 1, .6)
-    return f" (did you mean {names[found[0]]!r}?)" if found else ""
+    names, word = {str(k).lower(): str(k) for k in known}, str(word).lower()
+    def likeness(name): return SequenceMatcher(None, word, name).ratio(), sorted(word) == sorted(name)   # two letters swapped
+    found = max(get_close_matches(word, names), key=likeness, default=None)
+    return f" (did you mean {names[found]!r}?)" if found else ""
 
 # %% ../nbs/00_core.ipynb #1ef231bf
 class Later:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 import torch
 from . import memory
+from .configuration import latent_shift
 from .core import ModelError, NumericalError, OptionError, PromptError
 from .quick import packs, quick
 from .state import numerics
@@ -84,6 +85,10 @@ class Memo:
             while self.bytes > self.limit and len(self.items) > 1: self.bytes -= self.items.popitem(last=False)[1][1]
         return v
 
+    def blank(self, make):
+        "Take a text that no network is asked for."
+        return make()
+
 def _bytes(v) -> int:
     if isinstance(v, torch.Tensor): return v.numel()*v.element_size()
     return sum(map(_bytes, v if isinstance(v, (list, tuple)) else [x for x in vars(v).values() if isinstance(x, torch.Tensor)]))
@@ -122,7 +127,7 @@ class Denoiser:
     def __init__(self,
                  parts,                        # `models.Components`
                  edges: torch.Tensor=None,     # control map (1, 3, H, W) in [0, 1], None for no ControlNet
-                 negative: Text=None,          # what CFG pushes away from; None: the empty prompt
+                 negative: Text=None,          # what CFG pushes away from; None: what the model takes where none is given, see `unconditional`
                  drop_w: bool=False,           # ignore a guidance embedding and use CFG, as stock img2img pipelines do
                  count: Count=None,            # where to keep the books; what a memo knows already counts as asked
                  tile: int=None,               # decode in tiles of this many pixels, see `memory.decode`
@@ -178,7 +183,7 @@ class Denoiser:
 
     # --- text and pictures
     @torch.no_grad()
-    def text(self, prompt: str  # any text; "" for no prompt
+    def text(self, prompt: str  # any text, also ""
             ) -> Text:
         "Encode one prompt as the model's stock pipeline does (SDXL: last-but-one states of both encoders; SD1.5: the normed last ones)."
         p = self.parts
@@ -195,6 +200,16 @@ class Denoiser:
             return Text(torch.cat(states, -1).to(self.device, self.dtype), None if pooled is None else pooled.to(self.device, self.dtype))
         return run() if self.memo is None else self.memo.ask("text", fingerprint("text", prompt, self.dtype), 1, run)
 
+    def unconditional(self) -> Text:
+        "Make what the model takes where no negative prompt is given: zeros (`force_zeros_for_empty_prompt`) or the empty prompt."
+        if not self.parts.zero_negative: return self.text("")
+        return self._zeros() if self.memo is None else self.memo.blank(self._zeros)
+
+    def _zeros(self) -> Text:
+        p = self.parts; wide = p.text_encoder.config.hidden_size+p.text_encoder_2.config.hidden_size
+        def zeros(*shape): return torch.zeros(shape, device=self.device, dtype=self.dtype)
+        return Text(zeros(1, p.tokenizer.model_max_length, wide), zeros(1, p.text_encoder_2.config.projection_dim))
+
     def cut(self, prompt: str) -> int:
         "Count the tokens of `prompt` that do not fit the text encoders."
         tok = self.parts.tokenizer
@@ -204,7 +219,7 @@ class Denoiser:
     @property
     def negative(self) -> Text:
         "What CFG pushes away from."
-        if self._negative is None: self._negative = self.text("")
+        if self._negative is None: self._negative = self.unconditional()
         return self._negative
 
     @torch.no_grad()
@@ -218,16 +233,23 @@ class Denoiser:
         f = 2**(len(vae.config.block_out_channels)-1); shape = (len(pixels), vae.config.latent_channels, pixels.shape[-2]//f, pixels.shape[-1]//f)
         d = run() if self.memo is None else self.memo.ask("encode", fingerprint("encode", pixels, self.dtype), len(pixels), run, shape)   # the posterior is shared, a draw from it is not
         z = (d.sample(generator) if generator is not None else d.mean)
-        return ((z-(getattr(vae.config, "shift_factor", None) or 0))*vae.config.scaling_factor).to(self.device, self.dtype)
+        shift, scale = self._latents(z)
+        return ((z-shift)*scale).to(self.device, self.dtype)
+
+    def _latents(self, z) -> tuple:
+        "Give the VAE's shift and scale, numbers or one per channel of `z`."
+        def like(v): return torch.tensor(v, device=z.device, dtype=z.dtype).view(1, -1, 1, 1) if isinstance(v, list) else v
+        return tuple(map(like, latent_shift(self.parts.vae.config, self.parts.spec.family)))
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor  # (B, 4, h, w) scaled latents
               ) -> torch.Tensor:
         "Decode latents to pixels (B, 3, H, W) in [-1, 1]; raises `NumericalError` instead of ever returning a black picture."
         vae = self.parts.vae; finite("latents before decoding", z)
+        shift, scale = self._latents(z)
         def run():
             with self.stage("decode"), self._timed("vae"):
-                with self._asked(vae): y = memory.decode(vae, (z/vae.config.scaling_factor+(getattr(vae.config, "shift_factor", None) or 0)).to(self._place(vae), _dtype(vae)), self.tile)
+                with self._asked(vae): y = memory.decode(vae, (z/scale+shift).to(self._place(vae), _dtype(vae)), self.tile)
                 return _ordinary(y)
         return finite("decoded pixels", (run() if self.memo is None else self.memo.ask("decode", fingerprint("decode", z, self.tile), len(z), run)).float())
 
@@ -240,16 +262,16 @@ class Denoiser:
 
     def _residuals(self, x, t, text, inside, question, conditions):
         "The ControlNet's residuals before their scale, which diffusers multiplies in last, so that one answer serves all scales; `inside` is 1 but for networks that pool after scaling."
-        net = self.parts.controlnet; stem = net.controlnet_cond_embedding; self.count.control_nfe += len(x)
+        net = self.parts.controlnet; stem = net.controlnet_cond_embedding; bgr = net.config.controlnet_conditioning_channel_order == "bgr"; self.count.control_nfe += len(x)
         def run():
             with self.stage("denoise"), self._timed("controlnet"):
                 def make():
-                    with self._asked(stem): y = stem(self.edges)
+                    with self._asked(stem): y = stem(self.edges.flip(1) if bgr else self.edges)
                     return _ordinary(y)
                 if self._stem is None: self._stem = self._keep_stem(make) if self._keep_stem else make()   # depends on the map alone: once per picture, not once per step
                 with self._asked(net):
                     net.controlnet_cond_embedding = _Given()
-                    try: return net(x, t, encoder_hidden_states=text.states, controlnet_cond=self._stem.expand(len(x), -1, -1, -1), conditioning_scale=inside, return_dict=False, **conditions)
+                    try: return net(x, t, encoder_hidden_states=text.states, controlnet_cond=(self._stem.flip(1) if bgr else self._stem).expand(len(x), -1, -1, -1), conditioning_scale=inside, return_dict=False, **conditions)
                     finally: net.controlnet_cond_embedding = stem
         return run() if question is None else self.memo.ask("controlnet", question, len(x), run)
 
@@ -322,7 +344,7 @@ class Denoiser:
         "Predict the clean latents `f(x, t, text)`; a consistency model adds its boundary condition `c_skip*x + c_out*x0`."
         x0 = self.eps_x0(x, t, text, guidance, control, **kw)[1]
         if not self.consistent: return x0
-        skip, out = boundary(int(t)); return out*x0+skip*x
+        skip, out = boundary(int(t), scaling=self.parts.scheduler.get("timestep_scaling", 10.)); return out*x0+skip*x
 
 # %% ../nbs/06_denoiser.ipynb #79a06470
 def finite(what: str, x: torch.Tensor) -> torch.Tensor:

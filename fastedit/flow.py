@@ -108,7 +108,7 @@ class FlowModel:
              steps: int,         # denoising steps
              guidance: float,    # guidance scale
              seed: int=0,        # of the noise
-             negative: str="",   # what guidance pushes away from
+             negative: str=None, # what guidance pushes away from; None: a space, as the pipeline's authors do
              on_step=None        # called with dict(step, steps, t, latents, clean, phase) after each step; raise `Cancelled` to stop
             ) -> FlowOutcome:
         "Run the pipeline once and count what it did; leaves no hook behind, whatever happens."
@@ -116,7 +116,7 @@ class FlowModel:
         from fastedit.denoiser import finite
         from fastedit.images import to_image
         times, last, start = [], [None], time.perf_counter(); p, (w, h) = self.pipe, image.size
-        kw = {self.rule.scale: guidance, **(dict(max_area=w*h, _auto_resize=False) if self.rule.areas else {}), **(dict(negative_prompt=negative or " ") if self.rule.negative and guidance > 1 else {})}
+        kw = {self.rule.scale: guidance, **(dict(max_area=w*h, _auto_resize=False) if self.rule.areas else {}), **(dict(negative_prompt=" " if negative is None else negative) if self.rule.negative and guidance > 1 else {})}
         with _watched(p) as seen:
             def step(pipe, i, t, state):
                 x, before, s = state["latents"], seen["input"][:, :state["latents"].shape[1]], pipe.scheduler.sigmas; last[0] = x; times.append(round(float(t), 3))

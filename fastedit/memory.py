@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from .core import FastEditError, MemoryPlanError, NumericalError, OptionError, in_words
-from .models import ARCHITECTURES, PRECISIONS, VAES, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize, tensor_bytes
+from .configuration import upcasts, zeros_for_empty
+from .core import FastEditError, MemoryPlanError, NumericalError, OptionError, in_words, nearest
+from .models import ARCHITECTURES, PRECISIONS, Components, build, check_precision, compute_dtype, find_spec, mini_path, module_bytes, quantize, tensor_bytes
+
 
 # %% ../nbs/05_memory.ipynb #a9a62dba
 def _torch():
@@ -284,10 +286,11 @@ def weight_bytes(model, precision: str="fp16", controlnet=True, device: str="cud
     return {k: _weigh(_name(a), _vae_precision(model, k, precision), device) for k, a in configurations(model, controlnet).items()}
 
 def _vae_precision(model, component, precision):
-    "The original SDXL VAE stays in fp32 when the rest is in fp16."
-    if component != "vae" or precision != "fp16" or isinstance(model, Components): return precision
-    spec = find_spec(model)
-    return "fp32" if spec.vae and not VAES[spec.vae].fp16 else precision
+    "Some VAEs stay in fp32 when the rest is in fp16; the loader asks the same rule."
+    if component != "vae" or precision != "fp16": return precision
+    a = configurations(model)["vae"]; kind, config = (ARCHITECTURES[a].cls, ARCHITECTURES[a].config) if isinstance(a, str) else a
+    family = model.spec.family if isinstance(model, Components) else find_spec(model).family
+    return "fp32" if upcasts(config, family, kind) else precision
 
 # %% ../nbs/05_memory.ipynb #ae3d138c
 @dataclass(frozen=True)
@@ -766,7 +769,7 @@ def random_parts(model="sd15-lcm",        # registry name whose architectures ar
                 if p.ndim and not p.any(): torch.nn.init.normal_(p, std=.01)
             if k != "vae": quantize(m, precision, device)
     return Components(spec, nets["vae"], nets["unet"], nets.get("controlnet"), tok, tok if "text_encoder_2" in nets else None, nets["text_encoder"], nets.get("text_encoder_2"),
-                      dict(_LCM_SCHED, _class_name=spec.scheduler), f"random-{seed}", precision, notes=("the weights are random numbers: only time and memory mean anything",))
+                      dict(_LCM_SCHED, _class_name=spec.scheduler), f"random-{seed}", precision, notes=("the weights are random numbers: only time and memory mean anything",), zero_negative=zeros_for_empty({}, spec.family))
 
 # %% ../nbs/05_memory.ipynb #87f29fb3
 def auto_settings(model,                  # as for `predict_memory`
@@ -792,7 +795,8 @@ def settings_for(model,                       # as for `predict_memory`
                  controlnet=True              # as for `predict_memory`
                 ) -> MemorySettings:
     "Make settings of a residency and a budget; raises `OptionError` for what is unknown and `MemoryPlanError`, with the plan's advice, for what cannot fit."
-    if not isinstance(residency, str) or residency not in ("auto", *RESIDENCIES): raise OptionError(f"residency {in_words(residency)} is unknown: use auto, {', '.join(RESIDENCIES)}")
+    if not isinstance(residency, str) or residency not in ("auto", *RESIDENCIES):
+        raise OptionError(f"residency {in_words(residency)} is unknown{nearest(residency, ['auto', *RESIDENCIES])}: use auto, {', '.join(RESIDENCIES)}")
     if budget_gb is not None and (isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)) or not 0 < budget_gb < math.inf):
         raise OptionError(f"budget_gb={in_words(budget_gb)}: give the memory that may be used, in GiB, above 0")
     if residency == "auto": return auto_settings(model, precision, device, size, free=budget_gb and int(budget_gb*2**30), controlnet=controlnet)

@@ -7,48 +7,81 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from .configuration import CLIPPED, FLOORED, LAST, ZERO_SNR, scheduler_values
 from .core import OptionError, _torch as torch
 
 # %% auto #0
 __all__ = ['NoiseSchedule', 'lcm_grid', 'stock_grid', 'continuous_grid', 'even_grid', 'boundary', 'curve']
 
 # %% ../nbs/01_schedules.ipynb #53622401
+_BETAS, _PREDICTIONS = ("scaled_linear", "linear", "squaredcos_cap_v2", "flow"), ("epsilon", "v_prediction", "sample", "flow")
+def _cosine(n: int) -> torch.Tensor:
+    "Make `n` betas whose cumulative alphas follow a squared cosine (Nichol & Dhariwal 2021, equation 17)."
+    bar = lambda t: math.cos((t+.008)/1.008*math.pi/2)**2
+    return torch.tensor([min(1-bar((i+1)/n)/bar(i/n), .999) for i in range(n)], dtype=torch.float32)
+
+def _zero_end(betas: torch.Tensor) -> torch.Tensor:
+    "Shift and scale the square roots of the cumulative alphas so that the last one is 0 (Lin et al. 2024, algorithm 1)."
+    root = torch.cumprod(1-betas, 0).sqrt()
+    bar = ((root-root[-1])*(root[0]/(root[0]-root[-1])))**2
+    return 1-torch.cat([bar[:1], bar[1:]/bar[:-1]])
+
 @dataclass(frozen=True)
 class NoiseSchedule:
     "Noise levels over time and the meaning of a network's output."
     timesteps: int=1000             # T, training timesteps
     beta_start: float=.00085        # first beta
     beta_end: float=.012            # last beta
-    beta_schedule: str="scaled_linear"  # "scaled_linear", "linear" or "flow" (alpha = 1 - t/T, sigma = t/T)
-    prediction: str="epsilon"       # "epsilon", "v_prediction" or "flow"
+    beta_schedule: str="scaled_linear"  # "scaled_linear", "linear", "squaredcos_cap_v2" or "flow" (alpha = 1 - t/T, sigma = t/T)
+    prediction: str="epsilon"       # "epsilon", "v_prediction", "sample" or "flow"
+    betas: tuple=None               # the betas themselves, T of them, instead of a formula
+    zero_snr: bool=False            # whether the last time is pure noise
+    floor: float=0.                 # what is left of the signal there; some schedulers keep 2**-24
+    clean_end: bool=True            # whether the last step ends without noise; False: at the level of time 0
+    clip: float=None                # largest clean latent, None for any
 
     def __post_init__(self):
-        if self.beta_schedule not in ("scaled_linear", "linear", "flow"): raise OptionError(f"beta_schedule={self.beta_schedule!r}: use 'scaled_linear', 'linear' or 'flow'")
-        if self.prediction not in ("epsilon", "v_prediction", "flow"): raise OptionError(f"prediction={self.prediction!r}: use 'epsilon', 'v_prediction' or 'flow'")
+        if self.beta_schedule not in _BETAS: raise OptionError(f"beta_schedule={self.beta_schedule!r}: use one of {', '.join(_BETAS)}")
+        if self.prediction not in _PREDICTIONS: raise OptionError(f"prediction={self.prediction!r}: use one of {', '.join(_PREDICTIONS)}")
+        if self.betas is not None and len(self.betas) != self.timesteps: raise OptionError(f"{len(self.betas)} betas were given for {self.timesteps} timesteps: give one for each")
 
     @classmethod
     def from_config(cls, config: dict  # a diffusers scheduler's configuration
                    ) -> "NoiseSchedule":
-        "Read the schedule from a diffusers scheduler configuration."
-        c = dict(config); flow = c.get("prediction_type") == "flow_prediction"
-        return cls(c.get("num_train_timesteps", 1000), c.get("beta_start", .00085), c.get("beta_end", .012),
-                   "flow" if flow else c.get("beta_schedule", "scaled_linear"), "flow" if flow else c.get("prediction_type", "epsilon"))
+        "Read the schedule from a diffusers scheduler configuration, with its class's own defaults for what the file leaves out."
+        c = scheduler_values(config); kind = c.get("_class_name"); flow = c.get("prediction_type") == "flow_prediction"
+        given = c.get("trained_betas"); zero = bool(c.get("rescale_betas_zero_snr")) and kind in (None, *ZERO_SNR)
+        return cls(c.get("num_train_timesteps", 1000), c["beta_start"], c["beta_end"],
+                   "flow" if flow else c["beta_schedule"], "flow" if flow else c.get("prediction_type", "epsilon"),
+                   None if given is None else tuple(given), zero, 2**-24 if zero and kind in FLOORED else 0.,
+                   kind not in LAST or c.get("set_alpha_to_one", True),
+                   c.get("clip_sample_range", 1.) if kind in CLIPPED and c.get("clip_sample") else None)
 
     @cached_property
     def alphas_cumprod(self) -> torch.Tensor:
-        "Cumulative alphas `ab(t)`, (T,) float32, computed as diffusers computes them (Rombach et al. 2022: sqrt-spaced betas)."
-        if self.beta_schedule == "linear": betas = torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float32)
-        else: betas = torch.linspace(self.beta_start**.5, self.beta_end**.5, self.timesteps, dtype=torch.float32)**2
-        return torch.cumprod(1-betas, 0)
+        "Cumulative alphas `ab(t)`, (T,) float32, computed as diffusers computes them (Rombach et al. 2022: sqrt-spaced betas; Nichol & Dhariwal 2021: cosine)."
+        a, b, n = self.beta_start, self.beta_end, self.timesteps
+        if self.betas is not None: betas = torch.tensor(self.betas, dtype=torch.float32)
+        elif self.beta_schedule == "linear": betas = torch.linspace(a, b, n, dtype=torch.float32)
+        elif self.beta_schedule == "squaredcos_cap_v2": betas = _cosine(n)
+        else: betas = torch.linspace(a**.5, b**.5, n, dtype=torch.float32)**2
+        ab = torch.cumprod(1-(_zero_end(betas) if self.zero_snr else betas), 0)
+        if self.floor: ab[-1] = self.floor
+        return ab
+
+    @cached_property
+    def _end(self) -> torch.Tensor:
+        "What is left of the signal's square where the last step ends."
+        return torch.ones(()) if self.clean_end or self.beta_schedule == "flow" else self.alphas_cumprod[0]
 
     def levels(self, t, like: torch.Tensor=None) -> tuple:
-        "`(alpha, sigma)` at integer times `t` (a number or (B,)); (B, 1, 1, 1) tensors in the type of `like`. `t=-1` is clean."
+        "`(alpha, sigma)` at integer times `t` (a number or (B,)); (B, 1, 1, 1) tensors in the type of `like`. `t=-1` is where the last step ends."
         one = isinstance(t, int) and self.beta_schedule != "flow"   # as every step asks: a third of the work
         t = t if one else torch.as_tensor(t).reshape(-1)
         if self.beta_schedule == "flow": s = ((t.float()+1)/self.timesteps); a, s = 1-s, s
         else:
-            if one: ab = self.alphas_cumprod[t] if t >= 0 else torch.ones(())
-            else: ab = torch.where(t >= 0, self.alphas_cumprod[t.clamp_min(0).long()], torch.ones(()))
+            if one: ab = self.alphas_cumprod[t] if t >= 0 else self._end
+            else: ab = torch.where(t >= 0, self.alphas_cumprod[t.clamp_min(0).long()], self._end)
             a, s = ab.sqrt(), (1-ab).sqrt()
         a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
         return (a, s) if like is None else (a.to(like), s.to(like))
@@ -60,9 +93,11 @@ class NoiseSchedule:
     def split(self, output: torch.Tensor, x: torch.Tensor, t) -> tuple:
         "Turn a network's output at (x, t) into `(eps, x0)`, whatever it was trained to predict."
         a, s = self.levels(t, x)
-        if self.prediction == "epsilon": return output, (x-s*output)/a
-        if self.prediction == "v_prediction": return a*output+s*x, a*x-s*output
-        return x+a*output, x-s*output
+        if self.prediction == "epsilon": e, z = output, (x-s*output)/a
+        elif self.prediction == "v_prediction": e, z = a*output+s*x, a*x-s*output
+        elif self.prediction == "sample": e, z = (x-a*output)/s, output
+        else: e, z = x+a*output, x-s*output
+        return e, z if self.clip is None else z.clamp(-self.clip, self.clip)
 
     def snr(self, t) -> float:
         "Signal-to-noise ratio `ab/(1-ab)` at an integer time."

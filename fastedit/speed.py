@@ -22,7 +22,7 @@ def stock_pipeline(parts: Components  # a loaded model with a ControlNet
     if parts.controlnet is None: raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded, and the stock pipeline of this comparison needs one: load one, or use another model")
     kw = dict(vae=parts.vae, unet=parts.unet, controlnet=parts.controlnet, tokenizer=parts.tokenizer, text_encoder=parts.text_encoder, scheduler=parts.scheduler_object())
     if parts.text_encoder_2 is None: p = diffusers.StableDiffusionControlNetImg2ImgPipeline(safety_checker=None, feature_extractor=None, requires_safety_checker=False, **kw)
-    else: p = diffusers.StableDiffusionXLControlNetImg2ImgPipeline(tokenizer_2=parts.tokenizer_2, text_encoder_2=parts.text_encoder_2, force_zeros_for_empty_prompt=False, add_watermarker=False, **kw)
+    else: p = diffusers.StableDiffusionXLControlNetImg2ImgPipeline(tokenizer_2=parts.tokenizer_2, text_encoder_2=parts.text_encoder_2, force_zeros_for_empty_prompt=parts.zero_negative, add_watermarker=False, **kw)
     p.set_progress_bar_config(disable=True)
     return p
 

@@ -122,6 +122,7 @@ class Rehearsal(Memo):
         if network == "text": return Text(noise(1, 1, 4))
         if network == "encode": return Posterior(noise(shape[0], 2*shape[1], *shape[2:]))
         return noise(*shape) if network == "unet" else (None, None)
+    def blank(self, make): return Text(torch.zeros(1, 1, 4, dtype=torch.float64))
 
 class _Words:
     "A tokenizer that counts the tokens of each prompt once."

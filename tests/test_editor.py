@@ -218,7 +218,7 @@ def test_png_round_trip_repeats_the_edit(ed, tmp_path):
 @pytest.mark.parametrize("kw, error", [(dict(stength=.5), OptionError), (dict(method="magic"), OptionError), (dict(schedule="stock"), OptionError), (dict(control="depth"), OptionError),
     (dict(guidance=-1), OptionError), (dict(guidance=True), OptionError), (dict(guidance="steep"), OptionError), (dict(guidance=float("nan")), OptionError), (dict(control_scale=11), OptionError),
     (dict(seed=-1), OptionError), (dict(seed=1.5), OptionError), (dict(seed=2**63), OptionError), (dict(options=dict(speed=1)), OptionError), (dict(prompt=""), PromptError), (dict(prompt=None), PromptError),
-    (dict(prompt=3), PromptError), (dict(negative_prompt=None), PromptError), (dict(source_prompt=3), PromptError), (dict(model="sdxl"), OptionError), (dict(feather=-1, mask=np.eye(64)), OptionError),
+    (dict(prompt=3), PromptError), (dict(negative_prompt=3), PromptError), (dict(source_prompt=3), PromptError), (dict(model="sdxl"), OptionError), (dict(feather=-1, mask=np.eye(64)), OptionError),
     (dict(source_guidance="x"), OptionError), (dict(precision="fp16"), OptionError), (dict(guidance=[1, 2]), OptionError), (dict(options=[1]), OptionError)], ids=str)
 def test_settings_that_are_refused(ed, kw, error):
     with pytest.raises(error) as e: ed(A, **dict(dict(prompt="a cup"), **kw))

@@ -50,7 +50,7 @@ def test_even_grids(steps):
 
 @pytest.mark.parametrize("call", [lambda: lcm_grid(0), lambda: lcm_grid(51), lambda: lcm_grid(2.), lambda: lcm_grid(True), lambda: lcm_grid(4, strength=1.1), lambda: lcm_grid(4, strength="x"),
     lambda: lcm_grid(4, strength=math.nan), lambda: stock_grid(4, -.1), lambda: even_grid(0), lambda: even_grid(1001), lambda: even_grid(4, spacing="odd"),
-    lambda: NoiseSchedule(prediction="sample"), lambda: NoiseSchedule(beta_schedule="cosine")])
+    lambda: NoiseSchedule(prediction="x0"), lambda: NoiseSchedule(betas=(.1, .2)), lambda: NoiseSchedule(beta_schedule="cosine")])
 def test_refused(call):
     with pytest.raises(OptionError): call()
 

@@ -3,6 +3,8 @@ import csv
 import pytest, torch
 from fastedit import training as tr
 from fastedit.core import OptionError
+from fastedit.denoiser import guidance_embedding
+from fastedit.schedules import boundary
 
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
@@ -26,19 +28,19 @@ def test_merges_are_minimal_and_deterministic():
 
 def test_w_embedding_equals_diffusers():
     from diffusers import LatentConsistencyModelPipeline as P
-    w = torch.tensor([0., 1.5, 7.]); assert torch.allclose(tr.guidance_embedding(w, 32), P.get_guidance_scale_embedding(None, w, 32), atol=1e-6)
+    w = torch.tensor([0., 1.5, 7.]); assert torch.allclose(guidance_embedding(w, 32), P.get_guidance_scale_embedding(None, w, 32), atol=1e-6)
 
 def test_boundary_and_schedule_equal_the_scheduler():
     from diffusers import LCMScheduler
     s = LCMScheduler(**tr.NOISE); s.set_timesteps(4)
     for t in (19, 259, 999):
-        skip, out = tr.boundary(torch.tensor([t])); a, b = s.get_scalings_for_boundary_condition_discrete(t)
+        skip, out = boundary(torch.tensor([t])); a, b = s.get_scalings_for_boundary_condition_discrete(t)
         assert float(skip) == pytest.approx(float(a), abs=1e-7) and float(out) == pytest.approx(float(b), abs=1e-7)
     assert torch.equal(tr.SCHEDULE.alphas_cumprod, s.alphas_cumprod)
 
 def test_orthogonal_updates_have_unit_singular_values():
     for shape in ((16, 64), (64, 16), (20, 20)):
-        s = torch.linalg.svdvals(tr._orthogonal(torch.randn(*shape, generator=torch.Generator().manual_seed(0))))
+        s = torch.linalg.svdvals(tr.orthogonal(torch.randn(*shape, generator=torch.Generator().manual_seed(0))))
         assert .4 < float(s.min()) and float(s.max()) < 1.4
 
 def _toy(folder, steps, stop=None):
@@ -92,7 +94,7 @@ def test_a_broken_loss_is_an_error_in_words(tmp_path):
 
 def test_stages_say_what_they_need(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path/"none"))
-    with pytest.raises(OptionError, match="has not been run"): tr._part(tmp_path, "vae")
+    with pytest.raises(OptionError, match="has not been run"): tr.find_part(tmp_path, "vae")
     with pytest.raises(OptionError, match="unknown"): tr.train("magic", tmp_path)
 
 def test_the_student_is_the_teacher_without_layers():
@@ -110,7 +112,7 @@ def test_control_residuals_fit_both_unets():
 def test_a_new_machine_starts_from_the_packages_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path)); a, b = tr.new_vae(), tr.new_vae()
     (tmp_path/"vae").mkdir(); a.half().save_pretrained(tmp_path/"vae")
-    assert tr._from_package(dict(b=b), dict(b="vae")) and all(torch.equal(p.float(), q) for p, q in zip(a.parameters(), b.parameters()))
+    assert tr.start_from_package(dict(b=b), dict(b="vae")) and all(torch.equal(p.float(), q) for p, q in zip(a.parameters(), b.parameters()))
 
 def test_lcm_grid_is_the_schedulers():
     from diffusers import LCMScheduler
@@ -140,25 +142,27 @@ def test_noise_times_are_spread_evenly_and_half_of_them_in_the_middle():
 
 def test_a_distillation_goes_on_from_the_packages_lora_if_it_fits():
     from safetensors.torch import load_file
-    unet, = tr._frozen("nowhere", "unet"); unet.add_adapter(tr.lora_config()); before = {n: p.detach().clone() for n, p in unet.named_parameters() if "lora_" in n}
-    assert tr._lora_from_package(unet, "lcm-lora")
-    kept = {k.removeprefix("unet."): v.float() for k, v in load_file(tr._shipped("lcm-lora")/"pytorch_lora_weights.safetensors").items()}
+    unet, = tr.frozen_parts("nowhere", "unet"); unet.add_adapter(tr.lora_config()); before = {n: p.detach().clone() for n, p in unet.named_parameters() if "lora_" in n}
+    assert tr.start_lora_from_package(unet, "lcm-lora")
+    kept = {k.removeprefix("unet."): v.float() for k, v in load_file(tr.shipped_part("lcm-lora")/"pytorch_lora_weights.safetensors").items()}
     for n, p in unet.named_parameters():
         if "lora_" in n: assert torch.equal(p, kept[n.replace(".default.", ".")]) and not torch.equal(p, before[n])
-    other, = tr._frozen("nowhere", "unet"); other.add_adapter(tr.lora_config(3)); assert not tr._lora_from_package(other, "lcm-lora")   # another rank: starts afresh
+    other, = tr.frozen_parts("nowhere", "unet"); other.add_adapter(tr.lora_config(3)); assert not tr.start_lora_from_package(other, "lcm-lora")   # another rank: starts afresh
 
 def test_a_resumed_distillation_starts_its_target_from_the_checkpoint(tmp_path, monkeypatch):
     import numpy as np
     from fastedit import world as pb
-    drawn, judged = np.stack([pb.render(pb.sample_scene(i), 64) for i in range(64)]), tr._judged
-    monkeypatch.setattr(tr, "TRAIN", 64); monkeypatch.setattr(tr, "pictures", lambda state, quiet=False: drawn); monkeypatch.setattr(tr, "_judged", lambda state: judged(state, 2))
+    from fastedit.training import distillation, teacher
+    drawn = np.stack([pb.render(pb.sample_scene(i), 64) for i in range(64)])
+    monkeypatch.setattr(teacher, "pictures", lambda state, quiet=False: drawn)
+    monkeypatch.setattr(distillation, "Judge", lambda state: tr.Judge(state, 2))
     for steps in (1, 2): tr.train_lcm(tmp_path, steps=steps, batch=32, quiet=True)
     log = [float(r["loss"]) for r in csv.DictReader(open(tmp_path/"lcm.csv"))][-2:]
     assert log[1] < 1.5*log[0]   # a target of random weights is several times as far away
 
 def test_a_log_goes_on_only_where_the_weights_do(tmp_path, monkeypatch):
-    from fastedit import models
-    monkeypatch.setattr(models, "weights_dir", lambda: tmp_path/"package"); (tmp_path/"package"/"logs").mkdir(parents=True); (tmp_path/"package"/"logs"/"toy.csv").write_text("step,seconds,loss\n70,33,1\n")
+    from fastedit.training import parts
+    monkeypatch.setattr(parts, "weights_dir", lambda: tmp_path/"package"); (tmp_path/"package"/"logs").mkdir(parents=True); (tmp_path/"package"/"logs"/"toy.csv").write_text("step,seconds,loss\n70,33,1\n")
     for found, want in ((True, 72), (False, 2)):
         net = torch.nn.Linear(2, 2); state = tmp_path/str(found)
         tr.fit("toy", dict(net=net), lambda s, r: (net(torch.ones(3, 2)).square().mean(), {}), 2, state, shipped=lambda: found, quiet=True)

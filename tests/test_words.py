@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastedit import models as M
-from fastedit.core import FastEditError, ImageError, MaskError, ModelError, OptionError, PromptError, in_words
+from fastedit.core import ImageError, MaskError, ModelError, OptionError, PromptError, in_words
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.methods.base import find_method
 

@@ -1,0 +1,2 @@
+"Editing methods: what a method is, the registry, and one module a method."
+from .base import *

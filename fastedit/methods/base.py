@@ -8,7 +8,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
-from ..core import ModelError, OptionError, in_words, _torch as torch
+from ..core import ModelError, OptionError, in_words, nearest, _torch as torch
 from ..schedules import even_grid, lcm_grid
 
 # %% auto #0
@@ -151,6 +151,7 @@ class Method:
     cfg: bool=False          # whether it is made of CFG pairs, so that a guidance embedding will not do
     channels: int=4          # input channels of the UNet
     schedulers: tuple=()     # classes of schedulers that it works with; () is any
+    pipeline: bool=False     # whether it runs one of diffusers' own pipelines
 
     def __call__(self, job: Job) -> torch.Tensor:
         "Run on a job, finding the region of changed words along the way if that was asked for."
@@ -176,13 +177,13 @@ def method_names() -> tuple:
 
 def find_method(key: str) -> Method:
     "Find a method by name; raises `OptionError` that lists the known ones."
-    if not isinstance(key, str) or key not in _WHERE: raise OptionError(f"method {in_words(key)} is unknown: use one of {', '.join(_WHERE)}")
+    if not isinstance(key, str) or key not in _WHERE: raise OptionError(f"method {in_words(key)} is unknown{nearest(key, _WHERE)}: use one of {', '.join(_WHERE)}")
     return import_module(f"fastedit.methods.{_WHERE[key]}").METHODS[key]
 
 def check_options(method: Method, given: dict) -> dict:
     "Fill in a method's own options and check names and ranges; raises `OptionError`."
     for k, v in given.items():
-        if k not in method.options: raise OptionError(f"method {method.key!r} has no option {k!r}: it has {', '.join(method.options) or 'none of its own'}")
+        if k not in method.options: raise OptionError(f"method {method.key!r} has no option {k!r}{nearest(k, method.options)}: it has {', '.join(method.options) or 'none of its own'}")
         o = method.options[k]
         if isinstance(o.default, bool):
             if not isinstance(v, bool): raise OptionError(f"option {k}={v!r} of method {method.key!r}: give true or false")
@@ -190,7 +191,7 @@ def check_options(method: Method, given: dict) -> dict:
             if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) or (isinstance(o.default, int) and int(v) != v) or (o.low is not None and v < o.low) or (o.high is not None and v > o.high):
                 raise OptionError(f"option {k}={v!r} of method {method.key!r}: give a {'whole ' if isinstance(o.default, int) else ''}number from {o.low} to {o.high}")
         elif not isinstance(v, str) or (o.choices and v not in o.choices):
-            raise OptionError(f"option {k}={v!r} of method {method.key!r}: give {'one of '+', '.join(o.choices) if o.choices else 'text'}")
+            raise OptionError(f"option {k}={v!r} of method {method.key!r}: give {'one of '+', '.join(o.choices) if o.choices else 'text'}{nearest(v, o.choices)}")
     return {k: given.get(k, o.default) for k, o in method.options.items()}
 
 def check_model(method: Method,

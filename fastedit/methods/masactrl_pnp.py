@@ -16,7 +16,7 @@ __all__ = ['METHODS', 'masactrl', 'pnp']
 def masactrl(job: Job) -> torch.Tensor:
     "Two branches from the inverted noise; the target's self-attention takes K, V of the source branch from `from_step` and part of the decoder on (Cao et al. 2023)."
     from fastedit.denoiser import Text
-    d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; empty = job.source or d.text("")
+    d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; empty = job.source or d.unconditional()
     x = invert(job, empty)[0].repeat(2, 1, 1, 1); text = Text.stack(empty.repeat(b), job.target.repeat(b))
     with controlled(d, [Share("kv", start=o["from_step"]/n, decoder=o["decoder"])], b) as c:
         for i, (t, prev) in enumerate(pairs(job.grid)):
@@ -29,7 +29,7 @@ def masactrl(job: Job) -> torch.Tensor:
 def pnp(job: Job) -> torch.Tensor:
     "Sample the target beside the inverted path of the source; inject its decoder features and its self-attention Q, K (Tumanyan et al. 2023)."
     from fastedit.denoiser import Text
-    d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; empty = job.source or d.text("")
+    d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; empty = job.source or d.unconditional()
     path = invert(job, empty); x = path[0]; text = Text.stack(empty.repeat(b), job.target.repeat(b))
     rules = [Features(o["features"]), Share("qk", stop=o["attention"], decoder=1/8)]
     with controlled(d, rules, b) as c:

@@ -55,7 +55,7 @@ def leditspp(job: Job) -> torch.Tensor:
     if any(v % 32 for v in pixels.shape[-2:]): raise OptionError(f"method 'leditspp' needs sides that are multiples of 32, not {tuple(pixels.shape[-2:])}: give another size")
     parts = dict(vae=p.vae, unet=p.unet, text_encoder=p.text_encoder, tokenizer=p.tokenizer, scheduler=diffusers.DPMSolverMultistepScheduler.from_config(
         {k: p.scheduler[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type") if k in p.scheduler}, algorithm_type="sde-dpmsolver++", solver_order=2))
-    pipe = diffusers.LEditsPPPipelineStableDiffusionXL(**parts, text_encoder_2=p.text_encoder_2, tokenizer_2=p.tokenizer_2, add_watermarker=False) if xl else \
+    pipe = diffusers.LEditsPPPipelineStableDiffusionXL(**parts, text_encoder_2=p.text_encoder_2, tokenizer_2=p.tokenizer_2, force_zeros_for_empty_prompt=p.zero_negative, add_watermarker=False) if xl else \
            diffusers.LEditsPPPipelineStableDiffusion(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True); src, tgt = job.prompts; guided = job.source_guidance > 1   # the SD 1.5 pipeline needs a scale above 1 to encode its prompts at all
     state = dict(phase="inversion", calls=0)
@@ -76,6 +76,6 @@ METHODS = {"identity": Method("identity", "control: the source itself", identity
            "instruct": Method("instruct", "InstructPix2Pix: follow an instruction with a UNet that sees the source", instruct, nfe=lambda steps, **_: 3*steps, steps=50, strength=1.,
                               grid=_many, few_step=False, instruction=True, channels=8, cite="Brooks et al. 2023 (InstructPix2Pix)",
                               options=dict(image_guidance=Option(1.5, 0., 10., "guidance on the source picture"))),
-           "leditspp": Method("leditspp", "LEDITS++ through diffusers' own pipeline", leditspp, nfe=_ledits_nfe, steps=50, strength=1., guidance=5., source_prompt=True, grid=_many,
+           "leditspp": Method("leditspp", "LEDITS++ through diffusers' own pipeline", leditspp, pipeline=True, nfe=_ledits_nfe, steps=50, strength=1., guidance=5., source_prompt=True, grid=_many,
                               few_step=False, schedulers=("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"), cite="Brack et al. 2024 (LEDITS++)",
                               options=dict(skip=Option(.15, 0., .9, "share of the schedule that the inversion leaves out"), threshold=Option(.9, 0., 1., "share of positions that the guidance leaves alone")))}

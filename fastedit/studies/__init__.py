@@ -1,0 +1,1 @@
+"Studies: the demo, speed, sweeps, benchmarks and their reports."
