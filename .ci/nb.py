@@ -90,17 +90,28 @@ def imported_modules(src: str) -> list:
             names += [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return [n.partition(".")[2] for n in names if n.startswith("fastedit.") and n != "fastedit.__version__"]
 
-def owner_of(name: str, home: dict) -> tuple:
-    "Find who exports a name: (module or package, rank, notebook), of a package its latest notebook; (None, 0, None) if nobody does."
+def facades(root: Path) -> dict:
+    "List what each package's `__init__.py` passes on, as names within fastedit: {package: [modules]}."
+    found = {}
+    for p in sorted((root/"fastedit").rglob("*/__init__.py")):
+        parts = p.parent.relative_to(root/"fastedit").parts
+        nodes = [n for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom) and n.level]
+        found[".".join(parts)] = [".".join(filter(None, [*parts[:len(parts)+1-n.level], n.module])) for n in nodes]
+    return found
+
+def owner_of(name: str, home: dict, packages: dict) -> tuple:
+    "Find who exports a name: (module or package, rank, notebook), of a package the latest notebook that it passes on; (None, 0, None) if nobody does."
+    def latest(n):
+        if n in home: return home[n]
+        inside = packages.get(n) or [m for m in home if n and m.startswith(n + ".")]
+        return max(filter(None, map(latest, inside)), key=lambda v: v[0], default=None)
     for n in (name, name.rpartition(".")[0]):
-        if n in home: return n, *home[n]
-    for n in (name, name.rpartition(".")[0]):
-        if inside := [v for m, v in home.items() if n and m.startswith(n + ".")]: return n, *max(inside, key=lambda v: v[0])
+        if found := latest(n): return n, *found
     return None, 0, None
 
 def check_layers(root: Path) -> list:
     "exported cells import from earlier notebooks only, one module a notebook"
-    bad, home, exported = [], {}, []
+    bad, home, exported, packages = [], {}, [], facades(root)
     for rank, p in enumerate(find_notebooks(root)):
         cells = [split_directives(source(c)) for c in code_cells(load(p))]
         mods = [d["default_exp"] for d, _ in cells if "default_exp" in d]
@@ -116,7 +127,7 @@ def check_layers(root: Path) -> list:
             try: names = imported_modules(src)
             except SyntaxError as e: bad.append(f"{p.relative_to(root)}: an exported cell is no plain Python ({e.msg}, line {e.lineno})"); continue
             for n in names:
-                owner, at, where = owner_of(n, home)
+                owner, at, where = owner_of(n, home, packages)
                 if owner is None: bad.append(f"{p.relative_to(root)}: imports fastedit.{n}, which no notebook exports: import from the module that defines it")
                 elif at >= rank: bad.append(f"{p.relative_to(root)}: imports fastedit.{owner} of {where.name}, which is not an earlier notebook")
     return list(dict.fromkeys(bad))

@@ -6,12 +6,13 @@
 from __future__ import annotations
 import difflib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from .core import OptionError, _torch as torch, _functional as F
 
 # %% auto #0
-__all__ = ['Alignment', 'token_spans', 'align', 'find_words', 'Site', 'Control', 'Rule', 'CrossAttention', 'SelfAttention',
-           'Share', 'Features', 'WordMaps', 'as_picture', 'WordRegion', 'sites', 'controlled', 'word_pictures']
+__all__ = ['Alignment', 'token_spans', 'align', 'tie_nearest', 'find_words', 'Site', 'Control', 'Rule', 'CrossAttention',
+           'SelfAttention', 'Share', 'Features', 'WordMaps', 'as_map', 'as_picture', 'WordRegion', 'sites',
+           'controlled', 'word_pictures']
 
 # %% ../nbs/07_attention.ipynb #72bc4f40
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Alignment:
     target_spans: tuple   # token positions of each target word
     mapper: torch.Tensor  # (S, T) each target token as a mixture of source tokens; columns sum to 1, or to 0 for tokens of new words
     same: torch.Tensor    # (T,) 1 where a target token's word stands in the source too
+    shares: torch.Tensor=None  # (S, T) how each source token's attention is handed on; rows sum to 1, or to 0 for tokens of words that went
 
     @property
     def changed(self) -> tuple:
@@ -43,14 +45,18 @@ def token_spans(tokenizer,    # CLIPTokenizer
 def align(tokenizer, source: str, target: str) -> Alignment:
     "Align two prompts word by word (longest common blocks), then token by token."
     n = tokenizer.model_max_length; (a, sa, end_a), (b, sb, end_b) = token_spans(tokenizer, source), token_spans(tokenizer, target)
-    M, same = torch.zeros(n, n), torch.zeros(n); M[0, 0] = same[0] = 1
+    M, R, same = torch.zeros(n, n), torch.zeros(n, n), torch.zeros(n); M[0, 0] = R[0, 0] = same[0] = 1
     for op, i0, i1, j0, j1 in difflib.SequenceMatcher(None, [_bare(w) for w in a], [_bare(w) for w in b], autojunk=False).get_opcodes():
         if op == "equal":
-            for i, j in zip(range(i0, i1), range(j0, j1)): _spread(M, sa[i], sb[j]); same[list(sb[j])] = 1
+            for i, j in zip(range(i0, i1), range(j0, j1)): _spread(M, sa[i], sb[j]); _hand_on(R, sa[i], sb[j]); same[list(sb[j])] = 1
         elif op == "replace":
             for k, j in enumerate(range(j0, j1)): _spread(M, sa[i0+min(k*(i1-i0)//(j1-j0), i1-i0-1)] if i1-i0 == j1-j0 else [p for i in range(i0, i1) for p in sa[i]], sb[j])
+            if i1-i0 == j1-j0:
+                for i, j in zip(range(i0, i1), range(j0, j1)): _hand_on(R, sa[i], sb[j])
+            else: _hand_on(R, [p for i in range(i0, i1) for p in sa[i]], [p for j in range(j0, j1) for p in sb[j]])
     for j in range(end_b, n): M[min(end_a+j-end_b, n-1), j] = same[j] = 1   # end token and padding
-    return Alignment(a, b, sa, sb, M, same)
+    _hand_on_padding(R, end_a, end_b)
+    return Alignment(a, b, sa, sb, M, same, R)
 
 def _bare(word): return word.lower().strip(".,;:!?[]()\"'")
 def _spread(M, src, tgt):
@@ -60,6 +66,41 @@ def _spread(M, src, tgt):
     if len(src) == len(tgt): M[src, tgt] = 1.
     else:
         for j in tgt: M[src, j] = 1/len(src)
+
+def _hand_on(R, src, tgt):
+    "Hand each source token's attention on to the target tokens: one to one if they are as many, else in equal parts."
+    src, tgt = list(src), list(tgt)
+    if not src or not tgt: return
+    if len(src) == len(tgt): R[src, tgt] = 1.
+    else:
+        for i in src: R[i, tgt] = 1/len(tgt)
+
+def _hand_on_padding(R, end_a, end_b):
+    "The same from the end tokens on; what one prompt has more of it shares with the other's last one."
+    n = len(R); k = n-max(end_a, end_b)
+    for i in range(k): R[end_a+i, end_b+i] = 1.
+    if end_a > end_b: R[n-1, end_b+k-1:] = 1/(n-end_b-k+1)
+    if end_a < end_b: R[end_a+k:, n-1] = 1.
+
+def tie_nearest(alignment: Alignment,
+                source: torch.Tensor,  # (S, channels) of the encoded source prompt
+                target: torch.Tensor   # (T, channels) of the encoded target prompt
+               ) -> Alignment:
+    "Tie, in each run of new target tokens, the one that is most like a source token of the gap that it fills to that token (InfEdit's mapper): it then counts as one that stayed."
+    M, same = alignment.mapper.clone(), alignment.same.clone()
+    a, b = (F.normalize(v.float().cpu(), dim=-1) for v in (source, target))
+    for first, last in _runs(alignment.same):
+        before, after = (alignment.mapper[:, j].nonzero()[:, 0] for j in (first-1, last+1))
+        low, high = int(before.max())+1, int(after.min())
+        if low >= high: continue   # nothing went where this came
+        like = b[first:last+1]@a[low:high].T; j, i = divmod(int(like.argmax()), high-low)
+        M[:, first+j], M[low+i, first+j], same[first+j] = 0., 1., 1.
+    return replace(alignment, mapper=M, same=same)
+
+def _runs(same) -> list:
+    "First and last position of each run of zeros; neither end of a prompt is one."
+    new = [i for i, s in enumerate(same.tolist()) if not s]
+    return [(i, next(j for j in range(i, len(same)) if j+1 not in new)) for i in new if i-1 not in new]
 
 def find_words(words: tuple, spans: tuple, wanted: str) -> tuple:
     "Token positions of the words of `wanted` that occur in a prompt."
@@ -83,6 +124,9 @@ class Control:
         self.step, self.steps = step, steps
     @property
     def share(self) -> float: return self.step/self.steps
+    def first(self, share: float, more: int=0) -> bool:
+        "Whether this is one of the first `int(share*(steps+more))` steps."
+        return self.step < int(share*(self.steps+more))
     @property
     def branches(self) -> int: return (max(r for _, r in self.d.rows)+1)//self.pictures
     def rows(self, branch: int, negative: bool=False) -> list:
@@ -115,18 +159,25 @@ class CrossAttention(Rule):
         self.M, self.same, self.until, self.mode, self.source, self.target = alignment.mapper, alignment.same, until, mode, source, target
         self.weights = torch.ones(len(self.same))
         for i, w in (weights or {}).items(): self.weights[i] = w
-    def wants(self, site, positions, c): return site.cross and (c.share < self.until or bool((self.weights != 1).any()))
+        self.R = alignment.mapper if alignment.shares is None else alignment.shares
+    def wants(self, site, positions, c): return site.cross and c.first(self.until, 1)   # the reference reckons with a step more
     def maps(self, site, p, c):
-        a, b = c.rows(self.source), c.rows(self.target); new = p[b]
-        if c.share < self.until:
-            have = (self.M.sum(0) if self.mode == "replace" else self.same).to(p).clamp_max(1)
-            new = (p[a]@self.M.to(p))*have+new*(1-have)
+        a, b = c.rows(self.source), c.rows(self.target)
+        new = self.replaced(p[a], p[b]) if self.mode == "replace" else self.refined(p[a], p[b])
         return _put(p, b, new*self.weights.to(p))
+    def refined(self, source, target):
+        "Take the source's maps for words that stayed; new words keep their own."
+        same = self.same.to(source); return (source@self.M.to(source))*same+target*(1-same)
+    def replaced(self, source, target):
+        "Hand the source's maps on to the words in their place. What was with words that went, less what new words ask for, is shared out in proportion: rows go on to sum to 1."
+        have = (self.R.sum(0) > 0).to(source); kept, own = source@self.R.to(source), target*(1-have)
+        if bool(have.all()) and bool((self.R.sum(1) > 0).all()): return kept
+        return kept*(1-own.sum(-1, keepdim=True))/kept.sum(-1, keepdim=True).clamp_min(1e-8)+own
 
 class SelfAttention(Rule):
     "Give the target branch the source's self-attention maps, at sites of at most `largest` positions (32x32 in the reference)."
     def __init__(self, until: float=.6, largest: int=1024, source: int=0, target: int=1): self.until, self.largest, self.source, self.target = until, largest, source, target
-    def wants(self, site, positions, c): return not site.cross and c.share < self.until and positions <= self.largest
+    def wants(self, site, positions, c): return not site.cross and c.first(self.until) and positions <= self.largest
     def maps(self, site, p, c): return _put(p, c.rows(self.target), p[c.rows(self.source)])
 
 class Share(Rule):
@@ -135,7 +186,7 @@ class Share(Rule):
         self.what, self.start, self.stop, self.decoder, self.source, self.target = what, start, stop, decoder, source, target
     def qkv(self, site, q, k, v, c):
         here = self.decoder is None or (site.place == "up" and site.index >= int(self.decoder*site.of+1e-6))
-        if site.cross or not here or not self.start <= c.share < self.stop: return q, k, v
+        if site.cross or not here or c.first(self.start) or not c.first(self.stop): return q, k, v
         out = dict(q=q, k=k, v=v)
         for a, b in c.pairs(self.source, self.target): out |= {x: _put(out[x], b, out[x][a]) for x in self.what}
         return out["q"], out["k"], out["v"]
@@ -147,7 +198,7 @@ class Features(Rule):
         blocks = [r for b in unet.up_blocks for r in b.resnets]; return [(blocks[int(self.where*len(blocks)+1e-6)].conv2, self._hook)]
     def _hook(self, module, inputs, out):
         c = self.control
-        if c.share >= self.until: return out
+        if not c.first(self.until): return out
         for i in range(c.branches):
             for a, b in c.pairs(self.source, i) if i != self.source else (): out = _put(out, b, out[a])
         return out
@@ -167,11 +218,17 @@ class WordMaps(Rule):
         "Average maps over the calls so far and sum over tokens: (rows, positions)."
         self.flush(); return torch.stack([s[rows] for s in self.steps if len(s) == max(map(len, self.steps))]).mean(0)[..., list(tokens)].sum(-1)
 
+def as_map(m: torch.Tensor,  # (B, positions)
+           size: tuple       # (h, w) of the latents
+          ) -> torch.Tensor:
+    "Shape positions as a picture of the latents' proportions, as small as they are: (B, 1, h', w')."
+    h, w = size; k = round((h*w/m.shape[-1])**.5); hh = -(-h//k); return m.view(len(m), 1, hh, m.shape[-1]//hh)
+
 def as_picture(m: torch.Tensor,  # (B, positions)
                size: tuple       # (h, w) of the latents
               ) -> torch.Tensor:
     "Shape positions as a picture of the latents' proportions and enlarge it: (B, 1, h, w)."
-    h, w = size; k = round((h*w/m.shape[-1])**.5); hh = -(-h//k); return F.interpolate(m.view(len(m), 1, hh, m.shape[-1]//hh), size, mode="bilinear")
+    return F.interpolate(as_map(m, size), size, mode="bilinear")
 
 class WordRegion(WordMaps):
     "Find where the words look that differ between two prompts (or the words given): local blend (Hertz et al. 2022, section 3)."
@@ -182,14 +239,14 @@ class WordRegion(WordMaps):
         self.pictures = 1
     def maps(self, site, p, c): self.pictures = c.pictures; return super().maps(site, p, c)
     def region(self, size: tuple, threshold: float=.3, target: int=-1) -> torch.Tensor:
-        "Union of both branches' maps, each smoothed by its largest neighbour, normalised and thresholded: (B, 1, h, w) of 0 and 1; all 1 before anything was seen, all 0 if no word differs."
+        "Union of both branches' maps, each widened to its neighbours at its own resolution, enlarged, normalised and thresholded: (B, 1, h, w) of 0 and 1; all 1 before anything was seen, all 0 if no word differs."
         self.flush(); b = self.pictures
         if not any(self.tokens): return torch.zeros(b, 1, *size)   # no word differs: nothing may change
         if not self.steps: return torch.ones(b, 1, *size)
         n = max(len(s) for s in self.steps)//b; found = torch.zeros(b, 1, *size, device=self.steps[0].device)
         for branch, tokens in ((0, self.tokens[0]), (target % n, self.tokens[1])):
             if not tokens: continue
-            m = as_picture(self.of(list(range(branch*b, branch*b+b)), tokens), size); m = F.max_pool2d(m, 3, 1, 1)
+            m = as_map(self.of(list(range(branch*b, branch*b+b)), tokens), size); m = F.interpolate(F.max_pool2d(m, 3, 1, 1), size)   # the map's own neighbours, then enlarged
             found = torch.maximum(found, (m > threshold*m.amax((-2, -1), keepdim=True)).float())
         return found
 

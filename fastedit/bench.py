@@ -22,7 +22,7 @@ from .lora import asked_loras, find_lora
 from .methods.base import check_model, check_options, find_method, method_names
 from .models import diagnose, find_spec
 from .world import EDIT_TYPES, write_benchmark
-from .piebench import DataSet, read_data
+from .measure import DataSet, read_data
 from .stats import Table, scores, trade_off
 
 # %% ../nbs/37_bench.ipynb #877b0b35

@@ -21,7 +21,7 @@ def _say(text): print(text, file=sys.stderr, flush=True)
 def _fail(error) -> int:
     "Say in one line what went wrong and return the exit code."
     if os.environ.get("FASTEDIT_DEBUG"): raise error
-    if isinstance(error, KeyboardInterrupt): _say("\nfastedit: interrupted; no file was left half-written"); return 130
+    if isinstance(error, KeyboardInterrupt): _say(f"\nfastedit: {str(error) or 'interrupted; no file was left half-written'}"); return 130
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FastEditError): _say(f"fastedit: {text}"); return 2 if isinstance(error, (OptionError, PromptError)) else 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -89,6 +89,11 @@ def _heavy(quiet=False, lean=False):
         if lean: fastedit.models.bring_classes()
         from fastedit import editor
     return editor
+
+def _loading(lean):
+    "What a lean start stays without while a model is loaded."
+    from fastedit.start import no_compiler
+    return no_compiler() if lean else nullcontext()
 
 # %% ../nbs/90_cli.ipynb #5072b39c
 _KINDS = ("cpu", "cuda", "mps", "xpu")   # devices that people have
@@ -207,8 +212,8 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     adapters = _loras(lora)
     from fastedit.images import read_image, read_mask
     source = read_image(image); painted = None if mask is None else read_mask(mask, source.image.size)
-    editor = _heavy(quiet, _check_edit(prompt, model, settings, source.image.size, device, precision, residency))
-    with _waiting(f"loading {model}", quiet): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
+    lean = _check_edit(prompt, model, settings, source.image.size, device, precision, residency); editor = _heavy(quiet, lean)
+    with _waiting(f"loading {model}", quiet), _loading(lean): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
@@ -288,7 +293,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
     adapters = _loras(lora); _writable(out/"index.html"); _heavy(quiet)
-    from fastedit.piebench import read_data
+    from fastedit.measure import read_data
     from fastedit.sweep import Sweep, read_values
     def parts(pairs):
         for pair in pairs or []:
@@ -359,8 +364,13 @@ def survey() -> dict:
                 device=_devices(), memory=_ram(), folders=dict(weights=str(models.weights_dir()), cache=str(models.cache_dir()), hub=str(models.hub_cache())),
                 models=[row(k, s) for k, s in {**models.MODELS, **models.user_models()}.items()])
 
+def _parts() -> list:
+    "Name the ControlNets and VAEs that can be fetched by themselves."
+    from fastedit.models import CONTROLNETS, VAES
+    return [*CONTROLNETS, *VAES]
+
 @app.command()
-def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, folder or file; without it, the whole machine.")]=None,
+def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, folder, file or owner/name on the hub; also a ControlNet or VAE; without it, the whole machine.")]=None,
            as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]=False,
            quiet: _Quiet=False):
     "Show versions, device, memory and the models that are here."
@@ -375,18 +385,23 @@ def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, f
     from fastedit.stats import Table
     for k, v in (*s["versions"].items(), ("device", "; ".join(s["device"])), ("memory", s["memory"]), *s["folders"].items()): print(f"{k:14}{v}")
     print(); print(Table(("model", "offline", "GB (fp16)", "licence"), tuple((m["model"], m["state"], m["gb"], m["licence"]) for m in s["models"])))
-    print("\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts")
+    print(f"\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts; so for the parts {', '.join([*_parts()])}")
 
 @app.command()
-def fetch(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name in the registry; or metrics, the networks that score edits.")],
+def fetch(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name in the registry, or owner/name on the hub; a ControlNet (canny-sdxl) or VAE (taesdxl); or metrics, the networks that score edits.")],
           precision: Annotated[str, typer.Option(help="Weight variant to prefer: fp16 or fp32.")]="fp16",
+          controlnet: Annotated[str, typer.Option(help="Another ControlNet than the model's own, such as canny-sdxl; or none.")]=None,
+          preview: Annotated[bool, typer.Option("--preview", help="The tiny VAE for previews as well.")]=False,
+          dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and take nothing.")]=False,
           quiet: _Quiet=False):
-    "Download a full-size model and verify it."
+    "Say what a model needs from the hub, download it and verify it; the same command goes on where it was stopped."
     if model == "metrics": return _fetch_metrics(quiet)
     from fastedit import models
     if precision not in models.PRECISIONS: raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(models.PRECISIONS)}")
-    d = models.fetch(model, precision, quiet=quiet); print(d)
-    raise typer.Exit(0 if d.ok else 1)
+    chosen = True if controlnet is None else False if controlnet == "none" else controlnet
+    d = models.fetch(model, precision, chosen, quiet, preview, dry_run)
+    if not dry_run: print(d)
+    raise typer.Exit(0 if d.ok or dry_run else 1)
 
 def _fetch_metrics(quiet):
     "Download the backbones of the metrics; one that fails does not stop the others."
@@ -481,21 +496,27 @@ def plan(model: _Model="ssd-1b",
          budget: Annotated[float, typer.Option(help="Free memory of your card in GiB: what to do with it, in full.")]=None,
          precision: Annotated[str, typer.Option(help="Only this precision; the planner chooses if not given.")]=None,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; its native area if not given.")]=None,
-         steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the model's default if not given.")]=None,
+         method: Annotated[str, typer.Option(help="Whose work is counted; ddcm, or for an instruction model instruct, if not given.")]=None,
+         steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; the method's default if not given.")]=None,
          controlnet: Annotated[bool, typer.Option("--controlnet/--no-controlnet", help="With the model's ControlNet, if it has one.")]=True,
+         card: Annotated[str, typer.Option(help="Card whose times are compared, such as 'RTX 4060 8GB'; the smallest that has the memory if not given.")]=None,
          as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")]=False,
          quiet: _Quiet=False):
     "Show what fits on which card, where its networks stay, and what that costs."
-    _heavy(quiet)
     from fastedit import memory
-    kw = dict(size=_size(size), steps=steps, precision=precision, controlnet=controlnet)
+    from fastedit.methods.base import find_method, work
+    from fastedit.models import find_spec
+    memory.find_card(card, 1); _heavy(quiet)
+    asked = None if method is None else work(find_method(method), find_spec(model), steps)
+    kw = dict(size=_size(size), steps=steps, precision=precision, controlnet=controlnet, work=asked, card=card)
     with _waiting("planning", quiet): chosen = None if budget is None else memory.plan(model, budget, **kw); rows = memory.plan_table(model, **kw)
     if as_json: print(json.dumps(dict(model=model, table=rows, chosen=chosen and chosen.to_dict(), assumptions=memory.ASSUMPTIONS), indent=1, allow_nan=False)); return
     from fastedit.stats import Table
     def row(r):
         if "refused" in r: return (r["budget_gb"], "does not fit", *[""]*6)
         return (r["budget_gb"], r["precision"], r["residency"], r["vae_tile"] or "whole", r["needs_gb"], r["peak_stage"], r["moved_gb"], ", ".join(f"{s:.1f} s {c}" for c, s in r["seconds_estimate"].items()))
-    print(Table(("GiB free", "precision", "residency", "decoded", "needs GiB", "peak in", "GB moved", "estimate"), tuple(map(row, rows)), title=f"{model}: one edit"))
+    told = next((f" by {r['method']}, {r['nfe']} evaluations of the UNet" for r in rows if "refused" not in r), "")
+    print(Table(("GiB free", "precision", "residency", "decoded", "needs GiB", "peak in", "GB moved", "estimate"), tuple(map(row, rows)), title=f"{model}: one edit{told}"))
     for r in rows:
         if "refused" in r: print(f"{r['budget_gb']} GiB: {r['refused']}")
     if chosen is not None:
@@ -557,11 +578,11 @@ def bench_metrics(profile: Annotated[list[str], typer.Option(help="drawn, correc
                   quiet: _Quiet=False):
     "Time the scoring of edits, with nothing known and with sources and prompts known."
     if json_file and json_file != "-": _writable(Path(json_file))
-    with _waiting("starting", quiet): from fastedit import metrics, piebench
+    with _waiting("starting", quiet): from fastedit import measure, metrics
     from fastedit.stats import Table
     for p in profile or (): metrics.profile_metrics(p)
     if pie_standin:
-        d = piebench.check_standin(quiet=quiet); keys = [k for k in d["types"][0] if "/" in k]
+        d = measure.check_standin(quiet=quiet); keys = [k for k in d["types"][0] if "/" in k]
         table = Table(("type", "name", "n", "with background", *keys), tuple((t["type"], t["name"], t["n"], t["with_background"], *(t[k] for k in keys)) for t in d["types"]), f"{d['entries']} stand-in entries",
                       f"read, checked and scored in {d['seconds']:.1f} s ({d['entries']/d['seconds']:.0f} per second); memory grew by {'an unknown amount' if d['growth_mb'] is None else format(d['growth_mb'], '.0f')+' MiB'}")
     else:

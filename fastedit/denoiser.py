@@ -309,6 +309,7 @@ class Denoiser:
                guidance=1.,             # guidance scale, a number or B of them
                control=0.,              # ControlNet scale of this step (a number, or those that `spread` takes); 0 leaves it out
                negative: Text=None,     # what this call's CFG pushes away from, B texts or one for all; None: `self.negative`
+               whole: bool=False,       # whether all rows get an unconditional half as soon as one needs it, for attention control between halves
                **kw                     # further keywords for the UNet
               ) -> torch.Tensor:
         "Ask the UNet once, with its guidance embedding or with `e0 + g*(e1-e0)` (Ho & Salimans 2022) in one batch; only rows with g != 1 cost a pair."
@@ -319,6 +320,7 @@ class Denoiser:
         if self.uses_w: return self._unet(x, tt, text, g-1, control, **kw)
         pair = [i for i in range(n) if g[i] != 1]
         if not pair: return self._unet(x, tt, text, None, control, **kw)
+        if whole: pair = list(range(n))
         neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]; self.rows = [(True, i) for i in pair]+self.rows
         first, self._paired = not self._paired, True
         if self.halves is not None and first and not kw and not torch.is_grad_enabled():

@@ -619,7 +619,8 @@ def weigh_edit(editor: FastEditor,     # any editor
 def _predicted(editor, edit, device) -> "memory.Prediction":
     "What the planner says about an edit that was made."
     r, parts, n = edit.request, editor.parts, max(1, len(edit.timesteps))
-    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, max(1, edit.nfe//n), n, edit.control_nfe > 0, edit.memory["vae_tile"], 1+(r.source_prompt is not None)+(edit.nfe > n and r.negative_prompt is not None), device=device)
+    rows = max(1, edit.nfe//n); ask = memory.Work(r.method, n, rows, edit.nfe, n, edit.control_nfe, 1+(r.source_prompt is not None)+(edit.nfe > n and r.negative_prompt is not None))
+    return memory.predict_memory(parts, parts.precision, edit.memory["residency"], r.size, controlnet=edit.control_nfe > 0, vae_tile=edit.memory["vae_tile"], device=device, work=ask)
 
 def weigh_on_gpu(editor: FastEditor,    # an editor on a CUDA device
                  image, prompt: str,    # as for the editor

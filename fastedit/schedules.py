@@ -11,7 +11,7 @@ from .configuration import CLIPPED, FLOORED, LAST, ZERO_SNR, scheduler_values
 from .core import OptionError, _torch as torch
 
 # %% auto #0
-__all__ = ['NoiseSchedule', 'lcm_grid', 'stock_grid', 'continuous_grid', 'even_grid', 'boundary', 'curve']
+__all__ = ['NoiseSchedule', 'lcm_grid', 'stock_grid', 'continuous_grid', 'even_grid', 'time_of', 'share_of', 'boundary', 'curve']
 
 # %% ../nbs/01_schedules.ipynb #53622401
 _BETAS, _PREDICTIONS = ("scaled_linear", "linear", "squaredcos_cap_v2", "flow"), ("epsilon", "v_prediction", "sample", "flow")
@@ -111,11 +111,12 @@ def lcm_grid(steps: int,           # how many times to visit, 1..`original`
             ) -> tuple:
     "Pick `steps` times of the distilled grid, noisiest first, as `LCMScheduler.set_timesteps` does; raises `OptionError` if the part of the grid is too short."
     _whole("steps", steps); _share("strength", strength)
-    own = [k*(timesteps//original)-1 for k in range(1, int(original*strength+1e-6)+1)][::-1]
+    own = [k*(timesteps//original)-1 for k in range(1, int(original*strength)+1)][::-1]
     if len(own) < steps:
-        more = f"strength of at least {steps/original:g} or fewer steps" if steps <= original else f"at most {original} steps"
+        least = steps/original if int(original*(steps/original)) >= steps else steps/original+1e-4   # .58*50 is below 29
+        more = f"strength of at least {least:g} or fewer steps" if steps <= original else f"at most {original} steps"
         raise OptionError(f"strength={strength:g} leaves {len(own)} of the model's {original} distilled times, fewer than steps={steps}: use {more}")
-    return tuple(own[math.floor(i*len(own)/steps)] for i in range(steps))
+    return tuple(own[math.floor(i*(len(own)/steps))] for i in range(steps))   # in this order, as `linspace` rounds
 
 def stock_grid(steps: int, strength: float, original: int=50, timesteps: int=1000) -> tuple:
     "Reproduce which times stock img2img pipelines run: the last `int(steps*strength)` of the full grid; raises `OptionError` where they silently run none."
@@ -137,6 +138,19 @@ def even_grid(steps: int,            # 1..T
     if spacing == "leading": return tuple(i*(timesteps//steps)+1 for i in range(steps))[::-1]
     if spacing == "trailing": return tuple(round(timesteps-i*timesteps/steps)-1 for i in range(steps))
     raise OptionError(f"spacing={spacing!r}: use 'trailing' or 'leading'")
+
+def time_of(share: float,         # 0..1
+            timesteps: int=1000   # T
+           ) -> int:
+    "Find the integer time that a share of the schedule stands for: 0 is time 0 and 1 the last one, as ChordEdit reckons."
+    return round(share*(timesteps-1))
+
+def share_of(t: int,              # 0..T-1
+             timesteps: int=1000  # T
+            ) -> float:
+    "Name the share that stands for a time, `time_of` backwards: of all that do, the one with the fewest digits."
+    shares = (round(t/(timesteps-1), digits) for digits in range(1, 17))
+    return next(s for s in shares if time_of(s, timesteps) == t)
 
 def _whole(name, v):
     if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise OptionError(f"{name}={v!r}: give a whole number of at least 1")

@@ -91,22 +91,23 @@ class Subject:
         from fastedit.metrics import Pair
         return Pair(**(dict(source=np.asarray(self.image), edited=np.asarray(edited), source_prompt=self.source_prompt or request.source_prompt or "", target_prompt=self.prompt or request.prompt) | self.truth))
 
-def subjects(pictures,       # a picture, a list of them, a `piebench.DataSet` or entries of one, `world.Edit`s
+def subjects(pictures,       # a picture, a list of them, a `measure.DataSet` or entries of one, `world.Edit`s
              size: int=64    # side at which drawn edits are drawn, pixels
             ) -> list:
     "Make a list of `Subject`s; raises `DataError` if there are none or two have one name."
-    from fastedit import world as pb, piebench
+    from fastedit import world as pb
+    from fastedit.measure import DataSet, Entry
     plain = lambda p: p.replace("[", "").replace("]", "")
     def one(i, p):
         if isinstance(p, Subject): return p
-        if isinstance(p, piebench.Entry):
+        if isinstance(p, Entry):
             true = p.load_target()
             return Subject(p.id, p.load(), p.target_prompt, p.source_prompt, p.instruction, p.type_name, truth=dict(mask=p.load_mask(), raw_target=p.raw_target, target=None if true is None else np.asarray(true)))
         if isinstance(p, pb.Edit):
             return Subject(f"drawn-{p.seed}-{p.edit_type}", Image.fromarray(p.source_image(size)), plain(p.target_prompt), plain(p.source_prompt), p.instruction, pb.EDIT_TYPES[p.edit_type],
                            truth=dict(mask=p.mask(size).astype(np.float32), raw_target=p.target_prompt, target=p.target_image(size)))
         return Subject(legible(Path(p).stem, "replace") if isinstance(p, (str, Path)) else str(i), images.load_image(p))
-    found = [one(i, p) for i, p in enumerate(pictures if isinstance(pictures, (list, tuple, piebench.DataSet)) else [pictures])]
+    found = [one(i, p) for i, p in enumerate(pictures if isinstance(pictures, (list, tuple, DataSet)) else [pictures])]
     if not found: raise DataError("there is no picture to edit: give at least one")
     if twice := [k for k, n in Counter(s.id for s in found).items() if n > 1]: raise DataError(f"two pictures are called {twice[0]!r}: rename one, so that the rows can be told apart")
     return found
@@ -172,14 +173,14 @@ def rehearse(editor: FastEditor,     # from `rehearsed`
     r, method, _ = editor._resolve(request, subject.image, subject.mask); what = _executes(r, method, editor); known = content_hash(*map(list, [what[1:]]), what[0], length=32)
     if acts is not None and known in acts: return replace(acts[known], request=r)
     pair = not editor.denoiser(drop_w=r.schedule == "stock").uses_w
-    if _opaque(method, r): act = Act(known, None, cost(method, len(what[1]), pair and any(g != 1 for g in what[2]), pair and r.source_guidance != 1, **r.options), r)
+    if _opaque(method, r): act = Act(known, None, cost(method, len(what[1]), pair and any(g != 1 for g in what[2]), pair and r.source_guidance != 1, times=tuple(what[1]), **r.options), r)
     else:
         editor.cache.clear(); editor.memo.log = log = []; free = r.options.get("region", "given") == "given"
-        editor.memo.salt = b"" if free else content_hash(r.options).encode()   # a threshold may find the same region in noise and another one in a picture
+        editor.memo.salt = content_hash(r.model, r.precision, r.loras, *([] if free else [r.options])).encode()   # other weights answer otherwise; a threshold may find the same region in noise and another one in a picture
         job, _ = editor._encode(r, method, subject.image, subject.mask, editor.memory, _Clock(), None); z = method(job)
         end = "the source" if z is None else fingerprint("decode", z); n = sum(rows for network, _, rows in log if network == "unet")
         if z is not None: log.append(("decode", end, len(z)))
-        fixed = dict(options=r.options, image=r.image, mask=r.mask, feather=what[0].feather, size=r.size, model=r.model, precision=r.precision, stock=r.schedule == "stock", method=r.method)
+        fixed = dict(options=r.options, image=r.image, mask=r.mask, feather=what[0].feather, size=r.size, model=r.model, precision=r.precision, loras=r.loras, stock=r.schedule == "stock", method=r.method)
         act = Act(known if not free else content_hash(fixed, [[a, k, n] for a, k, n in log], end, length=32), tuple(log), (n, n), r)
     if acts is not None: acts[known] = act
     return act
@@ -235,7 +236,8 @@ def make_plan(acts: list  # one `Act` per setting
     groups, number = {}, {}
     for i, a in enumerate(acts): groups.setdefault(a.key, []).append(i)
     def path(i): return [number.setdefault((n, k), len(number)) for n, k, _ in acts[i].asks or () if n != "text"]
-    order = sorted(((g[0], tuple(g)) for g in groups.values()), key=lambda o: (acts[o[0]].asks is None, path(o[0]), o[0]))
+    def editor(i): r = acts[i].request; return number.setdefault((r.model, r.precision, canonical_json(r.loras)), len(number))   # one is kept at a time
+    order = sorted(((g[0], tuple(g)) for g in groups.values()), key=lambda o: (editor(o[0]), acts[o[0]].asks is None, path(o[0]), o[0]))
     left = Counter((n, k) for i, _ in order for n, k, _ in acts[i].asks or ()); wanted = []
     for i, _ in order:
         w = {}

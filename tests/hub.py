@@ -14,10 +14,11 @@ class Repo:
     gated: bool=False          # files are refused, the list is not
     private: bool=False        # everything is refused
     refs: tuple=("main",)      # branches and tags that exist
+    pin: str=""                # the commit, if it is to be a certain one
 
     @property
     def commit(self) -> str:
-        return hashlib.sha1(repr(sorted((k, hashlib.sha1(v).digest()) for k, v in self.files.items())).encode()).hexdigest()
+        return self.pin or hashlib.sha1(repr(sorted((k, hashlib.sha1(v).digest()) for k, v in self.files.items())).encode()).hexdigest()
 
     def large(self, name): return name.endswith((".safetensors", ".bin"))
 
@@ -66,7 +67,8 @@ class Hub:
 
     def taken(self) -> Counter:
         "Count the files whose bodies were asked for."
-        return Counter(p.partition("/resolve/")[2].partition("/")[2] for p in self.log if p.startswith("GET") and "/resolve/" in p)
+        bodies = (re.fullmatch(r"GET (?:/store/[^/]+/[^/]+|/[^/]+/[^/]+/resolve/[^/]+)/(.+)", p) for p in self.log)
+        return Counter(m[1] for m in bodies if m)
 
     def close(self):
         for s in self.servers:
@@ -76,6 +78,7 @@ class Hub:
 def _handler(hub):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True   # or each body waits 40 ms for the headers to be acknowledged
         def log_message(self, *args): pass
         def do_GET(self): self.answer()
         def do_HEAD(self): self.answer()

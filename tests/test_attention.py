@@ -84,8 +84,10 @@ def test_cross_attention_replaces_refines_and_reweights(parts, tok, guidance):
             src, tgt = [[i for i, (neg, r) in enumerate(rows) if not neg and r == k][0] for k in (0, 1)]; others = [i for i in range(len(p)) if i != tgt]
             assert torch.equal(p[others], q[others])
             if not site.cross: assert torch.equal(p, q); continue
-            have = al.same if mode == "refine" else al.mapper.sum(0)
-            want = (p[src]@al.mapper)*have+p[tgt]*(1-have); want[..., j] *= 3
+            have = al.same if mode == "refine" else (al.shares.sum(0) > 0).float()
+            if mode == "refine": want = (p[src]@al.mapper)*have+p[tgt]*(1-have)
+            else: own = p[tgt]*(1-have); kept = p[src]@al.shares; want = kept/kept.sum(-1, keepdim=True)*(1-own.sum(-1, keepdim=True))+own; assert torch.allclose(want.sum(-1), torch.ones(want.shape[:-1]), atol=1e-5)
+            want[..., j] *= 3
             assert torch.allclose(q[tgt], want, atol=1e-5)
 
 def test_self_attention_is_replaced_by_resolution_and_time(parts):

@@ -13,7 +13,7 @@ from fastedit.editor import FastEditor
 from fastedit.images import read_metadata
 from fastedit.methods.base import method_names
 from fastedit.models import random_model
-from fastedit.piebench import Entry, write_standin
+from fastedit.measure import Entry, write_standin
 
 TABLES = ("table.md", "table.csv", "table.json", "types.md")
 

@@ -137,9 +137,13 @@ def test_doctor(place, model, monkeypatch):
 
 def test_fetch(place, monkeypatch):
     from fastedit import models
-    def hub(): raise ConnectionError("no network here")
-    monkeypatch.setattr(models, "_hub", lambda: type("Hub", (), dict(HfApi=staticmethod(hub))))
-    says(run("fetch", "ssd-1b"), 1, "no network here", "copy"); says(run("fetch", "nope"), 1, "nope"); says(run("fetch", "ssd-1b", "--precision", "fp7"), 2, "fp16")
+    asked = []
+    with monkeypatch.context() as m:
+        m.setattr(models, "fetch", lambda *a: asked.append(a) or models.diagnose("mini"))
+        run("fetch", "ssd-1b", "--controlnet", "canny-sdxl", "--preview", "-q"); run("fetch", "taesdxl", "--precision", "fp32", "--dry-run"); run("fetch", "sdxl", "--controlnet", "none")
+    assert asked == [("ssd-1b", "fp16", "canny-sdxl", True, True, False), ("taesdxl", "fp32", True, False, False, True), ("sdxl", "fp16", False, False, False, False)]
+    says(run("fetch", "nope"), 1, "nope"); says(run("fetch", "ssd-1b", "--precision", "fp7"), 2, "fp16")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True); says(run("fetch", "ssd-1b"), 1, "OFFLINE is set", "unet")
 
 def test_plan(place):
     r = run("plan", "--budget", 6, "-q"); assert r.exit_code == 0, r.output
@@ -151,7 +155,7 @@ def test_plan(place):
     assert "It would fit" in run("plan", "--model", "sdxl", "--precision", "fp32", "--size", "2048x2048", "-q").stdout
 
 def test_plan_refuses_in_words(place):
-    says(run("plan", "--model", "sdxl", "--budget", 1, "-q"), 1, "needs at least", "It would fit", "512x512"); says(run("plan", "--budget", .3, "-q"), 1, "Use a device with")
+    says(run("plan", "--model", "sdxl", "--budget", 1, "-q"), 1, "needs at least", "It would fit", "384x384"); says(run("plan", "--budget", .3, "-q"), 1, "Use a device with")
     says(run("plan", "--budget", 3, "--precision", "fp32", "-q"), 1, "fit in fp16"); says(run("plan", "--budget", 0, "-q"), 2, "budget"); says(run("plan", "--precision", "fp17", "-q"), 2, "fp16")
     says(run("plan", "--size", "big", "-q"), 2, "WIDTHxHEIGHT"); says(run("plan", "--model", "nope", "-q"), 1, "nope"); says(run("plan", "--model", "flux2-klein", "-q"), 2, "pipeline")
 

@@ -313,7 +313,7 @@ def test_fetching_reports_failures_and_goes_on(monkeypatch, tmp_path):
 
 def test_drawn_profile_on_a_drawn_entry(tmp_path):
     from fastedit.world import write_benchmark
-    from fastedit.piebench import read_data
+    from fastedit.measure import read_data
     data = read_data(write_benchmark(tmp_path/"d", per_type={1: 1, 9: 1}, quiet=True)); s = Scorer("drawn", only=["mse-truth", "psnr-bg", "reader-success", "ssim-truth"])
     true, same = s([Pair.of(e, e.load_target()) for e in data]), s([Pair.of(e, e.load()) for e in data])
     assert [r["drawn/mse-truth"] for r in true] == [0, 0] and all(r["drawn/mse-truth"] > 0 for r in same)
@@ -338,7 +338,7 @@ def test_throughput_says_what_it_timed():
     with pytest.raises(OptionError, match="no profile"): metrics.throughput("none", 1)
 
 def test_the_standin_is_scored_per_type_in_little_memory():
-    from fastedit.piebench import COUNTS, check_standin
+    from fastedit.measure import COUNTS, check_standin
     d = check_standin(.06); assert d["entries"] == sum(t["n"] for t in d["types"]) == sum(math.ceil(n*.06) for n in COUNTS.values()) and [t["type"] for t in d["types"]] == list("0123456789") and d["growth_mb"] < 300
     assert all(t["corrected/psnr-bg"] > 20 and t["with_background"] == t["n"] for t in d["types"][:9]) and d["types"][9]["corrected/psnr-bg"] is None and d["types"][9]["with_background"] == 0
 

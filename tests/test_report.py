@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from fastedit import report as R
 from fastedit.core import DataError, OptionError
 from fastedit.world import write_benchmark
-from fastedit.piebench import read_data
+from fastedit.measure import read_data
 from fastedit.stats import difference_interval, holm, mean_interval, minimal_difference
 
 METRICS = {"drawn": (("reader-success", "more"), ("reader-ignored", "less"), ("psnr-bg", "more"), ("psnr-truth", "more"), ("mse-truth", "less")), "pnp": (("clip-vit-l14", "more"), ("psnr-bg", "more"))}

@@ -17,13 +17,13 @@ def test_full_grid_is_the_schedulers(steps, original):
 
 @given(st.integers(1, 50), st.integers(1, 50))
 def test_continuous_grid_is_the_schedulers_with_strength(steps, k):
-    strength = k/50; own = int(50*strength+1e-6)
+    strength = k/50; own = int(50*strength)   # at .58 a time less than one would think, as diffusers has it
     if own < steps:
         with pytest.raises(OptionError, match="fewer than steps"): continuous_grid(steps, strength)
     else:
         grid = continuous_grid(steps, strength); assert len(grid) == steps and list(grid) == sorted(set(grid), reverse=True)
         assert grid[0] == own*20-1   # it starts where the strength says
-        if int(50*strength) == own: assert grid == theirs(steps, strength)   # diffusers itself loses one to rounding at some strengths
+        assert grid == theirs(steps, strength)
 
 @given(st.integers(1, 50), st.floats(0, 1))
 def test_stock_grid_is_what_the_stock_pipeline_runs(steps, strength):

@@ -9,11 +9,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from ..core import ModelError, OptionError, in_words, nearest, _torch as torch
+from ..configuration import zeros_for_empty
+from ..memory import Work
 from ..schedules import even_grid, lcm_grid
 
 # %% auto #0
 __all__ = ['STEPPERS', 'REGION', 'Job', 'smooth', 'changed_region', 'ddim', 'posterior', 'pairs', 'many_grid', 'Option', 'Method',
-           'method_names', 'find_method', 'check_options', 'check_model', 'cost', 'method_table']
+           'method_names', 'find_method', 'check_options', 'check_model', 'cost', 'work', 'method_table']
 
 # %% ../../nbs/09_methods.ipynb #34746d0e
 @dataclass
@@ -90,7 +92,7 @@ def pairs(grid: tuple) -> list:
 
 def many_grid(steps: int, strength: float, consistent: bool=False) -> tuple:
     "Spread `steps` times evenly from `strength*T` down, for many-step samplers; on a consistency model and few steps, on the grid that it was distilled on."
-    if consistent and steps <= int(50*strength+1e-6): return lcm_grid(steps, strength=strength)
+    if consistent and steps <= int(50*strength): return lcm_grid(steps, strength=strength)
     top = round(1000*strength)
     if steps > top: raise OptionError(f"strength={strength:g} leaves {top} times, fewer than steps={steps}: use fewer steps or more strength")
     return even_grid(steps, top)
@@ -133,7 +135,7 @@ class Method:
     key: str                 # name that the user types
     title: str               # one line
     run: object              # Job -> edited latents; None returns the source picture itself
-    nfe: object              # (steps, cfg, source_cfg, **options) -> single-sample UNet evaluations, or (least, most); cfg is what one guided prediction costs: 1 or 2
+    nfe: object              # (steps, cfg, source_cfg, times, **options) -> single-sample UNet evaluations, or (least, most); cfg is what one guided prediction costs: 1 or 2
     steps: int=4             # default
     strength: float=1.       # default
     guidance: float=None     # default, kept inside the model's range; None: the model's
@@ -217,11 +219,40 @@ def check_model(method: Method,
 def cost(method: Method,
          steps: int, pair: bool,     # how many steps run; whether a guided prediction is a CFG pair (guidance is not 1, and no guidance embedding)
          source_pair: bool=False,    # likewise for the source branch
+         times: tuple=None,          # which times run, for methods that ask more often at some; None: whichever
          **options
         ) -> tuple:
     "Predict the NFE of a run as `(least, most)`."
-    n = method.nfe(steps=steps, cfg=2 if pair else 1, source_cfg=2 if source_pair else 1, **{**{k: o.default for k, o in method.options.items()}, **options})
+    n = method.nfe(steps=steps, times=times, cfg=2 if pair else 1, source_cfg=2 if source_pair else 1, **{**{k: o.default for k, o in method.options.items()}, **options})
     return n if isinstance(n, tuple) else (n, n)
+
+# %% ../../nbs/09_methods.ipynb #229d3d40
+_twice = lambda rows: (rows, lambda steps, nfe, cfg: 2*steps)   # once on the way up, once on the way down
+_CALLS = {   # method -> (most rows in a call, calls of a run); the others ask once a step for all rows
+    "ddim": _twice(lambda cfg: cfg), "leditspp": _twice(lambda cfg: cfg), "pnp": _twice(lambda cfg: 1+cfg),
+    **{k: _twice(lambda cfg: 2*cfg) for k in ("p2p", "direct", "negative_prompt_inversion", "masactrl")},
+    "null_text": (lambda cfg: 2*cfg, lambda steps, nfe, cfg: nfe-(2*cfg-1)*steps),   # all but the last branches come one by one
+    "renoise": (lambda cfg: cfg, lambda steps, nfe, cfg: nfe-(cfg-1)*steps),
+    "chord": (lambda cfg: 2*cfg, lambda steps, nfe, cfg: (nfe//cfg+1)//2)}
+
+def work(method: Method,
+         spec,                  # `models.ModelSpec`
+         steps: int=None,       # None: the method's own
+         guidance=None,         # guidance scale; None: as the editor would choose it
+         controlled: bool=None, # whether the ControlNet is asked; None: as the method does by itself
+         **options              # the method's own
+        ) -> Work:
+    "Say what a run asks of the networks at most."
+    lo, hi = spec.guidance_range
+    g = guidance if guidance is not None else spec.guidance_default if method.guidance is None else method.guidance
+    g = min(max(g, lo), hi) if guidance is None and method.guidance not in (None, 1) else g
+    pair, source = (spec.guidance != "w-embedding" and x != 1 for x in (g, method.source_guidance))
+    n = steps or method.steps
+    nfe = cost(method, n, pair, source, **options)[1]
+    rows, calls = _CALLS.get(method.key, (lambda cfg: -(-nfe//n), lambda steps, nfe, cfg: steps if nfe else 0))
+    asked = bool(method.control) if controlled is None else controlled
+    texts = 1+method.source_prompt+((pair or source) and not zeros_for_empty({}, spec.family))
+    return Work(method.key, n, max(1, rows(1+pair)), nfe, calls(n, nfe, 1+pair), nfe if asked else 0, texts)
 
 # %% ../../nbs/09_methods.ipynb #9c0c8d64
 def method_table(names: tuple=None  # None: all
@@ -231,6 +262,6 @@ def method_table(names: tuple=None  # None: all
                                          ("CFG", m.cfg), (f"{m.channels}-channel UNet", m.channels != 4), ("/".join(m.schedulers), m.schedulers)) if b]
     rows = []
     for m in map(find_method, names or method_names()):
-        lo, hi = cost(m, m.steps, m.guidance != 1, m.source_guidance != 1)
+        lo, hi = cost(m, m.steps, m.guidance != 1, m.source_guidance != 1, times=m.times(m.steps, m.strength))
         rows.append(dict(method=m.key, title=m.title, needs=", ".join(needs(m)), steps=m.steps, strength=m.strength, nfe=str(lo) if lo == hi else f"{lo}-{hi}", options=", ".join(m.options)))
     return rows

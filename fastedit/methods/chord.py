@@ -5,6 +5,7 @@
 # %% ../../nbs/14_chord.ipynb #76e64c08
 from __future__ import annotations
 from ..core import _torch as torch
+from ..schedules import share_of, time_of
 from .base import Job, Method, Option, REGION
 
 # %% auto #0
@@ -16,24 +17,26 @@ def chord(job: Job) -> torch.Tensor:
     from fastedit.denoiser import Text
     dn, b, z, o = job.d, len(job.z0), job.z0, job.options; text = Text.stack(job.source.repeat(b), job.target.repeat(b))
     t_end, chords = (job.grid[-1], job.grid[:-1]) if o["proximal"] else (None, job.grid)
-    T = dn.schedule.timesteps; t, low = chords[0], chords[-1]; d = (t-low)/T; weight = {t: d/((t+1)/T+d), low: ((t+1)/T)/((t+1)/T+d)} if d else {t: 1.}
-    n = k = None; move = 0.
+    T = dn.schedule.timesteps; t, low = chords[0], chords[-1]; s = share_of(t, T)
+    d = max(min(o["d"], s-1/(T-1)), 0.); weight = {t: d/(s+d), low: s/(s+d)} if low < t else {t: 1.}
+    n = k = first = None; move = 0.
     for i, u in enumerate(chords):
         if u == t: n = job.noise()                    # one noise for both ends of a chord
+        if first is None: first = n
         x = dn.schedule.noised(z, n, u).repeat(2, 1, 1, 1)
         f_src, f_tgt = dn.clean(x, u, text, job.guidance[i], job.control[i]).chunk(2)
         move = move+weight[u]*(f_tgt-f_src); k = chords[:i+1].count(low)
         job.tell(i, u, z, z+move/max(k, 1))
     z = job.keep(z+move/chords.count(low), move)
     if t_end is None: return z
-    z = job.keep(dn.clean(dn.schedule.noised(z, n, t_end), t_end, job.target, job.guidance[-1], job.control[-1])); job.tell(len(job.grid)-1, t_end, z, z)
+    z = job.keep(dn.clean(dn.schedule.noised(z, first, t_end), t_end, job.target, job.guidance[-1], job.control[-1])); job.tell(len(job.grid)-1, t_end, z, z)
     return z
 
 def _times(steps, strength, consistent, d=.15, t_end=.3, proximal=True, **_):
-    t, low, end = (max(round(1000*v)-1, 0) for v in (strength, max(strength-d, .001), min(t_end, strength)))
-    return ((t, low) if low < t else (t,))*steps+((end,) if proximal else ())
+    t, low, end = (time_of(v) for v in (strength, max(strength-d, 1/999), min(t_end, strength)))
+    t = max(t, 1); return ((t, min(low, t-1)) if d else (t,))*steps+((end,) if proximal else ())
 
 METHODS = {"chord": Method("chord", "ChordEdit: one step along the averaged difference of two predictions", chord,
-                           nfe=lambda steps, cfg, d=.15, proximal=True, **_: cfg*((4 if d >= .0005 else 2)*steps+bool(proximal)), steps=1, strength=.9, guidance=1., source_prompt=True, grid=_times,
+                           nfe=lambda steps, cfg, d=.15, proximal=True, **_: cfg*((4 if d else 2)*steps+bool(proximal)), steps=1, strength=.9, guidance=1., source_prompt=True, grid=_times,
                            options=dict(d=Option(.15, 0., .9, "length of the chord, as a share of T; 0 asks at one time only"), t_end=Option(.3, .01, 1., "time of the proximal step, as a share of T"),
                                         proximal=Option(True, doc="whether to clean up at the end"), **REGION), cite="ChordEdit")}

@@ -8,7 +8,7 @@ from ..core import _torch as torch
 from .base import Job, Method, Option, REGION
 
 # %% auto #0
-__all__ = ['METHODS', 'ddcm', 'ddcm_uac']
+__all__ = ['METHODS', 'ddcm', 'window', 'ddcm_uac']
 
 # %% ../../nbs/11_ddcm.ipynb #79311852
 def ddcm(job: Job) -> torch.Tensor:
@@ -22,27 +22,32 @@ def ddcm(job: Job) -> torch.Tensor:
         z = job.keep(job.z0+(ft-fs), ft-fs); job.tell(i, t, xt, z)
     return z
 
+def window(share: float, steps: int) -> int:
+    "Count the steps i with `(i+1)/steps <= share`, InfEdit's windows."
+    return sum((i+1)/steps <= share for i in range(steps))
+
 def ddcm_uac(job: Job) -> torch.Tensor:
     "As `ddcm` with unified attention control: the target takes the source's Q, K early and its cross-attention from a mutual branch, which looks with the target's Q at the source's K, V later (InfEdit, section 4)."
-    from fastedit.attention import CrossAttention, Share, WordRegion, align, controlled
+    from fastedit.attention import CrossAttention, Share, WordRegion, align, controlled, tie_nearest
     from fastedit.denoiser import Text
     d, b, o, n, tok = job.d, len(job.z0), job.options, len(job.grid), job.d.parts.tokenizer; z = zm = job.z0
     text = Text.stack(job.source.repeat(b), job.target.repeat(b), job.source.repeat(b))   # branches: source, target, mutual
     blend = [WordRegion(tok, *job.prompts, words=o["words"])] if o["blend"] else []
-    rules = [Share("qk", stop=o["self_until"], source=0, target=1), Share("qkv", stop=o["self_until"], source=0, target=2), Share("q", start=o["self_until"], source=1, target=2),
-             Share("kv", start=o["self_until"], source=0, target=2), CrossAttention(align(tok, *job.prompts), o["cross_until"], source=2, target=1)]
+    early, cross = (window(o[k], n)+.5 for k in ("self_until", "cross_until")); words = tie_nearest(align(tok, *job.prompts), job.source.states[0], job.target.states[0])
+    rules = [Share("qk", stop=early/n, source=0, target=1), Share("qkv", stop=early/n, source=0, target=2), Share("q", start=early/n, source=1, target=2),
+             Share("kv", start=early/n, source=0, target=2), CrossAttention(words, cross/(n+1), source=2, target=1)]
     with controlled(d, rules+blend, b) as c:
         for i, t in enumerate(job.grid):
             c.begin(i, n); noise = job.noise()
             x = torch.cat([d.schedule.noised(v, noise, t) for v in (job.z0, z, zm)])
-            fs, ft, fm = d.clean(x, t, text, [job.source_guidance]*b+[job.guidance[i]]*b+[job.source_guidance]*b, job.control[i]).chunk(3)
+            fs, ft, fm = d.clean(x, t, text, [job.source_guidance]*b+[job.guidance[i]]*b+[job.source_guidance]*b, job.control[i], whole=True).chunk(3)
             z, zm = job.z0+(ft-fs), job.z0+(fm-fs)
             if blend: z = job.z0+blend[0].region(z.shape[-2:], o["threshold"], target=1).to(z)*(z-job.z0)
             z = job.keep(z, ft-fs); job.tell(i, t, x[b:2*b], z)
     return z
 
 METHODS = {"ddcm": Method("ddcm", "virtual inversion: denoise source and target with the same noise, keep the difference", ddcm,
-                          nfe=lambda steps, cfg, source_cfg=1, uac=False, **_: (cfg+source_cfg*(1+uac))*steps, steps=4, strength=.7, source_prompt=True, options=dict(uac=Option(False, doc="hold the source by attention control with a third branch (best with 12 steps over the whole grid)"),
+                          nfe=lambda steps, cfg, source_cfg=1, uac=False, **_: (3*max(cfg, source_cfg) if uac else cfg+source_cfg)*steps, steps=4, strength=.7, source_prompt=True, options=dict(uac=Option(False, doc="hold the source by attention control with a third branch (best with 12 steps over the whole grid)"),
                                                                                 cross_until=Option(.7, 0., 1., "with uac: share of the steps with refined cross-attention"),
                                                                                 self_until=Option(.7, 0., 1., "with uac: share of the steps with the source's layout"),
                                                                                 blend=Option(True, doc="with uac: whether only the region of the changed words may change"), words=Option("", doc="words that the edit is about; empty: those that differ"), **REGION),

@@ -18,7 +18,7 @@ def masactrl(job: Job) -> torch.Tensor:
     from fastedit.denoiser import Text
     d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; empty = job.source or d.unconditional()
     x = invert(job, empty)[0].repeat(2, 1, 1, 1); text = Text.stack(empty.repeat(b), job.target.repeat(b))
-    with controlled(d, [Share("kv", start=o["from_step"]/n, decoder=o["decoder"])], b) as c:
+    with controlled(d, [Share("kv", start=(o["from_step"]+.5)/n, decoder=o["decoder"])], b) as c:
         for i, (t, prev) in enumerate(pairs(job.grid)):
             c.begin(i, n)
             e, z = d.eps_x0(x, t, text, job.guidance[i], job.control[i])

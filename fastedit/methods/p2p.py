@@ -20,7 +20,7 @@ def rules_of(job: Job) -> tuple:
     strong = find_words(al.target, al.target_spans, o["words"]) if o["words"] else al.changed[1]
     weights = {i: o["weight"] for i in strong} if o["weight"] != 1 else {}
     mode = o["mode"] if o["mode"] != "auto" else "replace" if len(al.source) == len(al.target) else "refine"
-    rules = [CrossAttention(al, o["cross_until"], mode, weights)] if o["cross_until"] or weights else []
+    rules = [CrossAttention(al, o["cross_until"], mode, weights)] if o["cross_until"] else []
     if o["self_until"]: rules.append(SelfAttention(o["self_until"], o["largest"]))
     blend = WordRegion(tok, *job.prompts, words=o["words"]) if o["blend"] else None
     return rules+([blend] if blend else []), blend
@@ -40,7 +40,7 @@ def two_branches(job: Job,
             if path: x = torch.cat([path[i], x[b:]])
             e, z = d.eps_x0(x, t, text, job.guidance[i], job.control[i], **({} if negatives is None else dict(negative=negatives[i])))
             x = ddim(d.schedule, z, e, prev); xs, xt = (path[i+1] if path else x[:b]), x[b:]
-            if blend and i >= o["blend_from"]*n: m = blend.region(x.shape[-2:], o["threshold"]).to(xs); xt = xs+m*(xt-xs)
+            if blend and i >= int(o["blend_from"]*n): m = blend.region(x.shape[-2:], o["threshold"]).to(xs); xt = xs+m*(xt-xs)
             xt = job.keep(xt, base=xs if prev >= 0 else job.z0); x = torch.cat([x[:b], xt]); job.tell(i, t, x, z)
     return x[b:]
 
@@ -83,9 +83,9 @@ def optimise_null(job: Job, path: list) -> list:
     return found
 
 # %% ../../nbs/16_p2p.ipynb #a0adb633
-P2P = dict(cross_until=Option(.4, 0., 1., "share of the steps with the source's cross-attention"), mode=Option("auto", doc="what happens to swapped words", choices=("auto", "replace", "refine")),
+P2P = dict(cross_until=Option(.4, 0., 1., "share of the steps with the source's cross-attention"), mode=Option("refine", doc="what happens to swapped words: they keep their own maps (refine), take those of the words in whose place they stand (replace), or that if both prompts have as many words (auto)", choices=("auto", "replace", "refine")),
            self_until=Option(.6, 0., 1., "share of the steps with the source's self-attention"), largest=Option(1024, 1, 16384, "most positions of a self-attention map that is replaced"),
-           weight=Option(2., 0., 10., "how strongly the changed words (or `words`) are attended to; 1 leaves them"), words=Option("", doc="words of either prompt that the edit is about; empty: those that differ"),
+           weight=Option(2., 0., 10., "how strongly the changed words (or `words`) are attended to while cross-attention is the source's; 1 leaves them"), words=Option("", doc="words of either prompt that the edit is about; empty: those that differ"),
            blend=Option(True, doc="whether only the region that these words look at may change"), blend_from=Option(.2, 0., 1., "share of the steps after which the blend starts"),
            threshold=Option(.3, 0., 1., "share of the strongest attention that counts as region"))
 _M = dict(steps=50, strength=1., source_prompt=True, grid=lambda steps, strength, consistent, **_: many_grid(steps, strength, consistent), few_step=False, attention=True)

@@ -4,28 +4,110 @@
 
 # %% ../../nbs/18_renoise.ipynb #72c48b4d
 from __future__ import annotations
-from ..core import _torch as torch
-from .base import Job, Method, Option, ddim, pairs
+from ..core import _functional as F, _torch as torch
+from .base import Job, Method, Option, pairs, posterior
 
 # %% auto #0
-__all__ = ['METHODS', 'renoise']
+__all__ = ['METHODS', 'regularised', 'backward', 'forward', 'corrected', 'renoise']
 
 # %% ../../nbs/18_renoise.ipynb #a27e21c3
+_KL, _AC, _ROLLS = .065, 20., 5   # the reference's weights, and how many shifts it tries per round
+
+def _patches(e):
+    "Cut noise (B, C, h, w) into 4x4 patches: (B, C, patches, 16)."
+    p = e.unfold(2, 4, 4).unfold(3, 4, 4); return p.reshape(*p.shape[:2], -1, 16)
+
+def _unlike(e, ideal):
+    "Sum, over patches and channels, how far a normal fit to `e` is from one to `ideal` (twice the KL divergence)."
+    p, q = _patches(e), _patches(ideal); v, w = p.var(-1)+1e-6, q.var(-1)+1e-6
+    return (torch.log(w/v)+(v-1e-6+(p.mean(-1)-q.mean(-1))**2)/w-1).abs().sum()
+
+def _correlation(e, generator):
+    "Sum, over channels and scales, the squared correlations of one picture's noise (C, h, w) with itself, shifted at random."
+    total = 0.
+    for noise in e[:, None, None]:
+        while True:
+            shift = int(torch.randint(0, max(noise.shape[2]//2, 1), (1,), generator=generator))
+            total = total+sum((noise*torch.roll(noise, shift, axis)).mean()**2 for axis in (2, 3))
+            if min(noise.shape[2:]) <= 8: break
+            noise = F.avg_pool2d(noise, 2)
+    return total
+
+def regularised(e: torch.Tensor,       # predicted noise (B, 4, h, w)
+                ideal: torch.Tensor,   # noise predicted for the source noised at random, likewise
+                generators: list,      # one `torch.Generator` per picture
+                rounds: int=4          # how often; 0 leaves `e` as it is
+               ) -> torch.Tensor:
+    "Make predicted noise more like noise: patch by patch as `ideal`, and uncorrelated with itself (Garibi et al. 2024, noise regularisation)."
+    def moved(e, loss, weight, most=float("inf")):
+        with torch.enable_grad(): x = e.detach().clone().requires_grad_(True); grad, = torch.autograd.grad(loss(x), x)
+        return e-weight*grad.clamp(-most, most)
+    for _ in range(rounds):
+        e = moved(e, lambda x: _unlike(x, ideal), _KL, 100)
+        for _ in range(_ROLLS): e = moved(e, lambda x: sum(_correlation(x[i], g) for i, g in enumerate(generators)), _AC/_ROLLS)
+    return e
+
+# %% ../../nbs/18_renoise.ipynb #1e7ff04e
+def backward(schedule, x, e, noise, t: int, prev: int) -> torch.Tensor:
+    "Find the latents at `t` from which `forward` reaches `x` with the same noise: `r*(x-sigma*n) + v*e/s`, `r` and `v` as in `posterior`."
+    (a, s), (a1, s1) = schedule.levels(t, x), schedule.levels(prev, x)
+    if noise is None: return a*(x-s1*e)/a1+s*e
+    r = a/a1; v = s**2-r**2*s1**2
+    return r*(x-s1*v.clamp_min(0).sqrt()/s*noise)+v/s*e
+
+def forward(schedule, x, e, z, noise, t: int, prev: int) -> torch.Tensor:
+    "Go on to `prev`: by DDIM, or with `noise` to the posterior's mean and noise upon it."
+    if noise is None: return schedule.noised(z, e, prev)
+    mu, sigma = posterior(schedule, x, z, t, prev); return mu+sigma*noise
+
+def corrected(noise: torch.Tensor,   # (B, 4, h, w)
+              wanted: torch.Tensor   # noise that would lead back exactly
+             ) -> torch.Tensor:
+    "Move noise towards what would lead back exactly, by ten steps of 1.8 for latents of 4x64x64 (Garibi et al. 2024, noise correction)."
+    step = 1.8*(noise[0].numel()/16384)**.5
+    for _ in range(10): far = noise-wanted; noise = noise-step*far/far.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1, 1)
+    return noise
+
+# %% ../../nbs/18_renoise.ipynb #6d254e8d
+def _plan(t, o) -> tuple:
+    "At a time: how many predictions, the first and the last one that are averaged, and whether noise is regularised."
+    first, last = (0, 5) if t < 250 else (8, 10); n = min(o["iterations"]+1, last)
+    return n, first, last, bool(o["regularise"]) and n > first
+
 def renoise(job: Job) -> torch.Tensor:
-    "Invert by `x' = a*(x-s1*e)/a1 + s*e` with e averaged over a fixed-point iteration of `e = e(x', t, src)`, then sample with `tgt` (Garibi et al. 2024, ReNoise)."
-    d, x, K = job.d, job.z0, job.options["iterations"]
-    for i, (t, prev) in enumerate(reversed(pairs(job.grid))):
-        (a, s), (a1, s1) = d.schedule.levels(t, x), d.schedule.levels(prev, x)
-        def step(e): return a*(x-s1*e)/a1+s*e
-        xk, es = x, []
-        for k in range(K+1): es.append(d.eps(xk, t, job.source, 1., job.control[len(job.grid)-1-i])); xk = step(es[-1])
-        e = torch.stack(es[:6] if t < 250 else es[min(8, K):]).mean(0)
-        x = step(e); job.tell(i, t, x, (x-s*e)/a, "inversion")
+    "Invert by `x' = backward(x, e)` with e averaged over a fixed-point iteration of `e = e(x', t, src)`, then sample with `tgt` (Garibi et al. 2024, ReNoise)."
+    d, sc, o, x = job.d, job.d.schedule, job.options, job.z0; ancestral = o["sampler"] == "ancestral"
+    ideal = job.noise() if o["regularise"] else None; noises = [job.noise() if ancestral else None for _ in job.grid]
+    for i, (t, prev) in reversed(list(enumerate(pairs(job.grid)))):
+        ask = lambda x: d.eps(x, t, job.source, 1., job.control[i])
+        n, first, last, tidy = _plan(t, o); kept = []
+        if tidy: best = ask(sc.noised(job.z0, ideal, t))
+        clean = lambda e: regularised(e, best, job.noise.generators, o["regularise"]) if tidy else e
+        xk = x
+        for k in range(n):
+            e = ask(xk)
+            if k >= first: kept.append(e); e = clean(e)
+            if k < n-1 or not kept: xk = backward(sc, x, e, noises[i], t, prev)
+        if kept: e = clean(torch.stack(kept).mean(0)); xk = backward(sc, x, e, noises[i], t, prev)
+        if ancestral and o["correct"] and prev >= 0:
+            mu, sigma = posterior(sc, xk, sc.split(ask(xk), xk, t)[1], t, prev); noises[i] = corrected(noises[i], (x-mu)/sigma)
+        (a, s), x = sc.levels(t, xk), xk; job.tell(len(job.grid)-1-i, t, x, (x-s*e)/a, "inversion")
     for i, (t, prev) in enumerate(pairs(job.grid)):
         e, z = d.eps_x0(x, t, job.target, job.guidance[i], job.control[i])
-        x = ddim(d.schedule, job.keep(z), e, prev); job.tell(i, t, x, z)
+        x = forward(sc, x, e, job.keep(z), noises[i], t, prev); job.tell(i, t, x, z)
     return x
 
-METHODS = {"renoise": Method("renoise", "ReNoise: inversion by fixed-point iteration, then a few steps with the target prompt", renoise, nfe=lambda steps, cfg, iterations, **_: (iterations+1+cfg)*steps,
-                             steps=4, strength=1., guidance=1., source_prompt=True, options=dict(iterations=Option(9, 0, 50, "fixed-point iterations per inversion step; 0 is plain DDIM inversion")),
+# %% ../../nbs/18_renoise.ipynb #9d563b8d
+def _nfe(steps, cfg, times=None, **o):
+    "Count what each step asks for; without its times, as if all were late ones or none."
+    def at(t): n, _, _, tidy = _plan(t, o); return n+tidy
+    fixed = cfg*steps+(steps-1)*(o["sampler"] == "ancestral" and o["correct"])
+    if times is not None: return sum(map(at, times))+fixed
+    return tuple(sorted(steps*at(t)+fixed for t in (0, 999)))
+
+METHODS = {"renoise": Method("renoise", "ReNoise: inversion by fixed-point iteration, then a few steps with the target prompt", renoise, nfe=_nfe, steps=4, strength=1., guidance=1., source_prompt=True,
+                             options=dict(iterations=Option(9, 0, 9, "fixed-point iterations per inversion step; 0 without regularisation is plain inversion"),
+                                          sampler=Option("ddim", doc="how to step: without noise, or as the reference, with a noise that is drawn once per step (Euler ancestral)", choices=("ddim", "ancestral")),
+                                          regularise=Option(4, 0, 20, "rounds that make the predicted noise more like noise; 0 leaves it"),
+                                          correct=Option(True, doc="with sampler 'ancestral': whether its noise is moved to what leads back")),
                              cite="Garibi et al. 2024 (ReNoise)")}

@@ -16,7 +16,7 @@ def turbo(job: Job) -> torch.Tensor:
     from fastedit.denoiser import Text
     d, b, w, limit = job.d, len(job.z0), job.options["w"], job.options["limit"]
     shift = round(job.options["shift"]*job.grid[0]/len(job.grid))
-    path = [d.schedule.noised(job.z0, job.noise(), max(t-shift, 0)) for t in job.grid]+[job.z0]
+    path = [d.schedule.noised(job.z0, job.noise(), t-shift) if t > shift else job.z0 for t in job.grid]+[job.z0]   # clean as soon as the shifted time is
     text = Text.stack(job.source.repeat(b), job.source.repeat(b), job.target.repeat(b)); x = path[0]
     for i, (t, prev) in enumerate(pairs(job.grid)):
         xsrc, xsrc1 = path[i], path[i+1]; xs = torch.cat([xsrc, x, x])
@@ -31,6 +31,6 @@ def _limit(noise, limit): return (limit/noise.pow(2).mean((1, 2, 3), keepdim=Tru
 
 METHODS = {"turbo": Method("turbo", "TurboEdit: shifted edit-friendly inversion with pseudo-guidance", turbo, nfe=lambda steps, cfg, **_: 3*cfg*steps, steps=4, strength=1., guidance=1.,
                            source_prompt=True, cite="Deutch et al. 2024 (TurboEdit)",
-                           options=dict(shift=Option(.8, 0., 1.5, "how much earlier the source path is noised, in grid steps (the reference: 200 of 250 times)"),
+                           options=dict(shift=Option(.8, 0., 1.5, "how much earlier the source path is noised, in grid steps (the reference: 1, which is 200 times on its grid 799, 599, 399, 199)"),
                                         w=Option(1.5, 0., 5., "pseudo-guidance: how far to go along mu(tgt) - mu(src)"),
                                         limit=Option(0., 0., 2., "largest root mean square of the last stored noise (the reference: .12); 0 keeps it all and returns the source for equal prompts"), **REGION))}

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from fastedit.core import DataError, MaskError, OptionError
 from fastedit.world import mask_to_runs, write_benchmark
-from fastedit.piebench import COUNTS, FOLDERS, DataSet, Entry, decode_mask, encode_mask, read_data, strip_brackets, write_standin
+from fastedit.measure import COUNTS, FOLDERS, DataSet, Entry, decode_mask, encode_mask, read_data, strip_brackets, write_standin
 
 def reference_decode(runs, h, w):
     "PIE-Bench's own decoder, as published: pixel by pixel."
