@@ -216,7 +216,7 @@ def _loras(given) -> dict:
     return dict(loras=asked) if asked else {}
 
 @app.command()
-def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit: PNG, JPEG, WebP, TIFF, GIF or BMP.")],
+def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit: PNG, JPEG, WebP, AVIF, TIFF, GIF or BMP.")],
          prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture shall show.")],
          out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .png, .jpg or .webp, settings inside.")],
          source_prompt: Annotated[str, typer.Option(help="What the picture shows now, for methods that compare.")]=None,
@@ -230,7 +230,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          control: Annotated[str, typer.Option(help="Control map: canny, canny-auto, none, ...")]=None,
          control_scale: Annotated[str, typer.Option(help="ControlNet scale, or a curve such as interval:1:0:0.5; with commas: one per UNet block, then the middle.")]=None,
          schedule: Annotated[str, typer.Option(help="continuous; or stock (img2img), to repeat published runs.")]=None,
-         mask: Annotated[Path, typer.Option(help="Picture that is white where the edit may go; the rest stays byte-identical.")]=None,
+         mask: Annotated[Path, typer.Option(help="Picture that is white where the edit may go; the rest stays byte-identical, in a .png or .webp.")]=None,
          feather: Annotated[float, typer.Option(min=0, help="Inward ramp of the mask, pixels.")]=2.,
          size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")]=None,
          seed: Annotated[int, typer.Option(min=0, help="Of the noise.")]=0,
@@ -248,15 +248,17 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     adapters = _loras(lora)
-    from fastedit.images import load_image, load_mask
-    source = load_image(image); painted = None if mask is None else load_mask(mask, source.size)
-    lean = _check_edit(prompt, model, settings, source.size, device, precision, residency); editor = _heavy(quiet, lean)
+    from fastedit.images import read_image, read_mask
+    source = read_image(image); painted = None if mask is None else read_mask(mask, source.image.size)
+    lean = _check_edit(prompt, model, settings, source.image.size, device, precision, residency); editor = _heavy(quiet, lean)
     with _waiting(f"loading {model}", quiet), _loading(lean): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: result = e(source, prompt, mask=painted, on_step=step, **settings)
     finally: bar.close()
-    result.save(out)
+    with warnings.catch_warnings():
+        if quiet: warnings.simplefilter("ignore")
+        result.save(out)
     if as_json: print(json.dumps(dict(result.to_dict(), output=str(out)), indent=1, allow_nan=False))
     else: print(f"{out}: {result.summary}")
     if not quiet:
