@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'to_srgb', 'Picture', 'read_image', 'load_image', 'image_grid', 'Mask', 'read_mask',
            'load_mask', 'buckets', 'choose_size', 'Fit', 'plan_fit', 'fit', 'unfit', 'fit_mask', 'feather', 'composite',
-           'to_tensor', 'to_image', 'save_image', 'read_metadata']
+           'keep_alpha', 'pack_mask', 'to_tensor', 'to_image', 'save_image', 'read_metadata']
 
 # %% ../nbs/00_images.ipynb #985466af
 import io, json, math, os, struct, warnings
@@ -522,6 +522,25 @@ def composite(source: Image.Image,  # the original picture
     _check_mask(mask, source.size)
     weight = (_feather(mask, feather)*255).round().astype(np.uint8)
     return Image.composite(edited, source, Image.fromarray(weight))  # exact at weights 0 and 255
+
+# %% ../nbs/00_images.ipynb #2724774c
+def keep_alpha(edited: Image.Image,  # RGB, of the picture's size: `picture.image` with an edit in it
+               picture: Picture      # as it was read
+              ) -> Image.Image:
+    """Give an edited picture the transparency of its source: RGBA, byte for byte the source's where nothing changed; where something did, the colour that
+    looks like the edit over white. A picture without transparency is returned as it is."""
+    if picture.rgba is None: return edited
+    old, new = np.asarray(picture.rgba), np.asarray(edited).astype(np.float32); opacity = old[..., 3:].astype(np.float32)/255
+    changed = (new != np.asarray(picture.image)).any(-1, keepdims=True) & (opacity > 0)
+    colour = ((new-255*(1-opacity))/np.maximum(opacity, 1/255)).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.concatenate([np.where(changed, colour, old[..., :3]), old[..., 3:]], -1))
+
+def pack_mask(mask: np.ndarray  # float32 (H,W), multiples of 1/255
+             ) -> bytes:
+    "Write a mask as a small PNG: 1 bit where it is a selection, else 8."
+    levels = Image.fromarray((mask*255).round().astype(np.uint8)); b = io.BytesIO()
+    (levels.convert("1", dither=Image.Dither.NONE) if ((mask == 0) | (mask == 1)).all() else levels).save(b, "PNG", optimize=True)
+    return b.getvalue()
 
 # %% ../nbs/00_images.ipynb #d8886cf3
 def to_tensor(image  # picture, anything that `load_image` takes
