@@ -126,7 +126,7 @@ class Denoiser:
                  parts,                        # `models.Components`
                  edges: torch.Tensor=None,     # control map (1, 3, H, W) in [0, 1], None for no ControlNet
                  negative: Text=None,          # what CFG pushes away from; None: what the model takes where none is given, see `unconditional`
-                 drop_w: bool=False,           # ignore a guidance embedding and use CFG, as stock img2img pipelines do
+                 drop_w: bool=False,           # ignore a guidance embedding and use CFG, and that only above 1, as stock img2img pipelines do
                  count: Count=None,            # where to keep the books; what a memo knows already counts as asked
                  tile: int=None,               # decode in tiles of this many pixels, see `memory.decode`
                  memo: Memo=None,              # what other edits with the same networks have asked already
@@ -154,6 +154,9 @@ class Denoiser:
     def uses_w(self) -> bool:
         "Whether guidance is an input of the UNet, so that no CFG pair is needed."
         return self.parts.unet.config.time_cond_proj_dim is not None and not self._drop_w
+    def pairs(self, guidance: float) -> bool:
+        "Whether a guidance scale costs a CFG pair: any but 1, since below 1 the formula holds the prompt back; as in stock pipelines (`drop_w`) only above 1."
+        return not self.uses_w and (guidance > 1 if self._drop_w else guidance != 1)
     @property
     def consistent(self) -> bool:
         "Whether the model is a consistency model, whose answer is `c_skip*x + c_out*x0`."
@@ -310,13 +313,13 @@ class Denoiser:
                whole: bool=False,       # whether all rows get an unconditional half as soon as one needs it, for attention control between halves
                **kw                     # further keywords for the UNet
               ) -> torch.Tensor:
-        "Ask the UNet once, with its guidance embedding or with `e0 + g*(e1-e0)` (Ho & Salimans 2022) in one batch; only rows with g != 1 cost a pair."
+        "Ask the UNet once, with its guidance embedding or with `e0 + g*(e1-e0)` (Ho & Salimans 2022) in one batch; only rows that `pairs` names cost a pair."
         x = x.to(self.device, self.dtype); n = len(x); text = text.repeat(n)
         g = torch.as_tensor(guidance, dtype=torch.float32).reshape(-1).expand(n) if not isinstance(guidance, (list, tuple)) else torch.tensor(guidance, dtype=torch.float32)
         if len(text) != n or len(g) != n: raise OptionError(f"{n} latents came with {len(text)} prompts and {len(g)} guidance scales")
         tt = torch.tensor(int(t), device=self.device); self.rows = [(False, i) for i in range(n)]   # what attention control needs to know
         if self.uses_w: return self._unet(x, tt, text, g-1, control, **kw)
-        pair = [i for i in range(n) if g[i] != 1]
+        pair = [i for i in range(n) if self.pairs(g[i])]
         if not pair: return self._unet(x, tt, text, None, control, **kw)
         if whole: pair = list(range(n))
         neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]; self.rows = [(True, i) for i in pair]+self.rows

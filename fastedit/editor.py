@@ -18,13 +18,13 @@ from .flow import check_flow, open_flow
 from .lora import named_loras, other_loras
 from .methods.base import Job, Method, check_model, check_options, find_method
 from .threads import few_threads
+from .unused import unused_notes
 
 def _bring_networks():
     "Import what asks the networks, once there is an editor: a request is read and refused without them."
     global Denoiser, Noise, finite, spread, forget
     from fastedit.denoiser import Denoiser, Noise, finite, spread
     from fastedit.quick import forget
-
 
 # %% auto #0
 __all__ = ['EditRequest', 'check_request', 'EditResult', 'StageCache', 'pixel_hash', 'FastEditor', 'versions', 'weigh_edit',
@@ -389,9 +389,12 @@ class FastEditor:
             if n: notes.append(f"the last {n} tokens of the {what} did not fit the text encoder and were ignored")
         if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: _photographic(source)): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
-        return replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
+        filled = replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
                        schedule=schedule, source_prompt=src, negative_prompt=r.negative_prompt if r.negative_prompt is not None or self.parts.zero_negative else "", size=fit.model, precision=r.precision or self.parts.precision, options=check_options(m, r.options), image=seen,
-                       mask=None if mask is None else pixel_hash(mask), loras=self.loras), m, notes
+                       mask=None if mask is None else pixel_hash(mask), loras=self.loras)
+        n = len(schedules.stock_grid(filled.steps, filled.strength)) if schedule == "stock" else filled.steps
+        notes += unused_notes(filled, r, m, self.denoiser(drop_w=schedule == "stock"), n, mask is not None, self.parts.controlnet is not None)
+        return filled, m, notes
 
     def denoiser(self, **kw) -> Denoiser:
         "Make a fresh `Denoiser` on this model, to look behind the scenes."
@@ -449,7 +452,7 @@ class FastEditor:
         fitted, fit = clock("fit", lambda: images.fit(source, self.spec.resolution, self.spec.multiple, r.size)); x = images.to_tensor(fitted)
         edges = None if r.control == "none" else clock("control", lambda: self.cache.get(content_hash("edges", r.image, r.size, r.control),
             lambda: (images.to_tensor(control_map(fitted, r.control))+1)/2))
-        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, stem=lambda make: self.cache.get(content_hash("stem", self.parts.revision, r.image, r.size, r.control), make), halves=(lambda key, make: self.cache.get(content_hash("half", self.parts.revision, key.hex()), make)) if self.keep_negative else None); pair = self._pairs(d, r)
+        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, stem=lambda make: self.cache.get(content_hash("stem", self.parts.revision, r.image, r.size, r.control), make), halves=(lambda key, make: self.cache.get(content_hash("half", self.parts.revision, key.hex()), make)) if self.keep_negative else None); pair = self._pairs(d, r, len(grid))
         target, *more = clock("text", lambda: self._texts(d, [r.prompt]+[r.negative_prompt]*pair+[r.source_prompt]*method.source_prompt))
         src = more.pop() if method.source_prompt else None
         if pair: d._negative = more.pop()
@@ -470,9 +473,9 @@ class FastEditor:
             if not region.any(): return source
         return back if region is None else images.composite(source, back, region, r.feather)
 
-    def _pairs(self, d, r):
-        "Whether any step will need the negative prompt."
-        return not d.uses_w and (isinstance(r.guidance, str) or r.guidance != 1 or r.source_guidance != 1)
+    def _pairs(self, d, r, n):
+        "Whether any of `n` steps will need the negative prompt."
+        return any(d.pairs(schedules.curve(r.guidance, i, n)) for i in range(n)) or d.pairs(r.source_guidance)
 
 class _Clock(dict):
     "Seconds by stage."

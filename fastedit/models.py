@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from .configuration import check_configuration, upcasts, zeros_for_empty
 from .core import ModelError, OptionError, atomic_write, content_hash, in_words, nearest
-from .hub import Order, hub_cache, look, offline, order, ready, snapshot, take
+from .hub import Order, hub_cache, look, offline, order, ready, snapshot, stoppable, take
 from .lora import Lora, apply_loras, asked_loras, attach_lora, find_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
 for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes.backends.cpu.ops"):   # talk of an installed torchao or bitsandbytes while diffusers is imported
@@ -1456,14 +1456,16 @@ def fetch(name,                     # model, as for `load_model`; a hub id "owne
     if (why := offline()) and _unlisted(name) and snapshot(name) is None:
         raise ModelError(f"{why} is set, so that nothing is fetched, and {name} is not here: unset it and run the same command again")
     if not why and _unlisted(name):
-        _learn(name, quiet)
+        with stoppable(name):
+            _learn(name, quiet)
     spec, places = _needed(name, controlnet, preview)
     state = lambda: diagnose(name, precision, controlnet, preview)
     if not any(on_hub(s) for _, s in places.values()) or (spec.key in _MINI and spec.key in MODELS):
         return state()
     if why:
         return _offline_state(state(), why)
-    what = _order(spec, places, precision, quiet)
+    with stoppable(spec.key):
+        what = _order(spec, places, precision, quiet)
     if not quiet:
         print(what, flush=True)
     if not dry_run:

@@ -172,15 +172,15 @@ def rehearse(editor: FastEditor,     # from `rehearsed`
     "Find out what a setting will ask the networks, without asking them."
     r, method, _ = editor._resolve(request, subject.image, subject.mask); what = _executes(r, method, editor); known = content_hash(*map(list, [what[1:]]), what[0], length=32)
     if acts is not None and known in acts: return replace(acts[known], request=r)
-    pair = not editor.denoiser(drop_w=r.schedule == "stock").uses_w
-    if _opaque(method, r): act = Act(known, None, cost(method, len(what[1]), pair and any(g != 1 for g in what[2]), pair and r.source_guidance != 1, times=tuple(what[1]), **r.options), r)
+    pairs = editor.denoiser(drop_w=r.schedule == "stock").pairs
+    if _opaque(method, r): act = Act(known, None, cost(method, len(what[1]), any(map(pairs, what[2])), pairs(r.source_guidance), times=tuple(what[1]), **r.options), r)
     else:
         editor.cache.clear(); editor.memo.log = log = []; free = r.options.get("region", "given") == "given"
-        editor.memo.salt = b"" if free else content_hash(r.options).encode()   # a threshold may find the same region in noise and another one in a picture
+        editor.memo.salt = content_hash(r.model, r.precision, r.loras, *([] if free else [r.options])).encode()   # other weights answer otherwise; a threshold may find the same region in noise and another one in a picture
         job, _ = editor._encode(r, method, subject.image, subject.mask, editor.memory, _Clock(), None); z = method(job)
         end = "the source" if z is None else fingerprint("decode", z); n = sum(rows for network, _, rows in log if network == "unet")
         if z is not None: log.append(("decode", end, len(z)))
-        fixed = dict(options=r.options, image=r.image, mask=r.mask, feather=what[0].feather, size=r.size, model=r.model, precision=r.precision, stock=r.schedule == "stock", method=r.method)
+        fixed = dict(options=r.options, image=r.image, mask=r.mask, feather=what[0].feather, size=r.size, model=r.model, precision=r.precision, loras=r.loras, stock=r.schedule == "stock", method=r.method)
         act = Act(known if not free else content_hash(fixed, [[a, k, n] for a, k, n in log], end, length=32), tuple(log), (n, n), r)
     if acts is not None: acts[known] = act
     return act
@@ -236,7 +236,8 @@ def make_plan(acts: list  # one `Act` per setting
     groups, number = {}, {}
     for i, a in enumerate(acts): groups.setdefault(a.key, []).append(i)
     def path(i): return [number.setdefault((n, k), len(number)) for n, k, _ in acts[i].asks or () if n != "text"]
-    order = sorted(((g[0], tuple(g)) for g in groups.values()), key=lambda o: (acts[o[0]].asks is None, path(o[0]), o[0]))
+    def editor(i): r = acts[i].request; return number.setdefault((r.model, r.precision, canonical_json(r.loras)), len(number))   # one is kept at a time
+    order = sorted(((g[0], tuple(g)) for g in groups.values()), key=lambda o: (editor(o[0]), acts[o[0]].asks is None, path(o[0]), o[0]))
     left = Counter((n, k) for i, _ in order for n, k, _ in acts[i].asks or ()); wanted = []
     for i, _ in order:
         w = {}
