@@ -561,7 +561,7 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Re
            quiet: _Quiet=False):
     "Write tables, plots and a gallery of one or several runs: one HTML page, Markdown, CSV."
     _writable(out/"report.html")
-    with _waiting("starting", quiet): from fastedit import report as R
+    with _waiting("starting", quiet): from fastedit.studies import report as R
     with _waiting("measuring differences", quiet): found = R.report(*runs, baseline=baseline, published=published, seed=seed, draws=draws)
     with _waiting("writing", quiet): paths = found.write(out)
     print(found, end="\n\n")
