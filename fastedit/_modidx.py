@@ -321,6 +321,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastedit.denoiser.Denoiser.text': ('denoiser.html#denoiser.text', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser.Denoiser.unconditional': ( 'denoiser.html#denoiser.unconditional',
                                                                                  'fastedit/denoiser.py'),
+                                   'fastedit.denoiser.Denoiser.unscaled': ('denoiser.html#denoiser.unscaled', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser.Denoiser.uses_w': ('denoiser.html#denoiser.uses_w', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser.Memo': ('denoiser.html#memo', 'fastedit/denoiser.py'),
                                    'fastedit.denoiser.Memo.__init__': ('denoiser.html#memo.__init__', 'fastedit/denoiser.py'),

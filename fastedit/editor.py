@@ -373,6 +373,7 @@ class FastEditor:
         "Fill in every default; returns (request, method, notes)."
         m, s, notes = check_request(r, self.spec, source.size), self.spec, list(self.parts.notes)
         schedule = r.schedule or m.schedules[0]
+        if schedule == "stock" and not self.denoiser().consistent: notes.append(f"schedule 'stock' takes the steps of LCMScheduler; this model's own is {self.parts.scheduler.get('_class_name')}, whose pipeline takes others")
         notes += check_model(m, self.parts, check_options(m, r.options))
         def inside(g): return min(max(g, s.guidance_range[0]), s.guidance_range[1]) if g != 1 or s.guidance == "w-embedding" else g   # a method's own scale, as far as this model bears it
         guidance = r.guidance if r.guidance is not None else inside(m.guidance) if m.guidance is not None else s.guidance_default
