@@ -141,6 +141,12 @@ def even_grid(steps: int,            # 1..T
     if spacing == "trailing": return tuple(round(timesteps-i*timesteps/steps)-1 for i in range(steps))
     raise OptionError(f"spacing={spacing!r}: use 'trailing' or 'leading'")
 
+def _whole(name, v):
+    if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise OptionError(f"{name}={v!r}: give a whole number of at least 1")
+def _share(name, v):
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v <= 1: raise OptionError(f"{name}={v!r}: give a number from 0 to 1")
+
+# %% ../nbs/01_schedules.ipynb #aafc9490
 def time_of(share: float,         # 0..1
             timesteps: int=1000   # T
            ) -> int:
@@ -153,11 +159,6 @@ def share_of(t: int,              # 0..T-1
     "Name the share that stands for a time, `time_of` backwards: of all that do, the one with the fewest digits."
     shares = (round(t/(timesteps-1), digits) for digits in range(1, 17))
     return next(s for s in shares if time_of(s, timesteps) == t)
-
-def _whole(name, v):
-    if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise OptionError(f"{name}={v!r}: give a whole number of at least 1")
-def _share(name, v):
-    if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v <= 1: raise OptionError(f"{name}={v!r}: give a number from 0 to 1")
 
 # %% ../nbs/01_schedules.ipynb #90d604f1
 def boundary(t,                        # integer time, or a tensor of them (B,)
