@@ -202,6 +202,16 @@ def _write_json(data, where):
     if str(where) == "-": print(text)
     else: atomic_write(where, (text+"\n").encode())
 
+# %% ../nbs/90_cli.ipynb #71857816
+def _no_photograph(ctx: typer.Context|None, path, picture, anyway: bool):
+    "Refuse a photograph where the mini model was not asked for by name."
+    from fastedit.images import looks_photographic
+    named = ctx is None or ctx.get_parameter_source("model").name != "DEFAULT"
+    if named or anyway or not looks_photographic(picture): return
+    raise OptionError(f"{path} looks like a photograph, and 'mini', the model that comes along, knows drawn picture-book scenes only: "
+                      "name a full-size model (--model ssd-1b; `fastedit fetch ssd-1b` gets it once), "
+                      "or try all the same with --model mini or --anyway")
+
 # %% ../nbs/90_cli.ipynb #9be92a20
 _Model = Annotated[str, typer.Option(help="Name in the registry (see `fastedit doctor`), local folder, or .safetensors file.")]
 _Lora = Annotated[list[str], typer.Option("--lora", metavar="FILE[:WEIGHT]", help="LoRA to apply beside the model's own, such as a.safetensors:0.8; may be repeated.")]
@@ -240,8 +250,10 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          budget: Annotated[float, typer.Option(help="GiB of the device that may be used; all that is free if not given.")]=None,
          allow_smaller: Annotated[bool, typer.Option("--allow-smaller", help="Once memory ran out, work at half the area before giving up.")]=False,
          option: Annotated[list[str], typer.Option(help="name=value, an option of the method's own; may be repeated.")]=None,
+         anyway: Annotated[bool, typer.Option("--anyway", help="Edit a photograph even with the mini model, which knows drawn scenes only.")]=False,
          as_json: Annotated[bool, typer.Option("--json", help="Print request, steps, cost and notes as JSON.")]=False,
-         quiet: _Quiet=False):
+         quiet: _Quiet=False,
+         ctx: typer.Context=None):
     "Edit IMAGE so that it shows PROMPT."
     if not prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
     _writable(out, _SUFFIXES, picture=image, mask=mask)
@@ -249,7 +261,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     adapters = _loras(lora)
     from fastedit.images import read_image, read_mask
-    source = read_image(image); painted = None if mask is None else read_mask(mask, source.image.size)
+    source = read_image(image); _no_photograph(ctx, image, source.image, anyway); painted = None if mask is None else read_mask(mask, source.image.size)
     lean = _check_edit(prompt, model, settings, source.image.size, device, precision, residency); editor = _heavy(quiet, lean)
     with _waiting(f"loading {model}", quiet), _loading(lean): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
@@ -262,7 +274,8 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     if as_json: print(json.dumps(dict(result.to_dict(), output=str(out)), indent=1, allow_nan=False))
     else: print(f"{out}: {result.summary}")
     if not quiet:
-        for n in (*result.notes, *result.fallbacks): _say(f"note: {n}")
+        for n in (*result.notes, *result.fallbacks):
+            if n != editor._DRAWN_ONLY: _say(f"note: {n}")   # that one was a warning already
 
 @app.command()
 def demo(n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many edits, over the ten types in turn.")]=12,
