@@ -127,7 +127,8 @@ refused: num_attention_heads: diffusers does not take it
 refused: quantization_config: the weights are quantised: use plain ones and `precision`
 no effect: dropout: networks do not train here
 no effect: addition_embed_type_num_heads: belongs to other kinds of addition_embed_type
-no effect: dtype torch_dtype: `precision` says in which type a network computes
+refused: dtype: diffusers does not take it
+no effect: torch_dtype: `precision` says in which type a network computes
 """)
 _CONTROLNET = _read("""
 followed: block_out_channels layers_per_block act_fn norm_num_groups down_block_types norm_eps cross_attention_dim attention_head_dim transformer_layers_per_block: diffusers' class, built from them
@@ -141,7 +142,8 @@ refused: class_embed_type num_class_embeds: the network wants a class label
 refused: num_attention_heads: diffusers does not take it
 refused: quantization_config: the weights are quantised: use plain ones and `precision`
 no effect: addition_embed_type_num_heads: belongs to other kinds of addition_embed_type
-no effect: dtype torch_dtype: `precision` says in which type a network computes
+refused: dtype: diffusers does not take it
+no effect: torch_dtype: `precision` says in which type a network computes
 """)
 
 # %% ../nbs/01_configuration.ipynb #df50aea1
@@ -154,13 +156,15 @@ followed: encoder_block_out_channels decoder_block_out_channels upsample_fn upsa
 refused: in_channels=3 out_channels=3: pictures have three channels
 refused: quantization_config: the weights are quantised: use plain ones and `precision`
 no effect: sample_size: is where diffusers would start to work in tiles; here `vae_tile` says that
-no effect: dtype torch_dtype: `precision` says in which type a network computes
+refused: dtype: diffusers does not take it
+no effect: torch_dtype: `precision` says in which type a network computes
 """)
 _TEXT = _read("""
 followed: hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings vocab_size hidden_act layer_norm_eps projection_dim: transformers' class, built from them
 followed: eos_token_id: transformers' class pools there; 2, as old files say, means the largest number
 refused: quantization_config: the weights are quantised: use plain ones and `precision`
 refused: auto_map: the class would come from code in the repository
+refused: use_attention_mask: padding would have to be masked, which is not built
 refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
 no effect: bos_token_id pad_token_id: the tokenizer writes these tokens
 no effect: attention_dropout dropout initializer_range initializer_factor: networks do not train here

@@ -16,6 +16,7 @@ from . import memory
 from .configuration import latent_shift
 from .core import ModelError, NumericalError, OptionError, PromptError
 from .quick import packs, quick
+from .state import numerics
 from .schedules import NoiseSchedule, boundary
 
 # %% ../nbs/06_denoiser.ipynb #f9daf026
@@ -59,9 +60,10 @@ def fingerprint(*things) -> bytes:
     return h.digest()
 
 class Memo:
-    "Keep what networks answered, by the fingerprint of everything that went in; the least recently used goes first when `limit` bytes are full."
+    """Keep what networks answered, by the fingerprint of everything that went in, the settings of torch that change numbers, and the networks' stamp;
+    the least recently used goes first when `limit` bytes are full."""
     def __init__(self, limit: int=1 << 30):
-        self.limit, self.items, self.bytes, self.peak = limit, OrderedDict(), 0, 0
+        self.limit, self.items, self.bytes, self.peak, self.stamp = limit, OrderedDict(), 0, 0, None   # stamp: see `state.stamp`; set by who asks
         self.ran, self.saved = Counter(), Counter()   # network -> single-sample evaluations that ran, and that did not have to
         self.ahead = {}                               # network -> iterator: how often each next answer is wanted again; a network that is missing: unknown
 
@@ -72,7 +74,7 @@ class Memo:
             shape: tuple=None     # of the answer, for those that only rehearse
            ):
         "Take the answer from memory, or ask the network and keep what it says as long as it is wanted."
-        again = next(self.ahead[network], 0) if network in self.ahead else 1
+        key = key, self.stamp, numerics(); again = next(self.ahead[network], 0) if network in self.ahead else 1
         if key in self.items:
             v, size = self.items[key]; self.saved[network] += rows; self.items.move_to_end(key)
             if not again: self.bytes -= size; del self.items[key]
@@ -126,7 +128,7 @@ class Denoiser:
                  parts,                        # `models.Components`
                  edges: torch.Tensor=None,     # control map (1, 3, H, W) in [0, 1], None for no ControlNet
                  negative: Text=None,          # what CFG pushes away from; None: what the model takes where none is given, see `unconditional`
-                 drop_w: bool=False,           # ignore a guidance embedding and use CFG, as stock img2img pipelines do
+                 drop_w: bool=False,           # ignore a guidance embedding and use CFG, and that only above 1, as stock img2img pipelines do
                  count: Count=None,            # where to keep the books; what a memo knows already counts as asked
                  tile: int=None,               # decode in tiles of this many pixels, see `memory.decode`
                  memo: Memo=None,              # what other edits with the same networks have asked already
@@ -154,6 +156,9 @@ class Denoiser:
     def uses_w(self) -> bool:
         "Whether guidance is an input of the UNet, so that no CFG pair is needed."
         return self.parts.unet.config.time_cond_proj_dim is not None and not self._drop_w
+    def pairs(self, guidance: float) -> bool:
+        "Whether a guidance scale costs a CFG pair: any but 1, since below 1 the formula holds the prompt back; as in stock pipelines (`drop_w`) only above 1."
+        return not self.uses_w and (guidance > 1 if self._drop_w else guidance != 1)
     @property
     def consistent(self) -> bool:
         "Whether the model is a consistency model, whose answer is `c_skip*x + c_out*x0`."
@@ -239,15 +244,20 @@ class Denoiser:
         def like(v): return torch.tensor(v, device=z.device, dtype=z.dtype).view(1, -1, 1, 1) if isinstance(v, list) else v
         return tuple(map(like, latent_shift(self.parts.vae.config, self.parts.spec.family)))
 
+    def unscaled(self, z: torch.Tensor  # (B, 4, h, w) scaled latents
+                ) -> torch.Tensor:
+        "Give the VAE's own latents back, as its decoder wants them."
+        shift, scale = self._latents(z)
+        return z/scale+shift
+
     @torch.no_grad()
     def decode(self, z: torch.Tensor  # (B, 4, h, w) scaled latents
               ) -> torch.Tensor:
         "Decode latents to pixels (B, 3, H, W) in [-1, 1]; raises `NumericalError` instead of ever returning a black picture."
         vae = self.parts.vae; finite("latents before decoding", z)
-        shift, scale = self._latents(z)
         def run():
             with self.stage("decode"), self._timed("vae"):
-                with self._asked(vae): y = memory.decode(vae, (z/scale+shift).to(self._place(vae), _dtype(vae)), self.tile)
+                with self._asked(vae): y = memory.decode(vae, self.unscaled(z).to(self._place(vae), _dtype(vae)), self.tile)
                 return _ordinary(y)
         return finite("decoded pixels", (run() if self.memo is None else self.memo.ask("decode", fingerprint("decode", z, self.tile), len(z), run)).float())
 
@@ -310,13 +320,13 @@ class Denoiser:
                whole: bool=False,       # whether all rows get an unconditional half as soon as one needs it, for attention control between halves
                **kw                     # further keywords for the UNet
               ) -> torch.Tensor:
-        "Ask the UNet once, with its guidance embedding or with `e0 + g*(e1-e0)` (Ho & Salimans 2022) in one batch; only rows with g != 1 cost a pair."
+        "Ask the UNet once, with its guidance embedding or with `e0 + g*(e1-e0)` (Ho & Salimans 2022) in one batch; only rows that `pairs` names cost a pair."
         x = x.to(self.device, self.dtype); n = len(x); text = text.repeat(n)
         g = torch.as_tensor(guidance, dtype=torch.float32).reshape(-1).expand(n) if not isinstance(guidance, (list, tuple)) else torch.tensor(guidance, dtype=torch.float32)
         if len(text) != n or len(g) != n: raise OptionError(f"{n} latents came with {len(text)} prompts and {len(g)} guidance scales")
         tt = torch.tensor(int(t), device=self.device); self.rows = [(False, i) for i in range(n)]   # what attention control needs to know
         if self.uses_w: return self._unet(x, tt, text, g-1, control, **kw)
-        pair = [i for i in range(n) if g[i] != 1]
+        pair = [i for i in range(n) if self.pairs(g[i])]
         if not pair: return self._unet(x, tt, text, None, control, **kw)
         if whole: pair = list(range(n))
         neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]; self.rows = [(True, i) for i in pair]+self.rows

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'to_srgb', 'Picture', 'read_image', 'load_image', 'image_grid', 'Mask', 'read_mask',
            'load_mask', 'buckets', 'choose_size', 'Fit', 'plan_fit', 'fit', 'unfit', 'fit_mask', 'feather', 'composite',
-           'to_tensor', 'to_image', 'save_image', 'read_metadata']
+           'keep_alpha', 'pack_mask', 'to_tensor', 'to_image', 'save_image', 'read_metadata']
 
 # %% ../nbs/00_images.ipynb #985466af
-import io, json, math, os, re, struct, warnings
+import io, json, math, os, struct, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
-from .core import DataError, ImageError, MaskError, NumericalError, OptionError, atomic_write, canonical_json
+from .core import DataError, ImageError, MaskError, NumericalError, OptionError, address, atomic_write, canonical_json
 if TYPE_CHECKING: import torch
 
 # %% ../nbs/00_images.ipynb #85a83177
@@ -46,10 +46,9 @@ def _stream(source):
         if not isinstance(data, bytes): raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
     elif isinstance(source, (str, os.PathLike)):
         name = str(source)
-        if isinstance(source, Path): name = re.sub(r"^(https?:/)(?!/)", r"\1/", name)   # as a path, an address has lost a slash
         path = Path(source).expanduser()
-        if name.startswith(("http:", "https:")):
-            raise ImageError(f"{name} is an address; fastedit fetches no pictures: download it and give its path")
+        if given := address(source):
+            raise ImageError(f"{given} is an address; fastedit fetches no pictures: download it and give its path")
         try:
             if path.is_dir(): raise ImageError(f"{name} is a folder: name a picture inside it")
             if not path.is_file():
@@ -523,6 +522,25 @@ def composite(source: Image.Image,  # the original picture
     _check_mask(mask, source.size)
     weight = (_feather(mask, feather)*255).round().astype(np.uint8)
     return Image.composite(edited, source, Image.fromarray(weight))  # exact at weights 0 and 255
+
+# %% ../nbs/00_images.ipynb #2724774c
+def keep_alpha(edited: Image.Image,  # RGB, of the picture's size: `picture.image` with an edit in it
+               picture: Picture      # as it was read
+              ) -> Image.Image:
+    """Give an edited picture the transparency of its source: RGBA, byte for byte the source's where nothing changed; where something did, the colour that
+    looks like the edit over white. A picture without transparency is returned as it is."""
+    if picture.rgba is None: return edited
+    old, new = np.asarray(picture.rgba), np.asarray(edited).astype(np.float32); opacity = old[..., 3:].astype(np.float32)/255
+    changed = (new != np.asarray(picture.image)).any(-1, keepdims=True) & (opacity > 0)
+    colour = ((new-255*(1-opacity))/np.maximum(opacity, 1/255)).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.concatenate([np.where(changed, colour, old[..., :3]), old[..., 3:]], -1))
+
+def pack_mask(mask: np.ndarray  # float32 (H,W), multiples of 1/255
+             ) -> bytes:
+    "Write a mask as a small PNG: 1 bit where it is a selection, else 8."
+    levels = Image.fromarray((mask*255).round().astype(np.uint8)); b = io.BytesIO()
+    (levels.convert("1", dither=Image.Dither.NONE) if ((mask == 0) | (mask == 1)).all() else levels).save(b, "PNG", optimize=True)
+    return b.getvalue()
 
 # %% ../nbs/00_images.ipynb #d8886cf3
 def to_tensor(image  # picture, anything that `load_image` takes

@@ -172,8 +172,8 @@ def rehearse(editor: FastEditor,     # from `rehearsed`
     "Find out what a setting will ask the networks, without asking them."
     r, method, _ = editor._resolve(request, subject.image, subject.mask); what = _executes(r, method, editor); known = content_hash(*map(list, [what[1:]]), what[0], length=32)
     if acts is not None and known in acts: return replace(acts[known], request=r)
-    pair = not editor.denoiser(drop_w=r.schedule == "stock").uses_w
-    if _opaque(method, r): act = Act(known, None, cost(method, len(what[1]), pair and any(g != 1 for g in what[2]), pair and r.source_guidance != 1, times=tuple(what[1]), **r.options), r)
+    pairs = editor.denoiser(drop_w=r.schedule == "stock").pairs
+    if _opaque(method, r): act = Act(known, None, cost(method, len(what[1]), any(map(pairs, what[2])), pairs(r.source_guidance), times=tuple(what[1]), **r.options), r)
     else:
         editor.cache.clear(); editor.memo.log = log = []; free = r.options.get("region", "given") == "given"
         editor.memo.salt = content_hash(r.model, r.precision, r.loras, *([] if free else [r.options])).encode()   # other weights answer otherwise; a threshold may find the same region in noise and another one in a picture

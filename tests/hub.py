@@ -14,10 +14,11 @@ class Repo:
     gated: bool=False          # files are refused, the list is not
     private: bool=False        # everything is refused
     refs: tuple=("main",)      # branches and tags that exist
+    pin: str=""                # the commit, if it is to be a certain one
 
     @property
     def commit(self) -> str:
-        return hashlib.sha1(repr(sorted((k, hashlib.sha1(v).digest()) for k, v in self.files.items())).encode()).hexdigest()
+        return self.pin or hashlib.sha1(repr(sorted((k, hashlib.sha1(v).digest()) for k, v in self.files.items())).encode()).hexdigest()
 
     def large(self, name): return name.endswith((".safetensors", ".bin"))
 

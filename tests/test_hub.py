@@ -74,6 +74,13 @@ def test_one_bar_over_all(hub, model, capsys):
     assert {r.split(":")[0].strip() for r in err.replace("\n", "\r").split("\r") if "%|" in r} == {"fetching mine"} and "100%" in err
     M.fetch(model, quiet=True); said = capsys.readouterr(); assert said.out == said.err == ""
 
+def test_bytes_count_once_however_they_come():
+    "The library's other way to download tells of received and of written bytes, to one bar that it makes of our class."
+    reporting = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting"); bar = SimpleNamespace(n=0); bar.update = lambda n: setattr(bar, "n", bar.n+n)
+    with reporting.XetDownloadProgressReporter(reconstruction_desc="f", total=100, log_level=40, tqdm_class=H._counter(bar)) as r:
+        for n in (40, 100): r.update_progress(SimpleNamespace(total_bytes_completed=n, total_transfer_bytes_completed=n, total_bytes=100, total_bytes_completion_rate=1., total_transfer_bytes_completion_rate=1.))
+    assert bar.n == 100
+
 def test_dry_run_takes_nothing(hub, model, capsys):
     d = M.fetch(model, dry_run=True); assert not d.ok and not hub.taken() and "files to take" in capsys.readouterr().out and not hub.cache.exists()
 
@@ -157,7 +164,7 @@ def test_the_disk_is_checked_for_what_is_missing_only(hub, model, monkeypatch):
     rest = sum(len(b) for b in hub.repos["someone/canny"].files.values())
     assert fetch(M.replace(model, controlnet=None)).ok
     free = [rest-1]; monkeypatch.setattr(H.shutil, "disk_usage", lambda p: SimpleNamespace(free=free[0]))
-    with pytest.raises(ModelError, match="needs .* more and .*hub has .* free: free some space, or set HF_HOME"): fetch(model)
+    with pytest.raises(ModelError, match="needs .* more and .*hub has .* free: free some space, or set HF_HUB_CACHE"): fetch(model)
     free[0] = rest; assert fetch(model).ok
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -167,13 +174,17 @@ def test_a_disk_that_fills_in_the_middle_is_said(hub, model, monkeypatch, code):
         if "unet" in url and "store" in url: temp_file.write(b"x"*1000); raise OSError(code, os.strerror(code))
         return real(url, temp_file, **kw)
     monkeypatch.setattr(file_download, "http_get", full)
-    with pytest.raises(ModelError, match=f"hub is full.*{WEIGHTS}.*HF_HOME"): fetch(model)
+    with pytest.raises(ModelError, match=f"hub is full.*{WEIGHTS}.*set HF_HUB_CACHE"): fetch(model)
     assert not leftovers(hub.cache); monkeypatch.setattr(file_download, "http_get", real); hub.calm()
     assert fetch(model).ok and "tokenizer/vocab.json" not in hub.taken(), "what came before it was kept"
 
 def test_a_cache_that_cannot_be_written_is_said(hub, model, monkeypatch, tmp_path):
     (tmp_path/"file").write_text(""); monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path/"file"/"hub"))
     with pytest.raises(ModelError, match="file.hub cannot be written"): fetch(model)
+
+def test_the_variable_that_decides_is_named(monkeypatch):
+    for k in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"): monkeypatch.delenv(k, raising=False)
+    assert "set HF_HOME to" in H._other_disk(); monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", "/x"); assert "set HUGGINGFACE_HUB_CACHE to" in H._other_disk()
 
 def test_leftovers_of_killed_downloads_are_removed_but_not_those_of_the_living(hub, model, capsys):
     from filelock import FileLock
@@ -208,6 +219,11 @@ def test_ctrl_c_and_kill_lose_at_most_the_file_in_flight(hub, model, layout):
     p = start(hub, "fetch", "mine", "-q"); p.kill(); p.wait(); assert [q.name.rpartition(".")[2] for q in leftovers(hub.cache)].count("incomplete") == 1
     assert not before.keys()-{WEIGHTS} & hub.taken().keys(), "what was here is not taken again"
     hub.calm(); assert M.fetch("mine", quiet=True).ok and not leftovers(hub.cache) and not before.keys()-{WEIGHTS} & hub.taken().keys()
+
+def test_ctrl_c_before_anything_was_taken_says_how_to_go_on(hub, model, monkeypatch):
+    def stop(seconds): raise KeyboardInterrupt
+    monkeypatch.setattr(H, "time", SimpleNamespace(sleep=stop, time=time.time)); hub.fault("/api/models", status=503)
+    with pytest.raises(KeyboardInterrupt, match="`fastedit fetch mine` starts again"): fetch(model)
 
 # --- where files lie ------------------------------------------------------------------------------------------------------------------
 
@@ -284,3 +300,19 @@ def test_a_local_folder_with_parts_from_the_hub(hub, layout, tmp_path):
     d = M.diagnose("b"); assert [f.component for f in d.findings if f.state != "ok"] == ["controlnet"] and d.command == "fastedit fetch b"
     assert fetch("b").ok and M.load_model("b").controlnet is not None
     (local/WEIGHTS).unlink(); assert "copy unet to" in M.diagnose("b").command
+
+@pytest.mark.parametrize("text", ["https://huggingface.co/stabilityai/sdxl-turbo", "https://hf.co/stabilityai/sdxl-turbo/"])
+def test_an_address_of_the_hub_is_shown_and_turned_into_a_name(text):
+    with pytest.raises(ModelError) as e: M.find_spec(text)
+    assert f"{text} is an address" in str(e.value) and "'stabilityai/sdxl-turbo'" in str(e.value)
+
+@pytest.mark.parametrize("text", ["https://a.b/c.png", "s3://bucket/c.png", "ftp://a.b/c.png", "file:///tmp/c.png"])
+def test_addresses_are_shown_as_they_were_given(text, tmp_path, monkeypatch):
+    from fastedit.core import OptionError, address, check_output
+    from fastedit.images import load_image
+    monkeypatch.chdir(tmp_path)
+    for place in (text, Path(text)):
+        assert address(place) == text
+        with pytest.raises(Exception, match=f"{text} is an address"): load_image(place)
+        with pytest.raises(OptionError, match=f"{text} is an address"): check_output(place)
+    assert not address("C:/a.png") and not address(Path("a:b/c.png")) and not address("/x/y.png") and not list(tmp_path.iterdir())
