@@ -13,8 +13,7 @@ from .core import OptionError, _torch as torch
 # %% auto #0
 __all__ = ['NoiseSchedule', 'lcm_grid', 'stock_grid', 'continuous_grid', 'even_grid', 'time_of', 'share_of', 'boundary', 'curve']
 
-# %% ../nbs/01_schedules.ipynb #53622401
-_BETAS, _PREDICTIONS = ("scaled_linear", "linear", "squaredcos_cap_v2", "flow"), ("epsilon", "v_prediction", "sample", "flow")
+# %% ../nbs/01_schedules.ipynb #26614338
 def _cosine(n: int) -> torch.Tensor:
     "Make `n` betas whose cumulative alphas follow a squared cosine (Nichol & Dhariwal 2021, equation 17)."
     bar = lambda t: math.cos((t+.008)/1.008*math.pi/2)**2
@@ -25,6 +24,9 @@ def _zero_end(betas: torch.Tensor) -> torch.Tensor:
     root = torch.cumprod(1-betas, 0).sqrt()
     bar = ((root-root[-1])*(root[0]/(root[0]-root[-1])))**2
     return 1-torch.cat([bar[:1], bar[1:]/bar[:-1]])
+
+# %% ../nbs/01_schedules.ipynb #53622401
+_BETAS, _PREDICTIONS = ("scaled_linear", "linear", "squaredcos_cap_v2", "flow"), ("epsilon", "v_prediction", "sample", "flow")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -139,6 +141,12 @@ def even_grid(steps: int,            # 1..T
     if spacing == "trailing": return tuple(round(timesteps-i*timesteps/steps)-1 for i in range(steps))
     raise OptionError(f"spacing={spacing!r}: use 'trailing' or 'leading'")
 
+def _whole(name, v):
+    if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise OptionError(f"{name}={v!r}: give a whole number of at least 1")
+def _share(name, v):
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v <= 1: raise OptionError(f"{name}={v!r}: give a number from 0 to 1")
+
+# %% ../nbs/01_schedules.ipynb #aafc9490
 def time_of(share: float,         # 0..1
             timesteps: int=1000   # T
            ) -> int:
@@ -151,11 +159,6 @@ def share_of(t: int,              # 0..T-1
     "Name the share that stands for a time, `time_of` backwards: of all that do, the one with the fewest digits."
     shares = (round(t/(timesteps-1), digits) for digits in range(1, 17))
     return next(s for s in shares if time_of(s, timesteps) == t)
-
-def _whole(name, v):
-    if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise OptionError(f"{name}={v!r}: give a whole number of at least 1")
-def _share(name, v):
-    if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v <= 1: raise OptionError(f"{name}={v!r}: give a number from 0 to 1")
 
 # %% ../nbs/01_schedules.ipynb #90d604f1
 def boundary(t,                        # integer time, or a tensor of them (B,)

@@ -11,103 +11,165 @@ from .base import Job, Method, Option, pairs, posterior
 __all__ = ['METHODS', 'regularised', 'backward', 'forward', 'corrected', 'renoise']
 
 # %% ../../nbs/18_renoise.ipynb #a27e21c3
-_KL, _AC, _ROLLS = .065, 20., 5   # the reference's weights, and how many shifts it tries per round
+_KL, _AC, _SHIFTS = .065, 20., 5   # the reference's weights, and its shifts per round
 
 def _patches(e):
     "Cut noise (B, C, h, w) into 4x4 patches: (B, C, patches, 16)."
-    p = e.unfold(2, 4, 4).unfold(3, 4, 4); return p.reshape(*p.shape[:2], -1, 16)
+    p = e.unfold(2, 4, 4).unfold(3, 4, 4)
+    return p.reshape(*p.shape[:2], -1, 16)
 
 def _unlike(e, ideal):
-    "Sum, over patches and channels, how far a normal fit to `e` is from one to `ideal` (twice the KL divergence)."
-    p, q = _patches(e), _patches(ideal); v, w = p.var(-1)+1e-6, q.var(-1)+1e-6
-    return (torch.log(w/v)+(v-1e-6+(p.mean(-1)-q.mean(-1))**2)/w-1).abs().sum()
+    "Sum over patches and channels twice the KL divergence of normal fits to `e` and `ideal`."
+    p, q = _patches(e), _patches(ideal)
+    v, w = p.var(-1), q.var(-1)+1e-6
+    kl = torch.log(w/(v+1e-6))+(v+(p.mean(-1)-q.mean(-1))**2)/w-1
+    return kl.abs().sum()
 
+# %% ../../nbs/18_renoise.ipynb #43e5f4ee
 def _correlation(e, generator):
-    "Sum, over channels and scales, the squared correlations of one picture's noise (C, h, w) with itself, shifted at random."
+    "Sum over channels and scales how far noise (C, h, w) goes with itself, shifted at random."
     total = 0.
     for noise in e[:, None, None]:
         while True:
-            shift = int(torch.randint(0, max(noise.shape[2]//2, 1), (1,), generator=generator))
-            total = total+sum((noise*torch.roll(noise, shift, axis)).mean()**2 for axis in (2, 3))
-            if min(noise.shape[2:]) <= 8: break
+            half = max(noise.shape[2]//2, 1)
+            shift = int(torch.randint(0, half, (1,), generator=generator))
+            for axis in (2, 3):
+                total = total+(noise*torch.roll(noise, shift, axis)).mean()**2
+            if min(noise.shape[2:]) <= 8:
+                break
             noise = F.avg_pool2d(noise, 2)
     return total
 
-def regularised(e: torch.Tensor,       # predicted noise (B, 4, h, w)
-                ideal: torch.Tensor,   # noise predicted for the source noised at random, likewise
-                generators: list,      # one `torch.Generator` per picture
-                rounds: int=4          # how often; 0 leaves `e` as it is
+# %% ../../nbs/18_renoise.ipynb #7839857b
+def _moved(e, loss, weight, most=float("inf")):
+    "Step down the gradient of `loss` at `e`, each value of it at most `most`."
+    with torch.inference_mode(False), torch.enable_grad():
+        x = e.detach().clone().requires_grad_(True)
+        grad, = torch.autograd.grad(loss(x), x)
+    return e-weight*grad.clamp(-most, most)
+
+def regularised(e: torch.Tensor,      # predicted noise (B, 4, h, w)
+                ideal: torch.Tensor,  # what is predicted for the source under random noise
+                generators: list,     # one `torch.Generator` per picture
+                rounds: int=4         # how often; 0 leaves `e` as it is
                ) -> torch.Tensor:
-    "Make predicted noise more like noise: patch by patch as `ideal`, and uncorrelated with itself (Garibi et al. 2024, noise regularisation)."
-    def moved(e, loss, weight, most=float("inf")):
-        with torch.enable_grad(): x = e.detach().clone().requires_grad_(True); grad, = torch.autograd.grad(loss(x), x)
-        return e-weight*grad.clamp(-most, most)
+    "Make predicted noise more like noise (Garibi et al. 2024, noise regularisation)."
+    def together(x): return sum(_correlation(v, g) for v, g in zip(x, generators))
     for _ in range(rounds):
-        e = moved(e, lambda x: _unlike(x, ideal), _KL, 100)
-        for _ in range(_ROLLS): e = moved(e, lambda x: sum(_correlation(x[i], g) for i, g in enumerate(generators)), _AC/_ROLLS)
+        e = _moved(e, lambda x: _unlike(x, ideal), _KL, 100)
+        for _ in range(_SHIFTS):
+            e = _moved(e, together, _AC/_SHIFTS)
     return e
 
 # %% ../../nbs/18_renoise.ipynb #1e7ff04e
-def backward(schedule, x, e, noise, t: int, prev: int) -> torch.Tensor:
-    "Find the latents at `t` from which `forward` reaches `x` with the same noise: `r*(x-sigma*n) + v*e/s`, `r` and `v` as in `posterior`."
+def backward(schedule,             # `NoiseSchedule`
+             x: torch.Tensor,      # latents at `prev`
+             e: torch.Tensor,      # predicted noise
+             noise: torch.Tensor,  # the step's own; None for DDIM
+             t: int, prev: int     # to where, and from where; -1 is clean
+            ) -> torch.Tensor:
+    "Go back to `t`, so that `forward` leads to `x`: `r*(x-sigma*n) + v*e/s`, as in `posterior`."
     (a, s), (a1, s1) = schedule.levels(t, x), schedule.levels(prev, x)
     if noise is None: return a*(x-s1*e)/a1+s*e
-    r = a/a1; v = s**2-r**2*s1**2
+    r = a/a1
+    v = s**2-r**2*s1**2
     return r*(x-s1*v.clamp_min(0).sqrt()/s*noise)+v/s*e
 
-def forward(schedule, x, e, z, noise, t: int, prev: int) -> torch.Tensor:
-    "Go on to `prev`: by DDIM, or with `noise` to the posterior's mean and noise upon it."
+# %% ../../nbs/18_renoise.ipynb #f7538676
+def forward(schedule,             # `NoiseSchedule`
+            x: torch.Tensor,      # latents at `t`
+            e: torch.Tensor,      # predicted noise
+            z: torch.Tensor,      # predicted clean latents
+            noise: torch.Tensor,  # the step's own; None for DDIM
+            t: int, prev: int     # from where, and to where; -1 is clean
+           ) -> torch.Tensor:
+    "Go on to `prev`: by DDIM, or to the posterior's mean and `noise` upon it."
     if noise is None: return schedule.noised(z, e, prev)
-    mu, sigma = posterior(schedule, x, z, t, prev); return mu+sigma*noise
+    mu, sigma = posterior(schedule, x, z, t, prev)
+    return mu+sigma*noise
 
-def corrected(noise: torch.Tensor,   # (B, 4, h, w)
-              wanted: torch.Tensor   # noise that would lead back exactly
+def corrected(noise: torch.Tensor,  # (B, 4, h, w)
+              wanted: torch.Tensor  # noise that would lead back exactly
              ) -> torch.Tensor:
-    "Move noise towards what would lead back exactly, by ten steps of 1.8 for latents of 4x64x64 (Garibi et al. 2024, noise correction)."
+    "Move noise towards what leads back, ten times (Garibi et al. 2024, noise correction)."
     step = 1.8*(noise[0].numel()/16384)**.5
-    for _ in range(10): far = noise-wanted; noise = noise-step*far/far.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1, 1)
+    for _ in range(10):
+        far = noise-wanted
+        noise = noise-step*far/far.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1, 1)
     return noise
 
 # %% ../../nbs/18_renoise.ipynb #6d254e8d
 def _plan(t, o) -> tuple:
-    "At a time: how many predictions, the first and the last one that are averaged, and whether noise is regularised."
-    first, last = (0, 5) if t < 250 else (8, 10); n = min(o["iterations"]+1, last)
-    return n, first, last, bool(o["regularise"]) and n > first
+    "Say how many predictions a time takes, from which on they count, and whether to regularise."
+    first, last = (0, 5) if t < 250 else (8, 10)
+    n = min(o["iterations"]+1, last)
+    return n, first, bool(o["regularise"]) and n > first
 
-def renoise(job: Job) -> torch.Tensor:
-    "Invert by `x' = backward(x, e)` with e averaged over a fixed-point iteration of `e = e(x', t, src)`, then sample with `tgt` (Garibi et al. 2024, ReNoise)."
-    d, sc, o, x = job.d, job.d.schedule, job.options, job.z0; ancestral = o["sampler"] == "ancestral"
-    ideal = job.noise() if o["regularise"] else None; noises = [job.noise() if ancestral else None for _ in job.grid]
+def _landed(back, ask, tidy, x, n, first) -> tuple:
+    "Solve `x' = back(ask(x'))` by `n` predictions, averaged from `first` on: `x'` and its noise."
+    kept = []
+    for k in range(n):
+        e = ask(x)
+        if k >= first:
+            kept.append(e)
+            e = tidy(e)
+        x = back(e)
+    if kept:
+        e = tidy(torch.stack(kept).mean(0))
+        x = back(e)
+    return x, e
+
+# %% ../../nbs/18_renoise.ipynb #f0fc5598
+def _inverted(job, ideal, noises):
+    "Walk the source back to the first time of the grid; corrects `noises` on the way."
+    d, sc, o, x = job.d, job.d.schedule, job.options, job.z0
     for i, (t, prev) in reversed(list(enumerate(pairs(job.grid)))):
-        ask = lambda x: d.eps(x, t, job.source, 1., job.control[i])
-        n, first, last, tidy = _plan(t, o); kept = []
-        if tidy: best = ask(sc.noised(job.z0, ideal, t))
-        clean = lambda e: regularised(e, best, job.noise.generators, o["regularise"]) if tidy else e
-        xk = x
-        for k in range(n):
-            e = ask(xk)
-            if k >= first: kept.append(e); e = clean(e)
-            if k < n-1 or not kept: xk = backward(sc, x, e, noises[i], t, prev)
-        if kept: e = clean(torch.stack(kept).mean(0)); xk = backward(sc, x, e, noises[i], t, prev)
-        if ancestral and o["correct"] and prev >= 0:
-            mu, sigma = posterior(sc, xk, sc.split(ask(xk), xk, t)[1], t, prev); noises[i] = corrected(noises[i], (x-mu)/sigma)
-        (a, s), x = sc.levels(t, xk), xk; job.tell(len(job.grid)-1-i, t, x, (x-s*e)/a, "inversion")
+        def ask(x): return d.eps(x, t, job.source, 1., job.control[i])
+        def back(e): return backward(sc, x, e, noises[i], t, prev)
+        n, first, rough = _plan(t, o)
+        like = ask(sc.noised(job.z0, ideal, t)) if rough else None
+        def tidy(e):
+            if not rough: return e
+            return regularised(e, like, job.noise.generators, o["regularise"])
+        there, e = _landed(back, ask, tidy, x, n, first)
+        if noises[i] is not None and o["correct"] and prev >= 0:
+            mu, sigma = posterior(sc, there, sc.split(ask(there), there, t)[1], t, prev)
+            noises[i] = corrected(noises[i], (x-mu)/sigma)
+        x, (a, s) = there, sc.levels(t, there)
+        job.tell(len(job.grid)-1-i, t, x, (x-s*e)/a, "inversion")
+    return x
+
+# %% ../../nbs/18_renoise.ipynb #edf549b9
+def renoise(job: Job) -> torch.Tensor:
+    "Invert by `x' = backward(x, e(x', t, src))`, then sample with `tgt` (Garibi et al. 2024)."
+    d, sc, ancestral = job.d, job.d.schedule, job.options["sampler"] == "ancestral"
+    ideal = job.noise() if job.options["regularise"] else None
+    noises = [job.noise() if ancestral else None for _ in job.grid]
+    x = _inverted(job, ideal, noises)
     for i, (t, prev) in enumerate(pairs(job.grid)):
         e, z = d.eps_x0(x, t, job.target, job.guidance[i], job.control[i])
-        x = forward(sc, x, e, job.keep(z), noises[i], t, prev); job.tell(i, t, x, z)
+        x = forward(sc, x, e, job.keep(z), noises[i], t, prev)
+        job.tell(i, t, x, z)
     return x
 
 # %% ../../nbs/18_renoise.ipynb #9d563b8d
 def _nfe(steps, cfg, times=None, **o):
-    "Count what each step asks for; without its times, as if all were late ones or none."
-    def at(t): n, _, _, tidy = _plan(t, o); return n+tidy
+    "Count what each step asks for; where its times are not known, between all early and all late."
+    def at(t):
+        n, _, rough = _plan(t, o)
+        return n+rough
     fixed = cfg*steps+(steps-1)*(o["sampler"] == "ancestral" and o["correct"])
     if times is not None: return sum(map(at, times))+fixed
     return tuple(sorted(steps*at(t)+fixed for t in (0, 999)))
 
-METHODS = {"renoise": Method("renoise", "ReNoise: inversion by fixed-point iteration, then a few steps with the target prompt", renoise, nfe=_nfe, steps=4, strength=1., guidance=1., source_prompt=True,
-                             options=dict(iterations=Option(9, 0, 9, "fixed-point iterations per inversion step; 0 without regularisation is plain inversion"),
-                                          sampler=Option("ddim", doc="how to step: without noise, or as the reference, with a noise that is drawn once per step (Euler ancestral)", choices=("ddim", "ancestral")),
-                                          regularise=Option(4, 0, 20, "rounds that make the predicted noise more like noise; 0 leaves it"),
-                                          correct=Option(True, doc="with sampler 'ancestral': whether its noise is moved to what leads back")),
-                             cite="Garibi et al. 2024 (ReNoise)")}
+_OPTIONS = dict(
+    iterations=Option(9, 0, 9, "fixed-point iterations per inversion step; 0 is plain inversion"),
+    sampler=Option("ddim", choices=("ddim", "ancestral"),
+        doc="without noise, or with a noise drawn once per step (the reference with SDXL-Turbo)"),
+    regularise=Option(0, 0, 20, "rounds that make predicted noise more like noise (reference: 4)"),
+    correct=Option(True, doc="with 'ancestral': whether its noise is moved to what leads back"))
+
+_TITLE = "ReNoise: inversion by fixed-point iteration, then a few steps with the target prompt"
+METHODS = {"renoise": Method(
+    "renoise", _TITLE, renoise, nfe=_nfe, steps=4, strength=1., guidance=1., source_prompt=True,
+    options=_OPTIONS, cite="Garibi et al. 2024 (ReNoise)")}
