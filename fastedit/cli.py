@@ -274,6 +274,7 @@ def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {'
 def reproduce(saved: Annotated[Path, typer.Argument(metavar="EDIT", help="Picture that `fastedit edit` or `edit.save` wrote.")],
               image: Annotated[Path, typer.Option(help="Picture that it was made from; looked for beside the file if not given.")]=None,
               mask: Annotated[Path, typer.Option(help="Mask that it was made with; the one in the file if not given.")]=None,
+              model: Annotated[Path, typer.Option(help="Folder or file of its model, if that is not in the registry.")]=None,
               lora: _Lora=None,
               device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]=None,
               as_json: Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]=False,
@@ -283,7 +284,7 @@ def reproduce(saved: Annotated[Path, typer.Argument(metavar="EDIT", help="Pictur
     told, request, source, region = again.prepare(saved, image, mask)
     adapters = _loras(lora); _heavy(quiet)
     with _waiting(f"loading {request.model}", quiet):
-        e = again.open_editor(request, device, **adapters)
+        e = again.open_editor(request, device, None if model is None else str(model), **adapters)
     bar = progress(total=request.steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
     try: found = again.compare(saved, told, e(source, mask=region, request=request, on_step=step))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from . import images
-from .core import DataError, FastEditError, ImageError, MaskError
+from .core import DataError, FastEditError, ImageError, MaskError, ModelError
 from .editor import EditRequest, EditResult, FastEditor, pixel_hash
 
 # %% auto #0
@@ -123,11 +123,15 @@ def prepare(path,        # a picture that `edit.save` wrote
 
 def open_editor(request: EditRequest,  # of a saved edit
                 device: str=None,      # torch device; None: a GPU if there is one
+                model: str=None,       # folder or file of the model, where the request knows only its name; None: what the request names
                 **load                 # further keywords for `FastEditor`, such as loras
                ) -> FastEditor:
     "Load the model that a request asks for, in its precision and with its LoRAs."
     if request.loras and not load.get("loras"): load["loras"] = [(x["file"], x["weight"]) for x in request.loras]
-    return FastEditor(request.model, device=device, precision=request.precision, **load)
+    try: return FastEditor(model or request.model, device=device, precision=request.precision, **load)
+    except ModelError as e:
+        if model is not None: raise
+        raise ModelError(f"the edit was made with the model {request.model!r}: {e}. If it lies in a folder of yours, name that (--model)") from e
 
 def compare(path,               # the saved edit
             told: dict,         # what it says of itself
@@ -144,7 +148,7 @@ def reproduce(path,                     # a picture that `edit.save` wrote
               mask=None,                # the mask that it was made with; None: the one in the file
               editor: FastEditor=None,  # one with its model; None: made from what the file says
               device: str=None,         # of an editor that is made
-              **load                    # further keywords for `FastEditor`, such as loras
+              **load                    # as for `open_editor`: model, and keywords for `FastEditor`
              ) -> Reproduction:
     """Run a saved edit again and compare; the same request gives the same bytes on the same model, versions, device and number of threads, and where one of
     these changed, it is named. Raises a `FastEditError` for a picture or mask that it was not made from."""
