@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from .configuration import check_configuration, upcasts, zeros_for_empty
-from .core import ModelError, OptionError, atomic_write, content_hash, in_words, nearest
+from .core import ModelError, OptionError, address, atomic_write, content_hash, in_words, nearest
 from .hub import Order, hub_cache, look, offline, order, ready, snapshot, stoppable, take
 from .lora import Lora, apply_loras, asked_loras, attach_lora, find_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
@@ -440,6 +440,9 @@ def _rows_with(repo) -> dict:
 
 def _elsewhere(text) -> ModelSpec|None:
     "Find the model that a hub id stands for; raises `ModelError` for names that are something else than a model."
+    if given := address(text):
+        name = re.fullmatch(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?", given)
+        raise ModelError(f"{given} is an address: give {f'the name {name[1]!r}' if name else 'a name of the registry, owner/name on the hub, or a path'}")
     if text in REFUSED or text.lower() in (r.split()[0].lower() for r in REFUSED.values()):
         raise ModelError(f"model {text!r} is not offered: {REFUSED.get(text) or next(r for r in REFUSED.values() if r.lower().startswith(text.lower()))}")
     for kind, registry in (("ControlNet", CONTROLNETS), ("VAE", VAES)):
