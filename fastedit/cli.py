@@ -133,6 +133,44 @@ def _check_edit(prompt, model, settings, picture, device=None, precision=None, r
     _check_models([model])
     return not flow and not method.pipeline and not (precision in PRECISIONS and PRECISIONS[precision].weights)
 
+# %% ../nbs/90_cli.ipynb #5115c59f
+_PROFILES = ("drawn", "corrected", "pnp", "whole")   # of `metrics`, which needs torch
+
+def _check_profile(name):
+    "Refuse a profile of metrics that is unknown."
+    if name is not None and name not in _PROFILES:
+        raise OptionError(f"profile {name!r} is unknown{nearest(name, _PROFILES)}: use one of {', '.join(_PROFILES)}")
+
+# %% ../nbs/90_cli.ipynb #cb5fba9f
+def _check_sweep(image, dataset, model, method, metrics):
+    "Refuse a sweep over a picture, model, method or profile that is not there."
+    from fastedit.images import load_image
+    from fastedit.methods.base import find_method
+    if dataset is not None and not dataset.exists(): raise OptionError(f"{dataset} does not exist: give a folder, CSV or JSONL")
+    if image is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")   # said when it is read for good
+            load_image(image)
+    if method not in (None, "flow"): find_method(method)
+    _check_models([model]); _check_profile(metrics)
+
+# %% ../nbs/90_cli.ipynb #a887202a
+def _check_bench(kw):
+    "Refuse a benchmark of models, methods, data or a profile that are not there."
+    from fastedit.bench import make_runs
+    _check_models(kw.get("models")); _check_profile(kw.get("profile"))
+    _check_machine(kw.get("device"), kw.get("precision"), "resident")
+    data = kw.get("dataset", "picturebook")
+    if data != "picturebook" and not Path(data).exists():
+        raise OptionError(f"{data} does not exist{nearest(data, ['picturebook'])}: give picturebook, a folder, a CSV or a JSONL")
+    make_runs(kw.get("methods", "all"), kw.get("models"), kw.get("settings"), bool(kw.get("curves")))
+
+# %% ../nbs/90_cli.ipynb #dfddd548
+def _check_plan(model, precision, device=None, residency="resident"):
+    "Refuse a plan for a model or precision that is unknown; nothing of it need be on this machine."
+    from fastedit.models import find_spec
+    find_spec(model); _check_machine(device, precision, residency)
+
 # %% ../nbs/90_cli.ipynb #2a5022b8
 def _number(text):
     "A number if it is one, else the text: curves such as 'linear:3:1' stay text."
@@ -163,6 +201,16 @@ def _write_json(data, where):
     text = json.dumps(data, indent=1, allow_nan=False)
     if str(where) == "-": print(text)
     else: atomic_write(where, (text+"\n").encode())
+
+# %% ../nbs/90_cli.ipynb #71857816
+def _no_photograph(ctx: typer.Context|None, path, picture, anyway: bool):
+    "Refuse a photograph where the mini model was not asked for by name."
+    from fastedit.images import looks_photographic
+    named = ctx is None or ctx.get_parameter_source("model").name != "DEFAULT"
+    if named or anyway or not looks_photographic(picture): return
+    raise OptionError(f"{path} looks like a photograph, and 'mini', the model that comes along, knows drawn picture-book scenes only: "
+                      "name a full-size model (--model ssd-1b; `fastedit fetch ssd-1b` gets it once), "
+                      "or try all the same with --model mini or --anyway")
 
 # %% ../nbs/90_cli.ipynb #9be92a20
 _Model = Annotated[str, typer.Option(help="Name in the registry (see `fastedit doctor`), local folder, or .safetensors file.")]
@@ -202,8 +250,10 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
          budget: Annotated[float, typer.Option(help="GiB of the device that may be used; all that is free if not given.")]=None,
          allow_smaller: Annotated[bool, typer.Option("--allow-smaller", help="Once memory ran out, work at half the area before giving up.")]=False,
          option: Annotated[list[str], typer.Option(help="name=value, an option of the method's own; may be repeated.")]=None,
+         anyway: Annotated[bool, typer.Option("--anyway", help="Edit a photograph even with the mini model, which knows drawn scenes only.")]=False,
          as_json: Annotated[bool, typer.Option("--json", help="Print request, steps, cost and notes as JSON.")]=False,
-         quiet: _Quiet=False):
+         quiet: _Quiet=False,
+         ctx: typer.Context=None):
     "Edit IMAGE so that it shows PROMPT."
     if not prompt.strip(): raise PromptError("the prompt is empty: say what the picture shall show")
     _writable(out, _SUFFIXES, picture=image, mask=mask)
@@ -211,7 +261,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     adapters = _loras(lora)
     from fastedit.images import read_image, read_mask
-    source = read_image(image); painted = None if mask is None else read_mask(mask, source.image.size)
+    source = read_image(image); _no_photograph(ctx, image, source.image, anyway); painted = None if mask is None else read_mask(mask, source.image.size)
     lean = _check_edit(prompt, model, settings, source.image.size, device, precision, residency); editor = _heavy(quiet, lean)
     with _waiting(f"loading {model}", quiet), _loading(lean): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
     bar = progress(total=steps, desc="editing", quiet=quiet)
@@ -224,7 +274,8 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     if as_json: print(json.dumps(dict(result.to_dict(), output=str(out)), indent=1, allow_nan=False))
     else: print(f"{out}: {result.summary}")
     if not quiet:
-        for n in (*result.notes, *result.fallbacks): _say(f"note: {n}")
+        for n in (*result.notes, *result.fallbacks):
+            if n != editor._DRAWN_ONLY: _say(f"note: {n}")   # that one was a warning already
 
 @app.command()
 def demo(n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many edits, over the ten types in turn.")]=12,
@@ -236,7 +287,7 @@ def demo(n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many edits
     "Edit drawn scenes by three methods, and say how well each did."
     picture = out/"comparison.png"; _writable(picture)
     if json_file and json_file != "-": _writable(Path(json_file))
-    _heavy(quiet)
+    _check_models(model); _heavy(quiet)
     from fastedit.demo import run_demo
     from fastedit.images import save_image
     found = run_demo(n, seed, models=model or None, quiet=quiet)
@@ -255,7 +306,7 @@ def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {'
           state: Annotated[Path, typer.Option(help="Folder of checkpoints, logs and finished networks.")]=Path("state"),
           quiet: _Quiet=False):
     "Train one stage of the miniature models."
-    if stage not in STAGES: raise OptionError(f"stage {stage!r} is unknown: use one of {', '.join(STAGES)}")
+    if stage not in STAGES: raise OptionError(f"stage {stage!r} is unknown{nearest(stage, STAGES)}: use one of {', '.join(STAGES)}")
     run = STAGES[stage]
     if isinstance(run, dict) and model not in run: raise OptionError(f"model {model!r} has no stage {stage!r}: use {' or '.join(run)}")
     run = run[model] if isinstance(run, dict) else run
@@ -317,7 +368,7 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           quiet: _Quiet=False):
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
-    adapters = _loras(lora); _writable(out/"index.html"); _heavy(quiet)
+    adapters = _loras(lora); _writable(out/"index.html"); _check_sweep(image, dataset, model, method, metrics); _heavy(quiet)
     from fastedit.measure import read_data
     from fastedit.sweep import Sweep, read_values
     def parts(pairs):
@@ -353,7 +404,7 @@ def bench_sweep(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
                 quiet: _Quiet=False):
     "Race a sweep of 675 settings against plain loops over stock diffusers and over our own editor."
     if json_file and json_file != "-": _writable(Path(json_file))
-    _heavy(quiet)
+    _check_models([model]); _heavy(quiet)
     from fastedit.sweep import bench_sweep as race
     found = race(model, sample, seed, quiet)
     if json_file: _write_json(found.to_dict(), json_file)
@@ -496,7 +547,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
     _writable(folder/"run.json")
     if json_file and json_file != "-": _writable(Path(json_file))
     if merge: n = merge_runs(folder, *merge); quiet or _say(f"note: {n} rows taken in")
-    _heavy(quiet)
+    _check_bench(kw); _heavy(quiet)
     try: found = run_bench(**kw, quiet=quiet)
     except KeyboardInterrupt: _say(f"\nfastedit: interrupted; nothing is lost: the same command goes on from what is in {folder}"); raise typer.Exit(130)
     if found.rank: return
@@ -531,7 +582,7 @@ def plan(model: _Model="ssd-1b",
     from fastedit import memory
     from fastedit.methods.base import find_method, work
     from fastedit.models import find_spec
-    memory.find_card(card, 1); _heavy(quiet)
+    memory.find_card(card, 1); _check_plan(model, precision); _heavy(quiet)
     asked = None if method is None else work(find_method(method), find_spec(model), steps)
     kw = dict(size=_size(size), steps=steps, precision=precision, controlnet=controlnet, work=asked, card=card)
     with _waiting("planning", quiet): chosen = None if budget is None else memory.plan(model, budget, **kw); rows = memory.plan_table(model, **kw)
@@ -561,7 +612,9 @@ def bench_memory(model: Annotated[str, typer.Option(help="Name in the registry, 
                  quiet: _Quiet=False):
     "Run a full-size edit with random weights, and hold its peak memory against the prediction."
     if json_file and json_file != "-": _writable(Path(json_file))
-    shape = _size(size); editor = _heavy(quiet); cuda = device.startswith("cuda"); policies = tuple(residency or (editor.memory.RESIDENCIES if cuda else ("resident",)))
+    shape = _size(size)
+    for r in residency or ("resident",): _check_plan(model, precision, device, r)
+    editor = _heavy(quiet); cuda = device.startswith("cuda"); policies = tuple(residency or (editor.memory.RESIDENCIES if cuda else ("resident",)))
     with _waiting(f"{model} with random weights, {shape[0]}x{shape[1]}", quiet):
         d = editor.bench_memory(model, shape, steps, controlnet, residency=policies if len(policies) > 1 else policies[0], precision=precision, device=device)
     if json_file: _write_json(d, json_file)
@@ -588,7 +641,7 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Re
            quiet: _Quiet=False):
     "Write tables, plots and a gallery of one or several runs: one HTML page, Markdown, CSV."
     _writable(out/"report.html")
-    with _waiting("starting", quiet): from fastedit import report as R
+    with _waiting("starting", quiet): from fastedit.studies import report as R
     with _waiting("measuring differences", quiet): found = R.report(*runs, baseline=baseline, published=published, seed=seed, draws=draws)
     with _waiting("writing", quiet): paths = found.write(out)
     print(found, end="\n\n")
@@ -603,6 +656,7 @@ def bench_metrics(profile: Annotated[list[str], typer.Option(help="drawn, correc
                   quiet: _Quiet=False):
     "Time the scoring of edits, with nothing known and with sources and prompts known."
     if json_file and json_file != "-": _writable(Path(json_file))
+    for p in profile or (): _check_profile(p)
     with _waiting("starting", quiet): from fastedit import measure, metrics
     from fastedit.stats import Table
     for p in profile or (): metrics.profile_metrics(p)
@@ -641,7 +695,7 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
     identical (a cached edit has the bits of an uncached one; false never appears, it is an error), notes}]}
     """
     if json_file and json_file != "-": _writable(Path(json_file))
-    _heavy(quiet)
+    _check_models(model); _check_device(device); _heavy(quiet)
     from fastedit import speed
     found = speed.bench_speed(tuple(model or ("mini", "mini-s")), repeats, steps, sd15, side, ("packed", "channels_last", *(["compile"] if compiled else [])), device, quiet)
     if json_file: _write_json(found.to_dict(), json_file)
