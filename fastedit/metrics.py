@@ -35,10 +35,17 @@ def psnr(a, b, weight=None) -> torch.Tensor:
     "Give the peak signal-to-noise ratio -10 log10 MSE in dB, for pictures in 0..1, at most `BEST_PSNR`."
     return (-10*torch.log10(mse(a, b, weight))).clamp_max(BEST_PSNR)
 
+SIDES = {"ssim": 6, "lpips-squeeze": 17, "lpips-alex": 31, "lpips-vgg": 16}   # smallest side that a metric's window or network can take, pixels
+
+def _check_side(x, least, what):
+    h, w = x.shape[-2:]
+    if min(h, w) < least: raise ImageError(f"{what} needs sides of at least {least} pixels, and the picture is {w}x{h}: leave this metric out, or use larger pictures")
+
 def ssim_map(a, b,             # (B, 3, H, W) in 0..1, sides of at least 6
              weight=None       # (B, 1, H, W) in 0..1, or None
             ) -> torch.Tensor: # (B, 1, H, W)
     "Map structural similarity, 11x11 Gaussian window, sigma 1.5, K = .01, .03 (Wang et al. 2004); `weight` keeps other pixels out of each window."
+    _check_side(a, SIDES["ssim"], "SSIM's window")
     x = torch.arange(-5, 6, dtype=a.dtype, device=a.device); g = torch.exp(-x**2/(2*1.5**2)); g = g/g.sum()
     def blur(v):
         c = v.shape[1]; v = F.pad(v, (5, 5, 5, 5), mode="reflect")
@@ -66,7 +73,10 @@ BACKBONES = {"clip-vit-b16": "CLIP ViT-B/16, OpenAI weights, open_clip", "clip-v
 class Clip:
     "Unit embeddings of pictures and texts by an open_clip model, with CLIP's own preprocessing (bicubic, centre crop)."
     mean, std = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
-    def __init__(self, model, tokenizer, side: int=224): self.model, self.tokenizer, self.side = model.eval().requires_grad_(False), tokenizer, side
+    def __init__(self, model, tokenizer, side: int=224, count=None): self.model, self.tokenizer, self.side, self.count = model.eval().requires_grad_(False), tokenizer, side, count
+    def cut(self, text: str) -> int:
+        "Count the tokens of a text that do not fit the context; 0 where nobody can count."
+        return 0 if self.count is None else max(0, self.count(text)-self.model.context_length)
     @property
     def device(self): return next(self.model.parameters()).device
     def prepare(self, image: np.ndarray) -> torch.Tensor:
@@ -137,7 +147,9 @@ def _clip_folder(folder):
         from transformers import CLIPTokenizer
         own = CLIPTokenizer.from_pretrained(folder)
         tokenizer = lambda texts: own(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-    return Clip(model, tokenizer or open_clip.SimpleTokenizer(context_length=length), cfg["vision_cfg"]["image_size"])
+    if tokenizer is not None: return Clip(model, tokenizer, cfg["vision_cfg"]["image_size"], lambda text: len(own(text, verbose=False).input_ids))
+    plain = open_clip.SimpleTokenizer(context_length=length)
+    return Clip(model, plain, cfg["vision_cfg"]["image_size"], lambda text: len(plain.encode(text))+2)
 
 def _build(name, folder, random):
     if name == "reader":
@@ -148,7 +160,8 @@ def _build(name, folder, random):
     if name in _CLIPS:
         import open_clip
         model = open_clip.create_model(_CLIPS[name], pretrained=None if path is None else str(path))
-        return Clip(model, open_clip.get_tokenizer(_CLIPS[name]))
+        words = open_clip.get_tokenizer(_CLIPS[name])
+        return Clip(model, words, count=lambda text: len(words.encode(text))+2)   # and the marks of beginning and end
     if name == "dino-vitb8":
         import timm
         model = timm.create_model("vit_base_patch8_224", pretrained=False, num_classes=0)
@@ -217,6 +230,8 @@ def lpips_distance(model,            # from `load_backbone("lpips-...")`
                    weight=None       # (B, 1, H, W), or None: the usual distance
                   ) -> torch.Tensor: # (B,)
     "Give the learned perceptual distance (Zhang et al. 2018); with `weight`, b takes a's pixels where that is 0 and the map is averaged elsewhere."
+    name = f"lpips-{getattr(model, 'pnet_type', '')}"
+    _check_side(a, SIDES.get(name, 1), f"{name}'s network")
     device = next(model.parameters()).device; a, b = a.to(device), b.to(device)
     if weight is None: return model(2*a - 1, 2*b - 1).flatten().cpu()
     weight = weight.to(device); spatial, model.spatial = model.spatial, True
@@ -267,6 +282,10 @@ class Metric:
     compute: Callable = field(default=None, repr=False, compare=False)  # Batch -> list of numbers or None
     @property
     def name(self) -> str: return f"{self.profile}/{self.key}"
+    @property
+    def least(self) -> int:
+        "Smallest side of a picture that has a value, pixels."
+        return SIDES.get(self.backbone or self.key.split("-")[0], 1)
 
 @dataclass(frozen=True)
 class Pair:
@@ -290,6 +309,15 @@ def _array(x, what):
     if x.ndim != 3 or x.shape[2] != 3 or x.dtype != np.uint8:
         raise ImageError(f"the {what} has shape {x.shape} and type {x.dtype}: give RGB as uint8 (H, W, 3)")
     return x
+
+def _mask(x):
+    x = np.asarray(x)
+    if x.ndim != 2: raise ImageError(f"the mask has shape {x.shape}: give one number per pixel, (H, W)")
+    if not np.isfinite(x.astype(float)).all() or x.min() < 0 or x.max() > 1:
+        raise ImageError(f"the mask goes from {x.min():g} to {x.max():g}: give numbers from 0 (background) to 1 (edit region)")
+    return x
+
+CUT = "it was cut at the text encoder's context"
 
 def _digest(x): return hashlib.sha256(x.encode() if isinstance(x, str) else np.ascontiguousarray(x).tobytes() + str(x.shape).encode()).digest()
 
@@ -479,7 +507,7 @@ class Scorer:
             if x is not None and x.shape[:2] != p.source.shape[:2]:
                 (h, w), (H, W) = x.shape[:2], p.source.shape[:2]
                 raise ImageError(f"the {what} is {w}x{h} and the source {W}x{H}: bring both to one size first")
-        return p
+        return p if p.mask is None else replace(p, mask=_mask(p.mask))
     @torch.no_grad()
     def __call__(self, pairs) -> list:
         "Score pairs, one row (dict) for each, in their order; raises `ImageError` where sizes differ."
@@ -489,9 +517,21 @@ class Scorer:
             for at in range(0, len(group), self.batch):
                 idx = group[at:at+self.batch]; x = Batch([pairs[i] for i in idx], self)
                 for m in self.metrics:
-                    n = self.name(m); values = [None]*len(idx) if n in self.unavailable else m.compute(x)
+                    n = self.name(m); small = min(x.a.shape[-2:]) < m.least; values = [None]*len(idx) if small or n in self.unavailable else m.compute(x)
                     for i, v in zip(idx, values): rows[i][n] = v
         return rows
+    def notes(self, pair: Pair) -> list:
+        "Say which metrics have no value for a pair because it is too small, or score a prompt that was cut at a text encoder's context."
+        p, out = self._ready(pair), []
+        (h, w), ready = p.source.shape[:2], [m for m in self.metrics if self.name(m) not in self.unavailable]
+        for least in sorted({m.least for m in ready if m.least > min(h, w)}):
+            names = ", ".join(self.name(m) for m in ready if m.least == least)
+            out.append(f"no value of {names}: sides of at least {least} pixels are needed, and the picture is {w}x{h}")
+        text = (p.raw_target or p.target_prompt) if self.profile == "whole" else p.target_prompt
+        for b in dict.fromkeys(m.backbone for m in ready if m.backbone.startswith("clip")):
+            if n := getattr(self.net(b), "cut", lambda _: 0)(text):
+                out.append(f"{b} scores the prompt without its last {n} tokens: {CUT}")
+        return out
     def describe(self) -> list:
         "Give one row (dict) per metric: name, definition, region, backbone, range, direction, source, state."
         return [dict(name=self.name(m), what=m.what, region=m.region, backbone=BACKBONES.get(m.backbone, "none"),
