@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'to_srgb', 'Picture', 'read_image', 'load_image', 'image_grid', 'Mask', 'read_mask',
            'load_mask', 'buckets', 'choose_size', 'Fit', 'plan_fit', 'fit', 'unfit', 'fit_mask', 'shading',
-           'looks_photographic', 'feather', 'composite', 'keep_alpha', 'pack_mask', 'to_tensor', 'to_image',
-           'save_image', 'read_metadata']
+           'looks_photographic', 'feather', 'composite', 'keep_alpha', 'in_steps', 'pack_mask', 'unpack_mask',
+           'to_tensor', 'to_image', 'save_image', 'read_metadata']
 
 # %% ../nbs/00_images.ipynb #985466af
 import io, json, math, os, struct, warnings
@@ -568,12 +568,23 @@ def keep_alpha(edited: Image.Image,  # RGB, of the picture's size: `picture.imag
     colour = ((new-255*(1-opacity))/np.maximum(opacity, 1/255)).round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(np.concatenate([np.where(changed, colour, old[..., :3]), old[..., 3:]], -1))
 
+def in_steps(mask: Mask  # as it was read
+            ) -> Mask:
+    "Round a mask to steps of 1/255, as a file can hold it."
+    return Mask(((mask.values*255).round()/np.float32(255)).astype(np.float32), mask.notes)
+
 def pack_mask(mask: np.ndarray  # float32 (H,W), multiples of 1/255
              ) -> bytes:
     "Write a mask as a small PNG: 1 bit where it is a selection, else 8."
     levels = Image.fromarray((mask*255).round().astype(np.uint8)); b = io.BytesIO()
     (levels.convert("1", dither=Image.Dither.NONE) if ((mask == 0) | (mask == 1)).all() else levels).save(b, "PNG", optimize=True)
     return b.getvalue()
+
+def unpack_mask(data: bytes  # what `pack_mask` wrote
+               ) -> np.ndarray:
+    "Read a packed mask back, float32 (H,W), to the bit. Raises `ImageError` for one that was damaged."
+    name, im, *_ = _decode(data); a = np.asarray(im)
+    return a.astype(np.float32) if im.mode == "1" else a.astype(np.float32)/np.float32(255)
 
 # %% ../nbs/00_images.ipynb #d8886cf3
 def to_tensor(image  # picture, anything that `load_image` takes
