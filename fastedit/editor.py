@@ -511,10 +511,6 @@ def versions() -> dict:
     return dict(_versions())   # looking them up takes longer than many a stage
 
 # %% ../nbs/20_editor.ipynb #13aa9179
-def _in_steps(mask):
-    "A mask in steps of 1/255, as a file can hold it."
-    return replace(mask, values=((mask.values*255).round()/np.float32(255)).astype(np.float32))
-
 def _made_for(r, seen, mask) -> list:
     "Say where a request that was filled in by an earlier edit is now given another picture or mask; `seen` and `mask` are their hashes."
     said = []
@@ -527,7 +523,7 @@ def _made_for(r, seen, mask) -> list:
 
 def _told(editor, picture, mask, r, on_step) -> "EditResult":
     "Run a request on a picture as it was read; give its transparency back, and say what a reader should know about picture and mask."
-    given = None if mask is None else _in_steps(images.read_mask(mask, picture.image.size)); values = None if given is None else given.values
+    given = None if mask is None else images.in_steps(images.read_mask(mask, picture.image.size)); values = None if given is None else given.values
     seen, hashed = pixel_hash(picture.rgba or picture.image), None if given is None else pixel_hash(values)
     notes = [*picture.notes, *picture.aside, *(given.notes if given else ()), *_made_for(r, seen, hashed), *_transparency(picture, values)]
     for kept in (editor.cache, editor.memo):
@@ -535,7 +531,7 @@ def _told(editor, picture, mask, r, on_step) -> "EditResult":
     done = (editor._edit if editor.flow is None else editor._edit_flow)(picture.image, values, r, on_step)
     device = editor.device if editor.flow is None else editor.flow.device
     return replace(done, image=images.keep_alpha(done.image, picture), request=replace(done.request, image=seen, mask=hashed), notes=(*done.notes, *notes),
-                   machine=machine(device), mask=values)
+                   machine={**machine(device), **{k: done.memory[k] for k in ("residency", "vae_tile", "packed") if k in done.memory}}, mask=values)
 
 def _transparency(picture, mask) -> list:
     if picture.rgba is None: return []
