@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionError', 'ModelError', 'MemoryPlanError',
-           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'Later', 'canonical_json', 'content_hash',
-           'read_value', 'legible', 'atomic_write', 'check_output', 'progress']
+           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'address', 'Later', 'pages_on_demand',
+           'canonical_json', 'content_hash', 'read_value', 'legible', 'atomic_write', 'check_output', 'progress']
 
 # %% ../nbs/00_core.ipynb #af13d3b0
-import errno, hashlib, json, math, os, re, tempfile
+import errno, hashlib, json, math, os, re, sys, tempfile
 from dataclasses import asdict, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
@@ -54,6 +54,16 @@ def nearest(word,   # what a user typed
     found = max(get_close_matches(word, names), key=likeness, default=None)
     return f" (did you mean {names[found]!r}?)" if found else ""
 
+# %% ../nbs/00_core.ipynb #9e9d94d9
+def address(place  # text or path
+           ) -> str:
+    "Give an address back as it was written, also where it became a path and lost a slash; '' for what is none."
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+:)/(/?)(.+)", str(place), re.DOTALL)   # a drive has one letter
+    if not found or not (found[2] or isinstance(place, Path)):
+        return ""
+    slashes = "///" if found[1] == "file:" and isinstance(place, Path) else "//"
+    return f"{found[1]}{slashes}{found[3]}"
+
 # %% ../nbs/00_core.ipynb #1ef231bf
 class Later:
     "Stand for a module that is imported when something of it is first used."
@@ -63,6 +73,22 @@ class Later:
     def __repr__(self): return f"Later({self._name!r})"
 
 _torch, _functional = Later("torch"), Later("torch.nn.functional")
+
+# %% ../nbs/00_core.ipynb #82f29da7
+def pages_on_demand(package: str,  # full name of the package
+                    *pages: str    # its pages, as in `import_module`, those that cost least first
+                   ) -> tuple:
+    "Make `__getattr__` and `__dir__` for a package that offers what its pages export, each page imported once something of it is wanted."
+    def exported(page): m = import_module(page, package); return {k: getattr(m, k) for k in m.__all__}
+    def all_names(): return sorted({k for p in pages for k in exported(p)})
+    def find(name):
+        if name == "__all__": return all_names()
+        for page in () if name.startswith("__") else pages:
+            if name in (found := exported(page)):
+                sys.modules[package].__dict__[name] = found[name]
+                return found[name]
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return find, all_names
 
 # %% ../nbs/00_core.ipynb #36cc7878
 def _plain(x):
@@ -165,6 +191,7 @@ def check_output(path,              # where something will be written
                  inputs: dict=None    # what is read, name -> path: never overwritten
                 ) -> Path:
     "Refuse, before anything is computed, an output that could not be written; raises `OptionError` with the way out."
+    if given := address(path): raise OptionError(f"{given} is an address, and nothing is written there: give a path on this machine")
     path = Path(path); ending = path.suffix
     if suffixes and ending.lower() not in suffixes:
         raise OptionError(f"{path}: cannot write the format {ending or '(no suffix)'!r}: use {', '.join(suffixes)}")

@@ -16,6 +16,7 @@ from . import memory
 from .configuration import latent_shift
 from .core import ModelError, NumericalError, OptionError, PromptError
 from .quick import packs, quick
+from .state import numerics
 from .schedules import NoiseSchedule, boundary
 
 # %% ../nbs/06_denoiser.ipynb #f9daf026
@@ -59,9 +60,10 @@ def fingerprint(*things) -> bytes:
     return h.digest()
 
 class Memo:
-    "Keep what networks answered, by the fingerprint of everything that went in; the least recently used goes first when `limit` bytes are full."
+    """Keep what networks answered, by the fingerprint of everything that went in, the settings of torch that change numbers, and the networks' stamp;
+    the least recently used goes first when `limit` bytes are full."""
     def __init__(self, limit: int=1 << 30):
-        self.limit, self.items, self.bytes, self.peak = limit, OrderedDict(), 0, 0
+        self.limit, self.items, self.bytes, self.peak, self.stamp = limit, OrderedDict(), 0, 0, None   # stamp: see `state.stamp`; set by who asks
         self.ran, self.saved = Counter(), Counter()   # network -> single-sample evaluations that ran, and that did not have to
         self.ahead = {}                               # network -> iterator: how often each next answer is wanted again; a network that is missing: unknown
 
@@ -72,7 +74,7 @@ class Memo:
             shape: tuple=None     # of the answer, for those that only rehearse
            ):
         "Take the answer from memory, or ask the network and keep what it says as long as it is wanted."
-        again = next(self.ahead[network], 0) if network in self.ahead else 1
+        key = key, self.stamp, numerics(); again = next(self.ahead[network], 0) if network in self.ahead else 1
         if key in self.items:
             v, size = self.items[key]; self.saved[network] += rows; self.items.move_to_end(key)
             if not again: self.bytes -= size; del self.items[key]
@@ -242,15 +244,20 @@ class Denoiser:
         def like(v): return torch.tensor(v, device=z.device, dtype=z.dtype).view(1, -1, 1, 1) if isinstance(v, list) else v
         return tuple(map(like, latent_shift(self.parts.vae.config, self.parts.spec.family)))
 
+    def unscaled(self, z: torch.Tensor  # (B, 4, h, w) scaled latents
+                ) -> torch.Tensor:
+        "Give the VAE's own latents back, as its decoder wants them."
+        shift, scale = self._latents(z)
+        return z/scale+shift
+
     @torch.no_grad()
     def decode(self, z: torch.Tensor  # (B, 4, h, w) scaled latents
               ) -> torch.Tensor:
         "Decode latents to pixels (B, 3, H, W) in [-1, 1]; raises `NumericalError` instead of ever returning a black picture."
         vae = self.parts.vae; finite("latents before decoding", z)
-        shift, scale = self._latents(z)
         def run():
             with self.stage("decode"), self._timed("vae"):
-                with self._asked(vae): y = memory.decode(vae, (z/scale+shift).to(self._place(vae), _dtype(vae)), self.tile)
+                with self._asked(vae): y = memory.decode(vae, self.unscaled(z).to(self._place(vae), _dtype(vae)), self.tile)
                 return _ordinary(y)
         return finite("decoded pixels", (run() if self.memo is None else self.memo.ask("decode", fingerprint("decode", z, self.tile), len(z), run)).float())
 

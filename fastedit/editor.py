@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_editor.ipynb #2c126ae0
 from __future__ import annotations
-import base64, hashlib, html, io, json, math, platform, threading, time
+import base64, hashlib, html, io, json, math, platform, sys, threading, time, warnings
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -17,6 +17,7 @@ from .core import DataError, MemoryPlanError, OptionError, PromptError, canonica
 from .flow import check_flow, open_flow
 from .lora import named_loras, other_loras
 from .methods.base import Job, Method, check_model, check_options, find_method
+from .state import machine, numerics, ordinary, stamp
 from .threads import few_threads
 from .unused import unused_notes
 
@@ -33,7 +34,7 @@ __all__ = ['EditRequest', 'check_request', 'EditResult', 'StageCache', 'pixel_ha
 # %% ../nbs/20_editor.ipynb #2acd88ce
 @dataclass(frozen=True)
 class EditRequest:
-    "An edit as data: the same request on the same weights gives the same bytes. None means the method's or the model's default."
+    "An edit as data: the same request on the same weights, device, number of threads and versions gives the same bytes. None means the method's or the model's default."
     prompt: str                    # target prompt
     source_prompt: str=None        # what the picture shows, for methods that compare
     negative_prompt: str=None      # what guidance pushes away from; "" is encoded, None is what the model takes where none is given: zeros (SDXL, SSD-1B) or the empty prompt
@@ -167,8 +168,8 @@ def check_request(r: EditRequest,      # what is asked for
 @dataclass
 class EditResult:
     "An edited picture and the account of how it came to be."
-    image: object                # PIL image, the size of the source
-    source: object               # PIL image, the source as it was read
+    image: object                # PIL image, the size of the source; RGBA if that was transparent in places
+    source: object               # PIL image, the source as it was read, over white
     request: EditRequest         # with every default filled in
     timesteps: tuple             # integer times that ran, in order
     nfe: int                     # single-sample UNet evaluations
@@ -183,16 +184,18 @@ class EditResult:
     latents: torch.Tensor=field(default=None, repr=False)
     memory: dict=field(default_factory=dict)   # residency, vae_tile (None: decoded whole), bytes of weights that were moved, and whether convolutions were packed (see `quick`)
     reused: int=0                # of the UNet evaluations, those whose answer was kept from an earlier edit of the picture
+    machine: dict=field(default_factory=dict)   # what computed it, see `state.machine`
+    mask: np.ndarray=field(default=None, repr=False)   # float32 (H,W) in steps of 1/255, as it was used
 
     def to_dict(self) -> dict:
         "Everything but the pictures, as plain data."
-        keep = ("timesteps", "nfe", "control_nfe", "reused", "seconds", "network_seconds", "peak_memory", "notes", "fallbacks", "memory", "revision", "versions")
+        keep = ("timesteps", "nfe", "control_nfe", "reused", "seconds", "network_seconds", "peak_memory", "notes", "fallbacks", "memory", "revision", "versions", "machine")
         return dict(request=json.loads(self.request.json), **{k: getattr(self, k) for k in keep})
 
     def save(self, path) -> Path:
-        "Write the picture with its settings inside (PNG, JPEG or WebP), whole or not at all. Times are left out, so that the same request gives the same file."
-        d = self.to_dict()
-        return images.save_image(self.image, path, {k: d[k] for k in ("request", "timesteps", "nfe", "control_nfe", "notes", "fallbacks", "revision", "versions")})
+        """Write the picture with its settings and its mask inside (PNG, JPEG or WebP), whole or not at all; what the format cannot hold is a warning.
+        Times are left out, so that the same request gives the same file."""
+        return _save(self, Path(path))
 
     @property
     def summary(self) -> str:
@@ -218,10 +221,13 @@ def _png(image) -> bytes:
 
 # %% ../nbs/20_editor.ipynb #8240183e
 class StageCache:
-    "Keep what stages computed, by the hash of everything that went in; the least recently used goes first when `limit` bytes are full."
-    def __init__(self, limit: int=1 << 30): self.limit, self.items, self.hits, self.misses, self.bytes = limit, OrderedDict(), 0, 0, 0
+    """Keep what stages computed, by the hash of everything that went in, the settings of torch that change numbers, and the networks' stamp;
+    the least recently used goes first when `limit` bytes are full."""
+    def __init__(self, limit: int=1 << 30): self.limit, self.items, self.hits, self.misses, self.bytes, self.stamp = limit, OrderedDict(), 0, 0, 0, None
+    def __contains__(self, key: str) -> bool: return (key, self.stamp, numerics()) in self.items
     def get(self, key: str, make):
         "Return what is kept under `key`, or make and keep it."
+        key = key, self.stamp, numerics()
         if key in self.items: self.hits += 1; self.items.move_to_end(key); return self.items[key][0]
         self.misses += 1; v = make(); size = _bytes(v); self.items[key] = v, size; self.bytes += size
         while self.bytes > self.limit and len(self.items) > 1: self.bytes -= self.items.popitem(last=False)[1][1]
@@ -239,7 +245,8 @@ def pixel_hash(image) -> str:
 
 # %% ../nbs/20_editor.ipynb #43f8489a
 class FastEditor:
-    "Edit pictures by text with one loaded model. Same request, same bytes; stages are cached, so that a second prompt on a picture costs less."
+    """Edit pictures by text with one loaded model. Same request, same bytes, on the same device, number of threads and versions; stages are cached, so that a
+    second prompt on a picture costs less, and a cached edit has the bits of an uncached one. Autocast, inference mode, default type and device around a call do not count."""
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
     def __init__(self,
                  model="mini",              # registry name, local folder, single file, or loaded `models.Components`
@@ -249,15 +256,16 @@ class FastEditor:
                  residency: str="resident", # which networks stay on the device: a key of `memory.RESIDENCIES`, or "auto" for what the planner says
                  budget_gb: float=None,     # memory of the device that may be used, GiB; None: what it has
                  allow_smaller: bool=False, # once memory ran out, work at half the area before giving up
-                 keep_negative: bool=False, # ask the unconditional half of an edit's first CFG pair by itself and keep it: a first edit costs one more call, every further prompt on the picture one evaluation less; after changing the UNet in place call `cache.clear()`
+                 keep_negative: bool=False, # ask the unconditional half of an edit's first CFG pair by itself and keep it: a first edit costs one more call, every further prompt on the picture one evaluation less; after changing the UNet through `.data` call `cache.clear()`
                  meter=None,                # a `memory.live_tensors` that weighs each edit, with a limit if it shall stand for a device
                  **load):                   # further keywords for `models.load_model`, such as controlnet=False
         _check_editor(device, cache_bytes, load, meter, allow_smaller=allow_smaller, keep_negative=keep_negative)
         self.cache, self._lock, self.allow_smaller, self.meter, self.memo = StageCache(cache_bytes), threading.Lock(), allow_smaller, meter, None   # memo: see `denoiser.Memo`
         _bring_networks()
-        self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb, **load)
-        if self.flow is not None: self.parts = self.flow
-        else: self._load(model, device, precision, residency, budget_gb, load)
+        with ordinary():
+            self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb, **load)
+            if self.flow is not None: self.parts = self.flow
+            else: self._load(model, device, precision, residency, budget_gb, load)
         self.keep_negative = keep_negative
 
     @property
@@ -274,9 +282,9 @@ class FastEditor:
         return f"FastEditor({self.spec.key!r}, device={str(where)!r}, precision={self.parts.precision!r}{stays}): {self.spec.resolution}x{self.spec.resolution}"
 
     def __call__(self,
-                 image,                    # anything that `images.load_image` takes
+                 image,                    # anything that `images.read_image` takes
                  prompt: str=None,         # target prompt
-                 mask=None,                # anything that `images.load_mask` takes; white is edited, the rest stays byte-identical
+                 mask=None,                # anything that `images.read_mask` takes; white is edited, the rest stays byte-identical
                  request: EditRequest=None,  # a whole request instead of keywords
                  on_step=None,             # called with dict(step, steps, t, latents, clean) after each step; raise `Cancelled` to stop
                  **settings                # fields of `EditRequest`
@@ -294,7 +302,7 @@ class FastEditor:
         if request.precision in (None, "auto"): request = replace(request, precision=self.parts.precision)
         if request.precision != self.parts.precision: raise OptionError(f"this editor runs in {self.parts.precision}, the request asks for {request.precision}: make FastEditor({request.model!r}, precision={request.precision!r})")
         if request.loras is not None and (words := other_loras(request.loras, self.loras)): raise OptionError(f"{words}: make FastEditor({request.model!r}, loras=[(file, weight), ...])")
-        with self._lock, torch.no_grad(), few_threads(self.parts): return (self._edit if self.flow is None else self._edit_flow)(images.load_image(image), mask, request, on_step)
+        with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts): return _told(self, images.read_image(image), mask, request, on_step)
 
     def _edit_flow(self, source, mask, r, on_step) -> EditResult:
         "Have diffusers' own pipeline make the edit, and give the same account of it."
@@ -373,6 +381,7 @@ class FastEditor:
         "Fill in every default; returns (request, method, notes)."
         m, s, notes = check_request(r, self.spec, source.size), self.spec, list(self.parts.notes)
         schedule = r.schedule or m.schedules[0]
+        if schedule == "stock" and not self.denoiser().consistent: notes.append(f"schedule 'stock' takes the steps of LCMScheduler; this model's own is {self.parts.scheduler.get('_class_name')}, whose pipeline takes others")
         notes += check_model(m, self.parts, check_options(m, r.options))
         def inside(g): return min(max(g, s.guidance_range[0]), s.guidance_range[1]) if g != 1 or s.guidance == "w-embedding" else g   # a method's own scale, as far as this model bears it
         guidance = r.guidance if r.guidance is not None else inside(m.guidance) if m.guidance is not None else s.guidance_default
@@ -387,7 +396,7 @@ class FastEditor:
         for what, text in (("prompt", r.prompt), ("source prompt", src or "")):
             n = self.denoiser().cut(text)
             if n: notes.append(f"the last {n} tokens of the {what} did not fit the text encoder and were ignored")
-        if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: _photographic(source)): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
+        if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: images.looks_photographic(source)): notes.append(_DRAWN_ONLY); _warn_photograph(source, seen)
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
         filled = replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
                        schedule=schedule, source_prompt=src, negative_prompt=r.negative_prompt if r.negative_prompt is not None or self.parts.zero_negative else "", size=fit.model, precision=r.precision or self.parts.precision, options=check_options(m, r.options), image=seen,
@@ -408,7 +417,7 @@ class FastEditor:
 
     def _texts(self, d, prompts) -> list:
         "Encode prompts, with the encoders brought in once for all of them, or not at all if what they say is known."
-        known = all(content_hash("text", self.parts.revision, p) in self.cache.items for p in prompts)
+        known = all(content_hash("text", self.parts.revision, p) in self.cache for p in prompts)
         with nullcontext() if known else d.stage("text"): return [self._text(d, p) for p in prompts]
 
     def _edit(self, source, mask, request, on_step) -> EditResult:
@@ -491,12 +500,6 @@ def _scale(spec, step, steps):
     "The ControlNet's scale at one step: a number, or one per block."
     return tuple(_scale(s, step, steps) for s in spec) if isinstance(spec, tuple) else schedules.curve(spec, step, steps, off=0.)
 
-def _photographic(image) -> bool:
-    "Guess whether a picture is no drawing: many distinct colours and no flat areas."
-    a = np.asarray(image.resize((64, 64), 2)).astype(int)
-    flat = (np.abs(np.diff(a, axis=1)).max(-1) <= 2).mean()
-    return bool(flat < .35)
-
 @lru_cache(1)
 def _versions():
     from importlib.metadata import version
@@ -506,6 +509,52 @@ def _versions():
 def versions() -> dict:
     "Versions of what computes an edit."
     return dict(_versions())   # looking them up takes longer than many a stage
+
+# %% ../nbs/20_editor.ipynb #13aa9179
+def _made_for(r, seen, mask) -> list:
+    "Say where a request that was filled in by an earlier edit is now given another picture or mask; `seen` and `mask` are their hashes."
+    said = []
+    if r.image is None: return said
+    if r.image != seen: said.append("the request was made for another picture: the result is not the one that it names")
+    if r.mask != mask:
+        words = "with a mask, and none was given: the whole picture may change" if mask is None else "without a mask, and one was given" if r.mask is None else "with another mask"
+        said.append(f"the request was made {words}")
+    return said
+
+def _told(editor, picture, mask, r, on_step) -> "EditResult":
+    "Run a request on a picture as it was read; give its transparency back, and say what a reader should know about picture and mask."
+    given = None if mask is None else images.in_steps(images.read_mask(mask, picture.image.size)); values = None if given is None else given.values
+    seen, hashed = pixel_hash(picture.rgba or picture.image), None if given is None else pixel_hash(values)
+    notes = [*picture.notes, *picture.aside, *(given.notes if given else ()), *_made_for(r, seen, hashed), *_transparency(picture, values)]
+    for kept in (editor.cache, editor.memo):
+        if kept is not None and editor.flow is None: kept.stamp = stamp(editor.parts.modules().values())
+    done = (editor._edit if editor.flow is None else editor._edit_flow)(picture.image, values, r, on_step)
+    device = editor.device if editor.flow is None else editor.flow.device
+    return replace(done, image=images.keep_alpha(done.image, picture), request=replace(done.request, image=seen, mask=hashed), notes=(*done.notes, *notes),
+                   machine={**machine(device), **{k: done.memory[k] for k in ("residency", "vae_tile", "packed") if k in done.memory}}, mask=values)
+
+def _transparency(picture, mask) -> list:
+    if picture.rgba is None: return []
+    said = ["the picture is transparent in places: the model saw it over white, and its transparency was kept as it was, also where it was edited"]
+    opacity = np.asarray(picture.rgba)[..., 3]/255
+    if mask is not None and (opacity*mask).sum() < .05*mask.sum(): said.append("the mask lies where the picture is transparent, so that the edit cannot be seen: put the picture on an opaque ground first")
+    return said
+
+# %% ../nbs/20_editor.ipynb #442320e8
+_KEPT = ("request", "timesteps", "nfe", "control_nfe", "notes", "fallbacks", "revision", "versions", "machine")
+_MASK_BYTES = {".png": 1 << 20}   # of a packed mask in a file; elsewhere it shares 65,000 characters with the settings
+
+def _save(result, path: Path) -> Path:
+    "Write a result with its settings and its mask; what the format cannot hold is warned of, and noted in the file."
+    lossy, said = path.suffix.lower() in (".jpg", ".jpeg"), []
+    if lossy and result.mask is not None: said.append("a JPEG is lossy: outside the mask it is close to the source, not byte-identical; write .png or .webp for that")
+    d = result.to_dict(); told = {k: d[k] for k in _KEPT}
+    if result.mask is not None:
+        packed = images.pack_mask(result.mask); most = _MASK_BYTES.get(path.suffix.lower(), 40_000)
+        if len(packed) <= most: told["mask"] = base64.b64encode(packed).decode()
+        else: said.append(f"the mask takes {len(packed):,} bytes and was not stored in the file, which holds up to {most:,}: keep it, to repeat the edit")
+    for words in said: warnings.warn(words, stacklevel=3)
+    return images.save_image(result.image, path, dict(told, notes=[*told["notes"], *said]))
 
 # %% ../nbs/20_editor.ipynb #a60ccf90
 def _check_editor(device, cache_bytes, load, meter, **switches):
@@ -531,12 +580,10 @@ def _keywords() -> tuple:
 
 def _no_keyword(name, value, known) -> str:
     "Say that an editor has no such keyword, and which is near or where it belongs."
-    from difflib import get_close_matches
     text = f"FastEditor has no keyword {name!r} (it was {in_words(value)})"
     if name in {f.name for f in fields(EditRequest)}:
         return f"{text}: it belongs to an edit: editor(picture, prompt, {name}=...)"
-    near = get_close_matches(name, known, 1)
-    return f"{text}: {f'did you mean {near[0]!r}? ' if near else ''}It takes {', '.join(known)}"
+    return f"{text}{nearest(name, known)}: it takes {', '.join(known)}"
 
 # %% ../nbs/20_editor.ipynb #9b668dc7
 def _as_loaded(parts, precision, load) -> str:
@@ -546,6 +593,17 @@ def _as_loaded(parts, precision, load) -> str:
         raise OptionError(f"precision={in_words(precision)}: this model was loaded in {parts.precision}: "
                           "leave precision out, or load it anew with load_model(..., precision=...)")
     return parts.precision
+
+# %% ../nbs/20_editor.ipynb #623ba66a
+_DRAWN_ONLY = "the mini models know drawn picture-book scenes only; this picture does not look like one"
+_warned = set()   # hashes of pictures
+
+def _warn_photograph(picture, seen: str):
+    "Warn once for each picture, at the line that asked for the edit."
+    if seen in _warned: return
+    _warned.add(seen); frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__: frame, level = frame.f_back, level+1
+    warnings.warn(f"{_DRAWN_ONLY} ({picture.width}x{picture.height}, {seen[:8]}): for photographs use a full-size model such as 'ssd-1b'", stacklevel=level)
 
 # %% ../nbs/20_editor.ipynb #fea32068
 def weigh_edit(editor: FastEditor,     # any editor

@@ -1,9 +1,5 @@
 "Measuring edits: metrics, the reader of the drawn world, data sets, statistics."
-from ..metrics import *
-from ..reader import *
-from .runs import *
-from .entries import *
-from .reading import *
-from .datasets import *
-from .standin import *
-from ..stats import *
+from ..core import pages_on_demand
+
+# Those without torch first: reading a data set or a report needs none.
+__getattr__, __dir__ = pages_on_demand(__name__, ".runs", ".entries", ".reading", ".datasets", "..stats", "..reader", "..metrics", ".standin")
