@@ -1,0 +1,12 @@
+"Memory: what a call costs, what an edit needs, a plan for a card, moving networks, fallbacks."
+from .trace import *
+from .costs import *
+from .residency import *
+from .work import *
+from .prediction import *
+from .estimate import *
+from .plan import *
+from .mover import *
+from .ladder import *
+from .settings import *
+from .dummy import *
