@@ -796,6 +796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastedit.memory.widened': ('memory.html#widened', 'fastedit/memory.py')},
             'fastedit.methods.base': { 'fastedit.methods.base.Job': ('methods.html#job', 'fastedit/methods/base.py'),
                                        'fastedit.methods.base.Job.keep': ('methods.html#job.keep', 'fastedit/methods/base.py'),
+                                       'fastedit.methods.base.Job.settle': ('methods.html#job.settle', 'fastedit/methods/base.py'),
                                        'fastedit.methods.base.Job.tell': ('methods.html#job.tell', 'fastedit/methods/base.py'),
                                        'fastedit.methods.base.Method': ('methods.html#method', 'fastedit/methods/base.py'),
                                        'fastedit.methods.base.Method.__call__': ( 'methods.html#method.__call__',
