@@ -138,3 +138,36 @@ def test_later_and_pages_on_demand():
 def test_the_nearest_name():
     assert nearest("ddmc", ["ddim", "ddcm"]) == " (did you mean 'ddcm'?)" and nearest("zzz", ["ddim"]) == "" and nearest("MINI", ["mini"]) == " (did you mean 'mini'?)"
     assert nearest(None, ["mini"]) == nearest(3, []) == ""
+
+# --- what is measured
+
+def test_a_busy_core_is_held_for_a_while_only():
+    from fastedit.speed import busy_core
+    if not hasattr(os, "sched_setaffinity"): pytest.skip("no pinning here")
+    before = os.sched_getaffinity(0)
+    with busy_core(30) as core:
+        assert core in before and os.sched_getaffinity(0) == before
+        held = [p for p in Path("/proc").glob("[0-9]*/stat") if (s := _stat(p)) and s[1] == str(os.getpid()) and s[0] in "RS"]
+        pid = int(held[0].parent.name); assert os.sched_getaffinity(pid) == {core}
+    assert not Path(f"/proc/{pid}").exists()
+
+def _stat(path):
+    try: return path.read_text().rpartition(") ")[2].split()[:2]
+    except OSError: return None
+
+def test_bench_startup_says_what_it_measured(place):
+    code, said, _ = start(place, "bench-startup", "--repeats", 1, "--json", "s.json", "--quiet"); assert code == 0 and not said
+    d = json.loads((place/"s.json").read_text()); t = {x["case"]: x for x in d["timings"]}
+    assert list(t) == ["fastedit edit", "fastedit edit, a wrong method", "fastedit edit --help"]
+    assert t["fastedit edit"]["target"] == 2.5 and all(x["against"] == "import torch" and x["cpu_ratio"] > 0 for x in t.values())
+    assert t["fastedit edit, a wrong method"]["cpu_ratio"] < 1 and t["fastedit edit --help"]["cpu_ratio"] < 1   # less than torch alone, by far
+
+def test_a_row_of_bench_speed_is_about_a_busy_core():
+    import torch
+    from fastedit.models import load_model
+    from fastedit.speed import Bench, SpeedReport, busy_timing
+    if not hasattr(os, "sched_setaffinity"): pytest.skip("no pinning here")
+    before = torch.get_num_threads()
+    t = busy_timing(Bench(load_model("mini", device="cpu"), steps=1, repeats=1, size=(64, 64)))
+    assert t.target == 2.5 and len(t.ours) == len(t.other) == 1 and "one thread" in t.against and "uses 1 of" in t.notes[0] and torch.get_num_threads() == before
+    assert "beside a busy core" in str(SpeedReport((t,), (), dict(device="x")))
