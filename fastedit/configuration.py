@@ -164,6 +164,7 @@ followed: hidden_size intermediate_size num_hidden_layers num_attention_heads ma
 followed: eos_token_id: transformers' class pools there; 2, as old files say, means the largest number
 refused: quantization_config: the weights are quantised: use plain ones and `precision`
 refused: auto_map: the class would come from code in the repository
+refused: use_attention_mask: padding would have to be masked, which is not built
 refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
 no effect: bos_token_id pad_token_id: the tokenizer writes these tokens
 no effect: attention_dropout dropout initializer_range initializer_factor: networks do not train here

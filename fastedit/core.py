@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionError', 'ModelError', 'MemoryPlanError',
-           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'Later', 'pages_on_demand',
+           'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'address', 'Later', 'pages_on_demand',
            'canonical_json', 'content_hash', 'read_value', 'legible', 'atomic_write', 'check_output', 'progress']
 
 # %% ../nbs/00_core.ipynb #af13d3b0
@@ -53,6 +53,16 @@ def nearest(word,   # what a user typed
     def likeness(name): return SequenceMatcher(None, word, name).ratio(), sorted(word) == sorted(name)   # two letters swapped
     found = max(get_close_matches(word, names), key=likeness, default=None)
     return f" (did you mean {names[found]!r}?)" if found else ""
+
+# %% ../nbs/00_core.ipynb #9e9d94d9
+def address(place  # text or path
+           ) -> str:
+    "Give an address back as it was written, also where it became a path and lost a slash; '' for what is none."
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+:)/(/?)(.+)", str(place), re.DOTALL)   # a drive has one letter
+    if not found or not (found[2] or isinstance(place, Path)):
+        return ""
+    slashes = "///" if found[1] == "file:" and isinstance(place, Path) else "//"
+    return f"{found[1]}{slashes}{found[3]}"
 
 # %% ../nbs/00_core.ipynb #1ef231bf
 class Later:
@@ -181,6 +191,7 @@ def check_output(path,              # where something will be written
                  inputs: dict=None    # what is read, name -> path: never overwritten
                 ) -> Path:
     "Refuse, before anything is computed, an output that could not be written; raises `OptionError` with the way out."
+    if given := address(path): raise OptionError(f"{given} is an address, and nothing is written there: give a path on this machine")
     path = Path(path); ending = path.suffix
     if suffixes and ending.lower() not in suffixes:
         raise OptionError(f"{path}: cannot write the format {ending or '(no suffix)'!r}: use {', '.join(suffixes)}")

@@ -244,15 +244,20 @@ class Denoiser:
         def like(v): return torch.tensor(v, device=z.device, dtype=z.dtype).view(1, -1, 1, 1) if isinstance(v, list) else v
         return tuple(map(like, latent_shift(self.parts.vae.config, self.parts.spec.family)))
 
+    def unscaled(self, z: torch.Tensor  # (B, 4, h, w) scaled latents
+                ) -> torch.Tensor:
+        "Give the VAE's own latents back, as its decoder wants them."
+        shift, scale = self._latents(z)
+        return z/scale+shift
+
     @torch.no_grad()
     def decode(self, z: torch.Tensor  # (B, 4, h, w) scaled latents
               ) -> torch.Tensor:
         "Decode latents to pixels (B, 3, H, W) in [-1, 1]; raises `NumericalError` instead of ever returning a black picture."
         vae = self.parts.vae; finite("latents before decoding", z)
-        shift, scale = self._latents(z)
         def run():
             with self.stage("decode"), self._timed("vae"):
-                with self._asked(vae): y = memory.decode(vae, (z/scale+shift).to(self._place(vae), _dtype(vae)), self.tile)
+                with self._asked(vae): y = memory.decode(vae, self.unscaled(z).to(self._place(vae), _dtype(vae)), self.tile)
                 return _ordinary(y)
         return finite("decoded pixels", (run() if self.memo is None else self.memo.ask("decode", fingerprint("decode", z, self.tile), len(z), run)).float())
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from .configuration import check_configuration, upcasts, zeros_for_empty
-from .core import ModelError, OptionError, atomic_write, content_hash, in_words, nearest
+from .core import ModelError, OptionError, address, atomic_write, content_hash, in_words, nearest
 from .hub import Order, hub_cache, look, offline, order, ready, snapshot, stoppable, take
 from .lora import Lora, apply_loras, asked_loras, attach_lora, find_lora, fuse_lora, read_lora   # noqa: F401 - attach_lora is offered here too
 
@@ -284,7 +284,7 @@ def read_models_toml(path  # TOML file: one table per model, keys as in `ModelSp
         import tomllib
     except ImportError: import tomli as tomllib
     path = Path(path)
-    try: tables = tomllib.loads(path.read_text())
+    try: tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise ModelError(f"{path}: not readable as TOML ({e}): one [name] table per model") from e
     return {k: _spec_from_table(k, t, path) for k, t in tables.items()}
@@ -336,7 +336,7 @@ def _nameable(value, known) -> bool:
 _ALLOWED = {"AutoencoderKL", "AutoencoderTiny", "UNet2DConditionModel", "ControlNetModel", "CLIPTextModel", "CLIPTextModelWithProjection"}
 
 def _read_json(path) -> dict:
-    try: d = json.loads(Path(path).read_text())
+    try: d = json.loads(Path(path).read_bytes())
     except FileNotFoundError as e: raise ModelError(f"{path} is missing: the model folder is incomplete; copy or fetch it again") from e
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise ModelError(f"{path} is not readable as JSON ({e}): copy or fetch it again") from e
@@ -440,6 +440,9 @@ def _rows_with(repo) -> dict:
 
 def _elsewhere(text) -> ModelSpec|None:
     "Find the model that a hub id stands for; raises `ModelError` for names that are something else than a model."
+    if given := address(text):
+        name = re.fullmatch(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?", given)
+        raise ModelError(f"{given} is an address: give {f'the name {name[1]!r}' if name else 'a name of the registry, owner/name on the hub, or a path'}")
     if text in REFUSED or text.lower() in (r.split()[0].lower() for r in REFUSED.values()):
         raise ModelError(f"model {text!r} is not offered: {REFUSED.get(text) or next(r for r in REFUSED.values() if r.lower().startswith(text.lower()))}")
     for kind, registry in (("ControlNet", CONTROLNETS), ("VAE", VAES)):
@@ -658,7 +661,7 @@ def sealed(folder  # where a sealed folder should be
           ) -> bool:
     "Say whether a folder holds exactly the files that were there when it was sealed, all readable."
     try:
-        return json.loads((Path(folder)/_SEAL).read_text()) == _listing(folder)
+        return json.loads((Path(folder)/_SEAL).read_bytes()) == _listing(folder)
     except (OSError, ValueError):
         return False
 

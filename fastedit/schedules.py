@@ -13,8 +13,7 @@ from .core import OptionError, _torch as torch
 # %% auto #0
 __all__ = ['NoiseSchedule', 'lcm_grid', 'stock_grid', 'continuous_grid', 'even_grid', 'time_of', 'share_of', 'boundary', 'curve']
 
-# %% ../nbs/01_schedules.ipynb #53622401
-_BETAS, _PREDICTIONS = ("scaled_linear", "linear", "squaredcos_cap_v2", "flow"), ("epsilon", "v_prediction", "sample", "flow")
+# %% ../nbs/01_schedules.ipynb #26614338
 def _cosine(n: int) -> torch.Tensor:
     "Make `n` betas whose cumulative alphas follow a squared cosine (Nichol & Dhariwal 2021, equation 17)."
     bar = lambda t: math.cos((t+.008)/1.008*math.pi/2)**2
@@ -25,6 +24,9 @@ def _zero_end(betas: torch.Tensor) -> torch.Tensor:
     root = torch.cumprod(1-betas, 0).sqrt()
     bar = ((root-root[-1])*(root[0]/(root[0]-root[-1])))**2
     return 1-torch.cat([bar[:1], bar[1:]/bar[:-1]])
+
+# %% ../nbs/01_schedules.ipynb #53622401
+_BETAS, _PREDICTIONS = ("scaled_linear", "linear", "squaredcos_cap_v2", "flow"), ("epsilon", "v_prediction", "sample", "flow")
 
 @dataclass(frozen=True)
 class NoiseSchedule:

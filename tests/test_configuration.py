@@ -132,7 +132,7 @@ REFUSED = dict(
     unet=dict(CLASSES, **WIDE, class_embeddings_concat=True, attention_type="gated", num_attention_heads=4, dtype="float16", addition_embed_type="image", quantization_config=dict(load_in_4bit=True)),
     controlnet=dict(CLASSES, **WIDE, global_pool_conditions=True, in_channels=8, conditioning_channels=1, num_attention_heads=4, dtype="float16", addition_embed_type="text", controlnet_conditioning_channel_order="gbr", quantization_config=dict(load_in_4bit=True)),
     vae=dict(in_channels=1, out_channels=4, dtype="float16", quantization_config=dict(load_in_4bit=True)),
-    text_encoder=dict(return_dict=False, use_return_dict=False, auto_map=dict(AutoModel="x.py"), quantization_config=dict(load_in_4bit=True)),
+    text_encoder=dict(use_attention_mask=True, return_dict=False, use_return_dict=False, auto_map=dict(AutoModel="x.py"), quantization_config=dict(load_in_4bit=True)),
     tokenizer=dict(auto_map=dict(AutoTokenizer="x.py"), tokenizer_class="T5Tokenizer"),
     model_index=dict(requires_aesthetics_score=True))
 

@@ -300,3 +300,19 @@ def test_a_local_folder_with_parts_from_the_hub(hub, layout, tmp_path):
     d = M.diagnose("b"); assert [f.component for f in d.findings if f.state != "ok"] == ["controlnet"] and d.command == "fastedit fetch b"
     assert fetch("b").ok and M.load_model("b").controlnet is not None
     (local/WEIGHTS).unlink(); assert "copy unet to" in M.diagnose("b").command
+
+@pytest.mark.parametrize("text", ["https://huggingface.co/stabilityai/sdxl-turbo", "https://hf.co/stabilityai/sdxl-turbo/"])
+def test_an_address_of_the_hub_is_shown_and_turned_into_a_name(text):
+    with pytest.raises(ModelError) as e: M.find_spec(text)
+    assert f"{text} is an address" in str(e.value) and "'stabilityai/sdxl-turbo'" in str(e.value)
+
+@pytest.mark.parametrize("text", ["https://a.b/c.png", "s3://bucket/c.png", "ftp://a.b/c.png", "file:///tmp/c.png"])
+def test_addresses_are_shown_as_they_were_given(text, tmp_path, monkeypatch):
+    from fastedit.core import OptionError, address, check_output
+    from fastedit.images import load_image
+    monkeypatch.chdir(tmp_path)
+    for place in (text, Path(text)):
+        assert address(place) == text
+        with pytest.raises(Exception, match=f"{text} is an address"): load_image(place)
+        with pytest.raises(OptionError, match=f"{text} is an address"): check_output(place)
+    assert not address("C:/a.png") and not address(Path("a:b/c.png")) and not address("/x/y.png") and not list(tmp_path.iterdir())

@@ -24,8 +24,8 @@ def vae(job: Job) -> torch.Tensor:
 def instruct(job: Job) -> torch.Tensor:
     "Sample from noise with `e = e(0,0) + si*(e(I,0)-e(0,0)) + st*(e(I,T)-e(I,0))` (Brooks et al. 2023, equation 3)."
     from fastedit.denoiser import Text
-    d, b, si = job.d, len(job.z0), job.options["image_guidance"]; c = d.parts.vae.config
-    I = job.z0/c.scaling_factor+(getattr(c, "shift_factor", None) or 0); images = torch.cat([torch.zeros_like(I), I, I])
+    d, b, si = job.d, len(job.z0), job.options["image_guidance"]
+    I = d.unscaled(job.z0); images = torch.cat([torch.zeros_like(I), I, I])
     empty = d.negative.repeat(b); text, x = Text.stack(empty, empty, job.target.repeat(b)), job.noise()
     for i, (t, prev) in enumerate(pairs(job.grid)):
         e00, eI0, eIT = d.output(torch.cat([x.repeat(3, 1, 1, 1), images], 1), t, text, 1., job.control[i]).chunk(3)
