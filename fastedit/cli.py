@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'STAGES', 'edit', 'demo', 'train', 'reproduce', 'sweep', 'bench_sweep', 'survey', 'doctor', 'fetch', 'main',
-           'bench', 'plan', 'bench_memory', 'report', 'bench_metrics', 'bench_speed']
+           'bench', 'plan', 'bench_memory', 'report', 'bench_metrics', 'bench_speed', 'bench_startup']
 
 # %% ../nbs/90_cli.ipynb #42b73461
 import json, os, sys, threading, warnings
@@ -349,7 +349,7 @@ def reproduce(saved: Annotated[Path, typer.Argument(metavar="EDIT", help="Pictur
 @app.command()
 def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture to edit; none with --dataset.")]=None,
           prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What the picture shall show; none with --dataset, or if the prompt varies.")]=None,
-          vary: Annotated[list[str], typer.Option(help="FIELD=VALUES, may be repeated: strength=0.3,0.5; strength=0.3..0.7/5 (five of them); prompt='a cup|a ball'; option.threshold=0.2,0.4; with --random also strength=0.3..0.7.")]=None,
+          vary: Annotated[list[str], typer.Option(help="FIELD=VALUES, may be repeated: strength=0.3,0.5; strength=0.3..0.7/5 (five of them); prompt='a cup|a ball' (commas belong to a prompt); option.threshold=0.2,0.4; with --random also strength=0.3..0.7.")]=None,
           keep: Annotated[list[str], typer.Option("--set", help="FIELD=VALUE that stays the same, may be repeated; fields as in `fastedit edit`.")]=None,
           seeds: Annotated[str, typer.Option(help="Seeds of the noise: 0,1,2 or 0..9/10.")]=None,
           draw: Annotated[int, typer.Option("--random", min=1, help="Draw so many settings instead of running every combination.")]=None,
@@ -368,22 +368,16 @@ def sweep(image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="Picture
           quiet: _Quiet=False):
     "Run many settings on IMAGE or over a data set, each distinct one once, and share what they have in common."
     if (dataset is None) == (image is None): raise OptionError("give either IMAGE or --dataset")
+    from fastedit.values import read_settings
+    settings = read_settings(keep, [*(vary or []), *([] if seeds is None else [f"seed={seeds}"])], method=method, source_prompt=source_prompt)
     adapters = _loras(lora); _writable(out/"index.html"); _check_sweep(image, dataset, model, method, metrics); _heavy(quiet)
     from fastedit.measure import read_data
-    from fastedit.sweep import Sweep, read_values
-    def parts(pairs):
-        for pair in pairs or []:
-            k, eq, v = pair.partition("="); k = k.strip().replace("-", "_")
-            if not eq or not k or not v.strip(): raise typer.BadParameter(f"{pair!r}: write FIELD=VALUE")
-            yield k.replace("option.", "options.", 1) if k.startswith("option.") else k, read_values(v)
-    settings = dict(model=model, **adapters) | {k: v for k, v in dict(method=method, source_prompt=source_prompt).items() if v is not None}
-    for k, v in parts(keep):
-        if not isinstance(v, list): raise OptionError(f"{k} is to stay the same and is a range: give one value, or use --vary")
-        settings[k] = v[0] if len(v) == 1 else ", ".join(map(str, v)) if all(isinstance(x, str) for x in v) else tuple(v)
-    settings |= dict(parts(vary)) | ({} if seeds is None else {"seed": [int(s) if isinstance(s, float) and s == int(s) else s for s in read_values(seeds)]})
+    from fastedit.sweep import Sweep
+    if prompt is not None and "prompt" in settings and not quiet: _say(f"note: PROMPT {prompt!r} is not used, because the prompt is among the settings")
+    prompt = settings.pop("prompt", prompt); settings = dict(model=model, **adapters) | settings
     found = image
     if dataset is not None: found = read_data(dataset, skip_bad=skip_bad); found = found.pick(sample=limit) if limit else found
-    s = Sweep(found, prompt if "prompt" not in settings else None, metrics=metrics, out=out, random=draw, random_seed=seed, skip_bad=skip_bad, **settings)
+    s = Sweep(found, prompt, metrics=metrics, out=out, random=draw, random_seed=seed, skip_bad=skip_bad, **settings)
     with _waiting("planning", quiet): p = s.plan()
     if plan: print(json.dumps(p.to_dict(), indent=1) if as_json else p); return
     if not quiet and not as_json: print(p, end="\n\n", flush=True)
@@ -698,5 +692,17 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
     _check_models(model); _check_device(device); _heavy(quiet)
     from fastedit import speed
     found = speed.bench_speed(tuple(model or ("mini", "mini-s")), repeats, steps, sd15, side, ("packed", "channels_last", *(["compile"] if compiled else [])), device, quiet)
+    if json_file: _write_json(found.to_dict(), json_file)
+    if json_file != "-": print(found)
+
+# %% ../nbs/90_cli.ipynb #f70ff6f7
+@app.command("bench-startup")
+def bench_startup(json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write all figures as JSON; - prints them instead of the table.")]=None,
+                  repeats: Annotated[int, typer.Option(min=1, help="Of each command, in turns.")]=5,
+                  quiet: _Quiet=False):
+    "Time whole commands in new processes against `import torch` alone; promised is an edit within 2.5 times of it."
+    if json_file and json_file != "-": _writable(Path(json_file))
+    with _waiting("starting", quiet): from fastedit import speed
+    found = speed.SpeedReport(speed.startup_timings(repeats, quiet), (), speed._machine("cpu"))
     if json_file: _write_json(found.to_dict(), json_file)
     if json_file != "-": print(found)

@@ -580,12 +580,10 @@ def _keywords() -> tuple:
 
 def _no_keyword(name, value, known) -> str:
     "Say that an editor has no such keyword, and which is near or where it belongs."
-    from difflib import get_close_matches
     text = f"FastEditor has no keyword {name!r} (it was {in_words(value)})"
     if name in {f.name for f in fields(EditRequest)}:
         return f"{text}: it belongs to an edit: editor(picture, prompt, {name}=...)"
-    near = get_close_matches(name, known, 1)
-    return f"{text}: {f'did you mean {near[0]!r}? ' if near else ''}It takes {', '.join(known)}"
+    return f"{text}{nearest(name, known)}: it takes {', '.join(known)}"
 
 # %% ../nbs/20_editor.ipynb #9b668dc7
 def _as_loaded(parts, precision, load) -> str:

@@ -264,7 +264,7 @@ def _read_config(path: Path, meta: dict, stems) -> dict|None:
     "Read peft's configuration from the metadata, or from adapter_config.json beside the file."
     beside, text = path.with_name("adapter_config.json"), meta.get("lora_adapter_metadata")
     of_peft = any(s.startswith("base_model.model.") for s in stems)
-    if text is None and of_peft and beside.is_file(): text = beside.read_text()
+    if text is None and of_peft and beside.is_file(): text = beside.read_text(encoding="utf-8")
     if text is None: return None
     try: config = json.loads(text)
     except ValueError as e:
