@@ -154,6 +154,10 @@ class Judge:
             pair = Pair.of(entry, image); found = self.scorer([pair])[0]
             if self.scorer.profile == "drawn": found["drawn/reader-structure"] = structure_error(Image.fromarray(pair.source), image, self.scorer.net("reader"))
         return {k: None if v is None or not np.isfinite(v) else float(v) for k, v in found.items()}
+    def notes(self, entry, image) -> list:
+        "Say what has no value and why, and which prompts were cut, see `metrics.Scorer.notes`."
+        from fastedit.metrics import Pair
+        with self.lock: return self.scorer.notes(Pair.of(entry, image))
 
 # %% ../nbs/37_bench.ipynb #2df9a8b7
 def open_dataset(dataset="picturebook",    # "picturebook", a folder (PIE-Bench, drawn benchmark), or a CSV or JSONL
@@ -414,11 +418,17 @@ class _Bench:
                 image, result = made
                 told = {k: row[k] for k in ("request", "timesteps", "nfe", "control_nfe", "notes", "revision", "versions")}
                 _save(image, self.out/row["image"], told)
-            try: row["metrics"] = self.judge(entry, image if made else load_image(self.out/row["image"]))
+            try:
+                shown = image if made else load_image(self.out/row["image"])
+                row["metrics"] = self.judge(entry, shown); row["notes"] = [*row["notes"], *(n for n in _judged(self.judge, entry, shown) if n not in row["notes"])]
             except (FastEditError, RuntimeError, ValueError) as e: row |= dict(error=_words(e), image=None, metrics={})
         self.file.add(row); self._know(row); self.busy.discard(row["key"]); self.on_row(row, True)
     def close(self):
         self.sink.close(); self.file.close()
+
+def _judged(judge, entry, image) -> list:
+    "What a judge says beside its numbers; one of a user's own need not say anything."
+    return judge.notes(entry, image) if hasattr(judge, "notes") else []
 
 def _save(image, path, told):
     from fastedit.images import save_image
@@ -517,6 +527,8 @@ class Bench:
     def _note(self, times):
         r = self.run; bits = [f"profile {r['profile']}, {len(r['entries'])} edits of {r['dataset']}, seeds {', '.join(map(str, r['seeds']))}; 95% intervals over pictures, stratified by type"]
         if r["skipped"]: bits.append(f"{r['skipped']} bad entries skipped")
+        if cut := len({x["id"] for x in self.rows if any("context" in n for n in x["notes"])}): bits.append(f"{cut} prompts were cut at a text encoder's context: their CLIP scores are of what was left")
+        if small := len({x["id"] for x in self.rows if any("sides of at least" in n for n in x["notes"])}): bits.append(f"{small} pictures are too small for some metrics, see their notes")
         if len(self.rows) < self.expected: bits.append(f"only {len(self.rows)} of {self.expected} edits are in")
         if times and len({x["session"] for x in self.rows if x["session"]}) > 1: bits.append("the seconds come from several processes")
         if times and len(lines := {x["threads"] for x in self.rows}) > 1: bits.append(f"with {', '.join(map(str, sorted(lines)))} threads")

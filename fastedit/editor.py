@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_editor.ipynb #2c126ae0
 from __future__ import annotations
-import base64, hashlib, html, io, json, math, platform, threading, time, warnings
+import base64, hashlib, html, io, json, math, platform, sys, threading, time, warnings
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -396,7 +396,7 @@ class FastEditor:
         for what, text in (("prompt", r.prompt), ("source prompt", src or "")):
             n = self.denoiser().cut(text)
             if n: notes.append(f"the last {n} tokens of the {what} did not fit the text encoder and were ignored")
-        if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: _photographic(source)): notes.append("the mini models know drawn picture-book scenes only; this picture does not look like one")
+        if s.key.startswith("mini") and not s.path and self.cache.get(content_hash("photographic", seen), lambda: images.looks_photographic(source)): notes.append(_DRAWN_ONLY); _warn_photograph(source, seen)
         fit = images.plan_fit(source.size, s.resolution, s.multiple, r.size)
         filled = replace(r, steps=r.steps or m.steps, strength=float(r.strength if r.strength is not None else m.strength), guidance=guidance, source_guidance=source_guidance, control=control, control_scale=scale,
                        schedule=schedule, source_prompt=src, negative_prompt=r.negative_prompt if r.negative_prompt is not None or self.parts.zero_negative else "", size=fit.model, precision=r.precision or self.parts.precision, options=check_options(m, r.options), image=seen,
@@ -500,12 +500,6 @@ def _scale(spec, step, steps):
     "The ControlNet's scale at one step: a number, or one per block."
     return tuple(_scale(s, step, steps) for s in spec) if isinstance(spec, tuple) else schedules.curve(spec, step, steps, off=0.)
 
-def _photographic(image) -> bool:
-    "Guess whether a picture is no drawing: many distinct colours and no flat areas."
-    a = np.asarray(image.resize((64, 64), 2)).astype(int)
-    flat = (np.abs(np.diff(a, axis=1)).max(-1) <= 2).mean()
-    return bool(flat < .35)
-
 @lru_cache(1)
 def _versions():
     from importlib.metadata import version
@@ -517,10 +511,6 @@ def versions() -> dict:
     return dict(_versions())   # looking them up takes longer than many a stage
 
 # %% ../nbs/20_editor.ipynb #13aa9179
-def _in_steps(mask):
-    "A mask in steps of 1/255, as a file can hold it."
-    return replace(mask, values=((mask.values*255).round()/np.float32(255)).astype(np.float32))
-
 def _made_for(r, seen, mask) -> list:
     "Say where a request that was filled in by an earlier edit is now given another picture or mask; `seen` and `mask` are their hashes."
     said = []
@@ -533,7 +523,7 @@ def _made_for(r, seen, mask) -> list:
 
 def _told(editor, picture, mask, r, on_step) -> "EditResult":
     "Run a request on a picture as it was read; give its transparency back, and say what a reader should know about picture and mask."
-    given = None if mask is None else _in_steps(images.read_mask(mask, picture.image.size)); values = None if given is None else given.values
+    given = None if mask is None else images.in_steps(images.read_mask(mask, picture.image.size)); values = None if given is None else given.values
     seen, hashed = pixel_hash(picture.rgba or picture.image), None if given is None else pixel_hash(values)
     notes = [*picture.notes, *picture.aside, *(given.notes if given else ()), *_made_for(r, seen, hashed), *_transparency(picture, values)]
     for kept in (editor.cache, editor.memo):
@@ -541,7 +531,7 @@ def _told(editor, picture, mask, r, on_step) -> "EditResult":
     done = (editor._edit if editor.flow is None else editor._edit_flow)(picture.image, values, r, on_step)
     device = editor.device if editor.flow is None else editor.flow.device
     return replace(done, image=images.keep_alpha(done.image, picture), request=replace(done.request, image=seen, mask=hashed), notes=(*done.notes, *notes),
-                   machine=machine(device), mask=values)
+                   machine={**machine(device), **{k: done.memory[k] for k in ("vae_tile", "packed") if k in done.memory}}, mask=values)
 
 def _transparency(picture, mask) -> list:
     if picture.rgba is None: return []
@@ -590,12 +580,10 @@ def _keywords() -> tuple:
 
 def _no_keyword(name, value, known) -> str:
     "Say that an editor has no such keyword, and which is near or where it belongs."
-    from difflib import get_close_matches
     text = f"FastEditor has no keyword {name!r} (it was {in_words(value)})"
     if name in {f.name for f in fields(EditRequest)}:
         return f"{text}: it belongs to an edit: editor(picture, prompt, {name}=...)"
-    near = get_close_matches(name, known, 1)
-    return f"{text}: {f'did you mean {near[0]!r}? ' if near else ''}It takes {', '.join(known)}"
+    return f"{text}{nearest(name, known)}: it takes {', '.join(known)}"
 
 # %% ../nbs/20_editor.ipynb #9b668dc7
 def _as_loaded(parts, precision, load) -> str:
@@ -605,6 +593,17 @@ def _as_loaded(parts, precision, load) -> str:
         raise OptionError(f"precision={in_words(precision)}: this model was loaded in {parts.precision}: "
                           "leave precision out, or load it anew with load_model(..., precision=...)")
     return parts.precision
+
+# %% ../nbs/20_editor.ipynb #623ba66a
+_DRAWN_ONLY = "the mini models know drawn picture-book scenes only; this picture does not look like one"
+_warned = set()   # hashes of pictures
+
+def _warn_photograph(picture, seen: str):
+    "Warn once for each picture, at the line that asked for the edit."
+    if seen in _warned: return
+    _warned.add(seen); frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__: frame, level = frame.f_back, level+1
+    warnings.warn(f"{_DRAWN_ONLY} ({picture.width}x{picture.height}, {seen[:8]}): for photographs use a full-size model such as 'ssd-1b'", stacklevel=level)
 
 # %% ../nbs/20_editor.ipynb #fea32068
 def weigh_edit(editor: FastEditor,     # any editor

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE', 'to_srgb', 'Picture', 'read_image', 'load_image', 'image_grid', 'Mask', 'read_mask',
-           'load_mask', 'buckets', 'choose_size', 'Fit', 'plan_fit', 'fit', 'unfit', 'fit_mask', 'feather', 'composite',
-           'keep_alpha', 'pack_mask', 'to_tensor', 'to_image', 'save_image', 'read_metadata']
+           'load_mask', 'buckets', 'choose_size', 'Fit', 'plan_fit', 'fit', 'unfit', 'fit_mask', 'shading',
+           'looks_photographic', 'feather', 'composite', 'keep_alpha', 'in_steps', 'pack_mask', 'unpack_mask',
+           'to_tensor', 'to_image', 'save_image', 'read_metadata']
 
 # %% ../nbs/00_images.ipynb #985466af
 import io, json, math, os, struct, warnings
@@ -14,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 from .core import DataError, ImageError, MaskError, NumericalError, OptionError, address, atomic_write, canonical_json
 if TYPE_CHECKING: import torch
 
@@ -254,7 +255,7 @@ def _to_picture(im, name, said=(), aside=()) -> Picture:
         said += words
         if alpha is None: rgba = None
         else: rgba = rgb.copy(); rgba.putalpha(alpha); rgba.info = {}
-        rgb = rgb.copy() if rgba is None else _over_white(rgba)
+        if rgba is not None: rgb = _over_white(rgba)
     except ImageError: raise
     except Exception as e: raise ImageError(f"{name} has mode {mode}, which cannot be turned into RGB ({e}): save it as an RGB PNG") from e
     rgb.info = {}
@@ -283,17 +284,31 @@ def load_image(source    # anything that `read_image` takes
     return found.image
 
 # %% ../nbs/00_images.ipynb #159c749f
+_GUTTER, _LINES = 10, 6   # least space between neighbouring captions, pixels; most lines of one
+
+def _pieces(word, font, width) -> list:
+    "Cut a word that is wider than a column."
+    pieces = [""]
+    for c in word:
+        if pieces[-1] and font.getlength(pieces[-1]+c) > width: pieces.append(c)
+        else: pieces[-1] += c
+    return pieces
+
 def _wrap(text, font, width):
+    "Break a caption into lines of at most `width` pixels; what does not fit into `_LINES` of them is left out with dots."
     lines = [""]
-    for word in str(text).split():
+    for word in (p for w in str(text).split() for p in _pieces(w, font, width)):
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width: lines.append(word)
         else: lines[-1] = longer
-    return lines
+    if len(lines) <= _LINES: return lines
+    last = lines[_LINES-1]
+    while last and font.getlength(last+"...") > width: last = last[:-1]
+    return [*lines[:_LINES-1], last.rstrip()+"..."]
 
 def image_grid(images: list,       # pictures, anything that `load_image` takes; None leaves a cell empty
                cols: int=None,     # pictures per row; None puts all into one row
-               labels: list=None,  # a caption above each picture, wrapped to its width
+               labels: list=None,  # a caption above each picture, wrapped to its width, six lines at most
                scale: int=1,       # enlargement without smoothing
                gap: int=4,         # space between pictures, pixels
                font_size: int=11   # of the captions, pixels
@@ -307,7 +322,7 @@ def image_grid(images: list,       # pictures, anything that `load_image` takes;
     cols = min(cols or len(pics), len(pics)); rows = -(-len(pics)//cols)
     W, H = (max((p.size[k] for p in pics if p), default=MIN_SIDE) for k in (0, 1))
     font = ImageFont.load_default(font_size); line = font_size + 3
-    texts = [_wrap(t, font, W) for t in labels or [""]*len(pics)]
+    texts = [_wrap(t, font, max(1, W-max(0, _GUTTER-gap))) for t in labels or [""]*len(pics)]
     heads = [max(len(t) for t in texts[r*cols:(r+1)*cols])*line if labels else 0 for r in range(rows)]
     grid = Image.new("RGB", (cols*(W+gap) + gap, sum(heads) + rows*(H+gap) + gap), "white"); draw = ImageDraw.Draw(grid); y = gap
     for r in range(rows):
@@ -496,6 +511,24 @@ def fit_mask(mask: np.ndarray,  # float32 (H,W) in [0,1], of the original size
     if 0 < small.max() < mask.max(): small = small*(mask.max()/small.max())
     return _pad(small, f).astype(np.float32)
 
+# %% ../nbs/00_images.ipynb #46d35b0c
+def shading(image  # picture, anything that `load_image` takes
+           ) -> float:
+    "Measure how far a picture is from areas of few colours: mean distance to its best 8 colours, in 15ths of 255, minus the share of like neighbours."
+    small = load_image(image).resize((64, 64), Image.BILINEAR).filter(ImageFilter.MedianFilter(3))
+    palette = small.quantize(8, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+    a, few = (np.asarray(i.convert("RGB")).astype(int) for i in (small, palette))
+    across = np.abs(np.diff(a, axis=1)).max(-1)[:-1]
+    down = np.abs(np.diff(a, axis=0)).max(-1)[:, :-1]
+    alike = np.maximum(across, down) <= 6
+    return float(np.abs(a-few).max(-1).mean()/15-alike.mean())
+
+def looks_photographic(image,             # picture, anything that `load_image` takes
+                       limit: float=.45   # drawn scenes stayed below .4
+                      ) -> bool:
+    "Guess whether a picture is a photograph and no drawing, from its `shading`."
+    return shading(image) > limit
+
 # %% ../nbs/00_images.ipynb #cd1bbaf8
 def feather(mask: np.ndarray,  # float32 (H,W) in [0,1], 1 = edit
             radius: float      # width of the ramp, pixels, >= 0
@@ -535,12 +568,23 @@ def keep_alpha(edited: Image.Image,  # RGB, of the picture's size: `picture.imag
     colour = ((new-255*(1-opacity))/np.maximum(opacity, 1/255)).round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(np.concatenate([np.where(changed, colour, old[..., :3]), old[..., 3:]], -1))
 
+def in_steps(mask: Mask  # as it was read
+            ) -> Mask:
+    "Round a mask to steps of 1/255, as a file can hold it."
+    return Mask(((mask.values*255).round()/np.float32(255)).astype(np.float32), mask.notes)
+
 def pack_mask(mask: np.ndarray  # float32 (H,W), multiples of 1/255
              ) -> bytes:
     "Write a mask as a small PNG: 1 bit where it is a selection, else 8."
     levels = Image.fromarray((mask*255).round().astype(np.uint8)); b = io.BytesIO()
     (levels.convert("1", dither=Image.Dither.NONE) if ((mask == 0) | (mask == 1)).all() else levels).save(b, "PNG", optimize=True)
     return b.getvalue()
+
+def unpack_mask(data: bytes  # what `pack_mask` wrote
+               ) -> np.ndarray:
+    "Read a packed mask back, float32 (H,W), to the bit. Raises `ImageError` for one that was damaged."
+    name, im, *_ = _decode(data); a = np.asarray(im)
+    return a.astype(np.float32) if im.mode == "1" else a.astype(np.float32)/np.float32(255)
 
 # %% ../nbs/00_images.ipynb #d8886cf3
 def to_tensor(image  # picture, anything that `load_image` takes

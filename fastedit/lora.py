@@ -6,8 +6,8 @@
 __all__ = ['Lora', 'parse_lora', 'asked_loras', 'named_loras', 'other_loras', 'find_lora', 'LoraLayer', 'read_lora', 'fuse_lora',
            'attach_lora', 'apply_loras']
 
-# %% ../nbs/04_lora.ipynb #8801d523
-import json, math, re
+# %% ../nbs/04_lora.ipynb #151f437c
+import json, math, re, warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +264,7 @@ def _read_config(path: Path, meta: dict, stems) -> dict|None:
     "Read peft's configuration from the metadata, or from adapter_config.json beside the file."
     beside, text = path.with_name("adapter_config.json"), meta.get("lora_adapter_metadata")
     of_peft = any(s.startswith("base_model.model.") for s in stems)
-    if text is None and of_peft and beside.is_file(): text = beside.read_text()
+    if text is None and of_peft and beside.is_file(): text = beside.read_text(encoding="utf-8")
     if text is None: return None
     try: config = json.loads(text)
     except ValueError as e:
@@ -489,7 +489,9 @@ def attach_lora(net,               # network to change in place
                              rank_pattern={k: v.rank for k, v in layers.items()},
                              alpha_pattern={k: v.rank*v.scale for k, v in layers.items()},
                              use_dora=any(v.kind == "DoRA" for v in layers.values()))
-    peft.inject_adapter_in_model(config, net, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # about a second LoRA in one network, which is meant
+        peft.inject_adapter_in_model(config, net, name)
     for k, v in layers.items():
         _fill(net.get_submodule(k), v, name)
         net.get_submodule(k).set_scale(name, weight)

@@ -256,7 +256,7 @@ def configurations(model,               # spec, registry name, local path, or lo
     if root.is_file(): raise OptionError(f"{root}: load the single file first and give the loaded model")
     names = dict(unet="UNet2DConditionModel", controlnet="ControlNetModel", vae="AutoencoderKL", text_encoder="CLIPTextModel",
                  text_encoder_2="CLIPTextModelWithProjection")
-    return {k: (c, json.loads((root/k/"config.json").read_text())) for k, c in names.items() if (root/k/"config.json").is_file()
+    return {k: (c, json.loads((root/k/"config.json").read_bytes())) for k, c in names.items() if (root/k/"config.json").is_file()
             and (cn or k != "controlnet")}
 
 @lru_cache(maxsize=16)

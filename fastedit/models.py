@@ -284,7 +284,7 @@ def read_models_toml(path  # TOML file: one table per model, keys as in `ModelSp
         import tomllib
     except ImportError: import tomli as tomllib
     path = Path(path)
-    try: tables = tomllib.loads(path.read_text())
+    try: tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise ModelError(f"{path}: not readable as TOML ({e}): one [name] table per model") from e
     return {k: _spec_from_table(k, t, path) for k, t in tables.items()}
@@ -336,7 +336,7 @@ def _nameable(value, known) -> bool:
 _ALLOWED = {"AutoencoderKL", "AutoencoderTiny", "UNet2DConditionModel", "ControlNetModel", "CLIPTextModel", "CLIPTextModelWithProjection"}
 
 def _read_json(path) -> dict:
-    try: d = json.loads(Path(path).read_text())
+    try: d = json.loads(Path(path).read_bytes())
     except FileNotFoundError as e: raise ModelError(f"{path} is missing: the model folder is incomplete; copy or fetch it again") from e
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise ModelError(f"{path} is not readable as JSON ({e}): copy or fetch it again") from e
@@ -661,7 +661,7 @@ def sealed(folder  # where a sealed folder should be
           ) -> bool:
     "Say whether a folder holds exactly the files that were there when it was sealed, all readable."
     try:
-        return json.loads((Path(folder)/_SEAL).read_text()) == _listing(folder)
+        return json.loads((Path(folder)/_SEAL).read_bytes()) == _listing(folder)
     except (OSError, ValueError):
         return False
 

@@ -541,3 +541,23 @@ def test_odd_masks_get_a_note():
     m = read_mask(disc(80, 48), (40, 24)); assert "80x48" in m.notes[0] and "40x24" in m.notes[0] and m.values.shape == (24, 40)
     assert "hardly" in read_mask(disc().astype(np.uint8)*2, (40, 24)).notes[0]
     assert read_mask(m, (40, 24)) == Mask(m.values, m.notes) and same(load_mask(m), m.values)
+
+# --- captions of a grid
+
+def _ink(grid, y0, y1): return (np.asarray(grid.convert("L"))[y0:y1] < 200).any(0)
+
+@pytest.mark.parametrize("labels", [["a red bicycle on a meadow with a tree", "the same picture in another style"], ["x"*60, "y"*60], ["W W W W W W W W", "W W W W W W W W"], ["a"*9, "b"*9]])
+@pytest.mark.parametrize("width,gap", [(64, 4), (40, 0), (128, 4), (64, 20)])
+def test_captions_of_neighbours_keep_apart(labels, width, gap):
+    "Between the ink of one caption and the column of the next there is a gutter."
+    g = image_grid([Image.new("RGB", (width, 50), "white")]*3, labels=[*labels, labels[0]], gap=gap); dark = np.flatnonzero(_ink(g, 0, g.height-50-gap)); assert dark.size
+    for c in (1, 2):
+        start = gap+c*(width+gap); before = dark[dark < start-1]; assert before.size and start-before.max() >= 9, (start, before.max())
+
+def test_a_long_caption_ends_in_dots():
+    from PIL import ImageFont
+    from fastedit.images import _wrap
+    font = ImageFont.load_default(11)
+    for text in ("a very long story "*40, "z"*900):
+        lines = _wrap(text, font, 90); assert len(lines) == 6 and lines[-1].endswith("...") and all(font.getlength(t) <= 90 for t in lines)
+    assert _wrap("short", font, 90) == ["short"] and "".join(_wrap("q"*30, font, 60)) == "q"*30

@@ -144,7 +144,7 @@ def test_a_picture_or_data_set_that_is_gone_is_said(run, tmp_path):
 def test_curves_have_a_front_and_points_that_link(tmp_path):
     s = R.gather(write_run(tmp_path, knobs=(.4, .8), seeds=(0,)))[0]; c = R.curves(s, 200)
     assert set(c.curves()) == {"plain over strength", "good over strength", "identity", "vae"} and [p.knob for p in c.curves()["good over strength"]] == [.4, .8] and any(p.front for p in c.points)
-    svg = R._svg(R.plot_tradeoff(s, c, 3), "x"); assert svg == R._svg(R.plot_tradeoff(s, c, 3), "x") and svg.count('xlink:href="#s3-') == 6
+    svg = R.figures.svg(R.plot_tradeoff(s, c, 3), "x"); assert svg == R.figures.svg(R.plot_tradeoff(s, c, 3), "x") and svg.count('xlink:href="#s3-') == 6
 
 def test_bad_requests_are_refused_in_words(run, tmp_path):
     for call, error, word in ((lambda: R.report(), OptionError, "no results folder"), (lambda: R.report(tmp_path/"no"), DataError, "results folder"), (lambda: R.report(run, baseline="best"), OptionError, "choose among plain"),

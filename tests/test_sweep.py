@@ -10,7 +10,8 @@ from fastedit import world as pb
 from fastedit.core import Cancelled, DataError, FastEditError, NumericalError, OptionError
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.models import load_model, random_model
-from fastedit.sweep import FINE, GRID, WIDE, Span, Subject, Sweep, change, combinations, race, read_values, subjects
+from fastedit.sweep import FINE, GRID, WIDE, Span, Subject, Sweep, change, combinations, race, subjects
+from fastedit.values import read_values
 
 KW = dict(channels=(16, 32, 32), width=16)
 
