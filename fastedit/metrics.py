@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from .core import FastEditError, ImageError, ModelError, OptionError, PromptError
 from .models import cache_dir, weights_dir
+from .state import ordinary
 
 # %% ../nbs/30_metrics.ipynb #22dc329a
 def mse(a, b,             # (B, 3, H, W) in 0..1
@@ -508,6 +509,7 @@ class Scorer:
                 (h, w), (H, W) = x.shape[:2], p.source.shape[:2]
                 raise ImageError(f"the {what} is {w}x{h} and the source {W}x{H}: bring both to one size first")
         return p if p.mask is None else replace(p, mask=_mask(p.mask))
+    @ordinary()
     @torch.no_grad()
     def __call__(self, pairs) -> list:
         "Score pairs, one row (dict) for each, in their order; raises `ImageError` where sizes differ."
