@@ -222,7 +222,7 @@ def read_rows(*folders) -> list:
 
 def read_run(folder) -> dict:
     "Read what the last command in a results folder asked for."
-    try: return json.loads((Path(folder)/"run.json").read_text())
+    try: return json.loads((Path(folder)/"run.json").read_text("utf-8"))
     except (OSError, ValueError) as e: raise DataError(f"{folder} is no results folder ({e}): give one that `fastedit bench --out` wrote") from e
 
 class RowFile:
@@ -729,7 +729,7 @@ def read_config(path) -> dict:
         import tomllib
     except ImportError: import tomli as tomllib
     import inspect
-    try: d = tomllib.loads(Path(path).read_text())
+    try: d = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise OptionError(f"{path} is not readable as TOML: {e}") from e
     known = set(inspect.signature(run_bench).parameters)-{"make_editor", "judge", "quiet"}; lines = d.pop("run", [])
     if lost := set(d)-known: raise OptionError(f"{path}: {', '.join(sorted(lost))} is unknown; there are {', '.join(sorted(known))}, and [[run]]")
