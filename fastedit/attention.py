@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from .core import OptionError, _torch as torch, _functional as F
 
 # %% auto #0
-__all__ = ['Alignment', 'token_spans', 'align', 'tie_nearest', 'find_words', 'Site', 'Control', 'Rule', 'CrossAttention',
+__all__ = ['Alignment', 'token_spans', 'align', 'find_words', 'tie_nearest', 'Site', 'Control', 'Rule', 'CrossAttention',
            'SelfAttention', 'Share', 'Features', 'WordMaps', 'as_map', 'as_picture', 'WordRegion', 'sites',
            'controlled', 'word_pictures']
 
@@ -82,29 +82,31 @@ def _hand_on_padding(R, end_a, end_b):
     if end_a > end_b: R[n-1, end_b+k-1:] = 1/(n-end_b-k+1)
     if end_a < end_b: R[end_a+k:, n-1] = 1.
 
-def tie_nearest(alignment: Alignment,
+def find_words(words: tuple, spans: tuple, wanted: str) -> tuple:
+    "Token positions of the words of `wanted` that occur in a prompt."
+    w = {_bare(x) for x in wanted.split()}; return tuple(i for x, s in zip(words, spans) if _bare(x) in w for i in s)
+
+# %% ../nbs/07_attention.ipynb #f8ccea64
+def tie_nearest(alignment: Alignment,  # of two prompts
                 source: torch.Tensor,  # (S, channels) of the encoded source prompt
                 target: torch.Tensor   # (T, channels) of the encoded target prompt
                ) -> Alignment:
-    "Tie, in each run of new target tokens, the one that is most like a source token of the gap that it fills to that token (InfEdit's mapper): it then counts as one that stayed."
+    "Let one token of each run of new ones count as the source token that it is most like (InfEdit)."
     M, same = alignment.mapper.clone(), alignment.same.clone()
     a, b = (F.normalize(v.float().cpu(), dim=-1) for v in (source, target))
     for first, last in _runs(alignment.same):
         before, after = (alignment.mapper[:, j].nonzero()[:, 0] for j in (first-1, last+1))
         low, high = int(before.max())+1, int(after.min())
         if low >= high: continue   # nothing went where this came
-        like = b[first:last+1]@a[low:high].T; j, i = divmod(int(like.argmax()), high-low)
+        j, i = divmod(int((b[first:last+1]@a[low:high].T).argmax()), high-low)
         M[:, first+j], M[low+i, first+j], same[first+j] = 0., 1., 1.
     return replace(alignment, mapper=M, same=same)
 
 def _runs(same) -> list:
     "First and last position of each run of zeros; neither end of a prompt is one."
-    new = [i for i, s in enumerate(same.tolist()) if not s]
-    return [(i, next(j for j in range(i, len(same)) if j+1 not in new)) for i in new if i-1 not in new]
-
-def find_words(words: tuple, spans: tuple, wanted: str) -> tuple:
-    "Token positions of the words of `wanted` that occur in a prompt."
-    w = {_bare(x) for x in wanted.split()}; return tuple(i for x, s in zip(words, spans) if _bare(x) in w for i in s)
+    new = {i for i, s in enumerate(same.tolist()) if not s}
+    firsts = [i for i in sorted(new) if i-1 not in new]
+    return [(i, next(j for j in range(i, len(same)) if j+1 not in new)) for i in firsts]
 
 # %% ../nbs/07_attention.ipynb #84ec3b2c
 @dataclass(frozen=True)
@@ -169,9 +171,10 @@ class CrossAttention(Rule):
         "Take the source's maps for words that stayed; new words keep their own."
         same = self.same.to(source); return (source@self.M.to(source))*same+target*(1-same)
     def replaced(self, source, target):
-        "Hand the source's maps on to the words in their place. What was with words that went, less what new words ask for, is shared out in proportion: rows go on to sum to 1."
+        "Hand the source's maps on to the words in their place, so that rows go on to sum to 1."
         have = (self.R.sum(0) > 0).to(source); kept, own = source@self.R.to(source), target*(1-have)
         if bool(have.all()) and bool((self.R.sum(1) > 0).all()): return kept
+        # words that went leave theirs to all that stay, new words take their own from these
         return kept*(1-own.sum(-1, keepdim=True))/kept.sum(-1, keepdim=True).clamp_min(1e-8)+own
 
 class SelfAttention(Rule):

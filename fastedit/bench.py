@@ -154,6 +154,10 @@ class Judge:
             pair = Pair.of(entry, image); found = self.scorer([pair])[0]
             if self.scorer.profile == "drawn": found["drawn/reader-structure"] = structure_error(Image.fromarray(pair.source), image, self.scorer.net("reader"))
         return {k: None if v is None or not np.isfinite(v) else float(v) for k, v in found.items()}
+    def notes(self, entry, image) -> list:
+        "Say what has no value and why, and which prompts were cut, see `metrics.Scorer.notes`."
+        from fastedit.metrics import Pair
+        with self.lock: return self.scorer.notes(Pair.of(entry, image))
 
 # %% ../nbs/37_bench.ipynb #2df9a8b7
 def open_dataset(dataset="picturebook",    # "picturebook", a folder (PIE-Bench, drawn benchmark), or a CSV or JSONL
@@ -218,7 +222,7 @@ def read_rows(*folders) -> list:
 
 def read_run(folder) -> dict:
     "Read what the last command in a results folder asked for."
-    try: return json.loads((Path(folder)/"run.json").read_text())
+    try: return json.loads((Path(folder)/"run.json").read_text("utf-8"))
     except (OSError, ValueError) as e: raise DataError(f"{folder} is no results folder ({e}): give one that `fastedit bench --out` wrote") from e
 
 class RowFile:
@@ -414,11 +418,17 @@ class _Bench:
                 image, result = made
                 told = {k: row[k] for k in ("request", "timesteps", "nfe", "control_nfe", "notes", "revision", "versions")}
                 _save(image, self.out/row["image"], told)
-            try: row["metrics"] = self.judge(entry, image if made else load_image(self.out/row["image"]))
+            try:
+                shown = image if made else load_image(self.out/row["image"])
+                row["metrics"] = self.judge(entry, shown); row["notes"] = [*row["notes"], *(n for n in _judged(self.judge, entry, shown) if n not in row["notes"])]
             except (FastEditError, RuntimeError, ValueError) as e: row |= dict(error=_words(e), image=None, metrics={})
         self.file.add(row); self._know(row); self.busy.discard(row["key"]); self.on_row(row, True)
     def close(self):
         self.sink.close(); self.file.close()
+
+def _judged(judge, entry, image) -> list:
+    "What a judge says beside its numbers; one of a user's own need not say anything."
+    return judge.notes(entry, image) if hasattr(judge, "notes") else []
 
 def _save(image, path, told):
     from fastedit.images import save_image
@@ -517,6 +527,8 @@ class Bench:
     def _note(self, times):
         r = self.run; bits = [f"profile {r['profile']}, {len(r['entries'])} edits of {r['dataset']}, seeds {', '.join(map(str, r['seeds']))}; 95% intervals over pictures, stratified by type"]
         if r["skipped"]: bits.append(f"{r['skipped']} bad entries skipped")
+        if cut := len({x["id"] for x in self.rows if any("context" in n for n in x["notes"])}): bits.append(f"{cut} prompts were cut at a text encoder's context: their CLIP scores are of what was left")
+        if small := len({x["id"] for x in self.rows if any("sides of at least" in n for n in x["notes"])}): bits.append(f"{small} pictures are too small for some metrics, see their notes")
         if len(self.rows) < self.expected: bits.append(f"only {len(self.rows)} of {self.expected} edits are in")
         if times and len({x["session"] for x in self.rows if x["session"]}) > 1: bits.append("the seconds come from several processes")
         if times and len(lines := {x["threads"] for x in self.rows}) > 1: bits.append(f"with {', '.join(map(str, sorted(lines)))} threads")
@@ -524,9 +536,12 @@ class Bench:
     @property
     def types(self) -> Table:
         "Edit success (background PSNR where nobody judges success) per edit type."
-        k, how = ("success", lambda v: f"{v:.0%}") if HEADLINE[self.run["profile"]]["success"] else ("background_psnr", lambda v: f"{v:.1f}")
+        k, how = ("success", None) if HEADLINE[self.run["profile"]]["success"] else ("background_psnr", lambda v: f"{v:.1f}")
         kinds = sorted({r["type"] for r in self.rows}, key=int); s = scores(flat_rows(self.rows), k, method=("label", "model")); kind = np.asarray(s.types)
-        def mean(r, t): v = s.values.get(f"{r['label']} {r['model']}", np.array([])); v = v[kind == t] if len(v) else v; return how(np.nanmean(v)) if np.isfinite(v).any() else "-"
+        def mean(r, t):
+            v = s.values.get(f"{r['label']} {r['model']}", np.array([])); v = v[kind == t] if len(v) else v; n = int(np.isfinite(v).sum())
+            if not n: return "-"
+            return f"{np.nansum(v):.3g} of {n}" if k == "success" else f"{how(np.nanmean(v))} (n={n})"   # counts, since few pictures make no share
         rows = tuple((r["label"], r["model"], *(mean(r, t) for t in kinds)) for r in self.run["runs"])
         return Table(("method", "model", *(EDIT_TYPES[int(t)] for t in kinds)), rows, f"{k.replace('_', ' ')} per type")
     @property
@@ -714,7 +729,7 @@ def read_config(path) -> dict:
         import tomllib
     except ImportError: import tomli as tomllib
     import inspect
-    try: d = tomllib.loads(Path(path).read_text())
+    try: d = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise OptionError(f"{path} is not readable as TOML: {e}") from e
     known = set(inspect.signature(run_bench).parameters)-{"make_editor", "judge", "quiet"}; lines = d.pop("run", [])
     if lost := set(d)-known: raise OptionError(f"{path}: {', '.join(sorted(lost))} is unknown; there are {', '.join(sorted(known))}, and [[run]]")

@@ -343,7 +343,9 @@ class Sweep:
         i = self._plan.order[k][0]; s = self.subjects[self.jobs[i][0]]
         if isinstance(found, FastEditError): self._done[k] = Done(None, dict(error=str(found))); return
         row = dict(steps_run=len(found.timesteps), nfe=found.nfe, control_nfe=found.control_nfe, executed=found.nfe-self.saved["unet"], seconds=round(found.seconds["total"], 4), change=change(s.image, found.image))
-        if self.scorer is not None: row |= self.scorer([s.pair(found.image, found.request)])[0]
+        if self.scorer is not None:
+            pair = s.pair(found.image, found.request); row |= self.scorer([pair])[0]
+            if hasattr(self.scorer, "notes") and (said := self.scorer.notes(pair)): row["notes"] = "; ".join(said)
         self._done[k] = Done(found.image, row, replace(found, latents=None))
         if self.out:
             key = self._key(i, self.editor_for(self.jobs[i][2])); found.save(self.out/"images"/f"{key}.png")
@@ -357,7 +359,7 @@ class Sweep:
         for k, (i, _) in enumerate(self._plan.order):
             key = self._key(i, self.editor_for(self.jobs[i][2])); where = self.out/"rows"/f"{key}.json"
             if k in self._done or not where.is_file(): continue
-            try: d = json.loads(where.read_text()); im = images.load_image(self.out/"images"/f"{key}.png")
+            try: d = json.loads(where.read_text("utf-8")); im = images.load_image(self.out/"images"/f"{key}.png")
             except (ValueError, FastEditError): continue   # damaged or half there: run it again
             if d.get("metrics") == self._metrics(): self._done[k] = Done(im, d["row"])
 

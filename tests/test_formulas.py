@@ -171,7 +171,7 @@ def test_renoise_averages_what_the_reference_averages(K, grid):
         assert d.asked.count(t) == min(K+1, 5 if t < 250 else 10)+1
 
 
-@pytest.mark.parametrize("options", [dict(), dict(regularise=2), dict(sampler="ancestral"), dict(sampler="ancestral", correct=False, regularise=1), dict(iterations=2, sampler="ancestral")])
+@pytest.mark.parametrize("options", [dict(), dict(regularise=2), dict(ancestral=True), dict(ancestral=True, correct=False, regularise=1), dict(iterations=2, ancestral=True)])
 @pytest.mark.parametrize("grid", [(999, 759, 499, 259), (699, 459, 219, 99)])
 def test_renoise_costs_what_it_says(options, grid):
     d, text = Toy(), torch.tensor(.3)
@@ -255,10 +255,10 @@ def test_noise_is_regularised_as_written_out_and_each_picture_by_itself():
     assert regularised(e, ideal, seeded(), 0) is e
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
-def test_renoise_in_a_batch_is_renoise_alone(sampler):
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_renoise_in_a_batch_is_renoise_alone(ancestral):
     def run(z0, seeds):
-        m, job = job_of(Toy(), "renoise", (499, 199), z0, seeds, torch.tensor(.3), torch.tensor(.6), sampler=sampler, regularise=1)
+        m, job = job_of(Toy(), "renoise", (499, 199), z0, seeds, torch.tensor(.3), torch.tensor(.6), ancestral=ancestral, regularise=1)
         return m(job)
     z0 = latents(n=2)
     both = run(z0, (7, 8))

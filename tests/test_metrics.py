@@ -349,3 +349,34 @@ def test_fetching_metrics_offline_ends_in_words(monkeypatch):
     monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth"), "clip-vit-l14": "failed: OSError: no network"})
     r = CliRunner().invoke(app, ["fetch", "metrics", "-q"]); assert r.exit_code == 1 and "clip-vit-l14: failed: OSError: no network" in r.output and "1 of 2 networks" in r.output and "Traceback" not in r.output
     monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth")}); assert CliRunner().invoke(app, ["fetch", "metrics", "-q"]).exit_code == 0
+
+# --- small pictures, long prompts, odd masks
+def _tiny(side, **kw):
+    a, b = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8); return metrics.Pair(a, b, np.pad(np.ones((1, 1)), ((0, side-1), (0, side-1))), target_prompt="a ball", **kw)
+
+@pytest.mark.parametrize("side, lost", [(4, {"ssim", "lpips-squeeze", "lpips-alex", "lpips-vgg"}), (6, {"lpips-squeeze", "lpips-alex", "lpips-vgg"}), (16, {"lpips-squeeze", "lpips-alex"}), (17, {"lpips-alex"}), (31, set())])
+def test_a_picture_too_small_has_no_value_and_the_reason(side, lost):
+    only = ["psnr", "psnr-bg", "ssim", "ssim-bg", "lpips-squeeze", "lpips-squeeze-bg", "lpips-alex", "lpips-alex-bg", "lpips-vgg", "lpips-vgg-bg"]
+    s = metrics.Scorer("corrected", only=only, random=0); row, notes = s(_tiny(side))[0], s.notes(_tiny(side))
+    assert {m.key for m in s.metrics if row[s.name(m)] is None} == {k for k in only if k.removesuffix("-bg") in lost}
+    assert all(f"{side}x{side}" in n for n in notes) and all(any(f"{k}" in n for n in notes) for k in lost) and bool(notes) == bool(lost)
+
+def test_small_pictures_are_refused_in_words_by_the_formulas():
+    x = torch.rand(1, 3, 4, 5)
+    with pytest.raises(ImageError, match="at least 6 pixels, and the picture is 5x4"): metrics.ssim(x, x)
+    with pytest.raises(ImageError, match="lpips-squeeze's network needs sides of at least 17"): metrics.lpips_distance(metrics.load_backbone("lpips-squeeze", random=0), x, x)
+
+def test_a_prompt_cut_at_the_context_is_said():
+    s = metrics.Scorer("drawn", only=["clip-mini"]); a = np.zeros((64, 64, 3), np.uint8); net = s.net("clip-mini")
+    fits, long = "a red ball", "a red ball and a blue cup "*12
+    assert not s.notes(metrics.Pair(a, a, target_prompt=fits)); (n,) = s.notes(metrics.Pair(a, a, target_prompt=long)); k = net.cut(long)
+    assert k > 0 and f"last {k} tokens" in n and "context" in n
+    one = metrics.Scorer("corrected", only=["clip-vit-b16"], random=0, nets={"clip-vit-b16": net}); assert "clip-vit-b16" in one.notes(metrics.Pair(a, a, target_prompt=long))[0]
+
+@pytest.mark.parametrize("mask, word", [(np.full((8, 8), np.nan), "nan"), (np.full((8, 8), 255, np.uint8), "255"), (np.full((8, 8), -.5), "-0.5"), (np.ones((8, 8, 3)), "shape"), (np.ones((4, 8)), "one size")])
+def test_odd_masks_are_refused(mask, word):
+    a = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ImageError, match=word): metrics.Scorer("corrected", only=["psnr-bg"])(metrics.Pair(a, a, mask))
+
+def test_an_empty_background_has_no_value():
+    a = np.zeros((8, 8, 3), np.uint8); s = metrics.Scorer("corrected", only=["psnr-bg", "psnr"]); assert s(metrics.Pair(a, a, np.ones((8, 8))))[0] == {"corrected/psnr-bg": None, "corrected/psnr": 100.}

@@ -142,9 +142,9 @@ def _inverted(job, ideal, noises):
 # %% ../../nbs/18_renoise.ipynb #edf549b9
 def renoise(job: Job) -> torch.Tensor:
     "Invert by `x' = backward(x, e(x', t, src))`, then sample with `tgt` (Garibi et al. 2024)."
-    d, sc, ancestral = job.d, job.d.schedule, job.options["sampler"] == "ancestral"
+    d, sc = job.d, job.d.schedule
     ideal = job.noise() if job.options["regularise"] else None
-    noises = [job.noise() if ancestral else None for _ in job.grid]
+    noises = [job.noise() if job.options["ancestral"] else None for _ in job.grid]
     x = _inverted(job, ideal, noises)
     for i, (t, prev) in enumerate(pairs(job.grid)):
         e, z = d.eps_x0(x, t, job.target, job.guidance[i], job.control[i])
@@ -158,16 +158,15 @@ def _nfe(steps, cfg, times=None, **o):
     def at(t):
         n, _, rough = _plan(t, o)
         return n+rough
-    fixed = cfg*steps+(steps-1)*(o["sampler"] == "ancestral" and o["correct"])
+    fixed = cfg*steps+(steps-1)*(o["ancestral"] and o["correct"])
     if times is not None: return sum(map(at, times))+fixed
     return tuple(sorted(steps*at(t)+fixed for t in (0, 999)))
 
 _OPTIONS = dict(
     iterations=Option(9, 0, 9, "fixed-point iterations per inversion step; 0 is plain inversion"),
-    sampler=Option("ddim", choices=("ddim", "ancestral"),
-        doc="without noise, or with a noise drawn once per step (the reference with SDXL-Turbo)"),
+    ancestral=Option(False, doc="whether steps have a noise, drawn once each (as the reference)"),
     regularise=Option(0, 0, 20, "rounds that make predicted noise more like noise (reference: 4)"),
-    correct=Option(True, doc="with 'ancestral': whether its noise is moved to what leads back"))
+    correct=Option(True, doc="with `ancestral`: whether its noise is moved to what leads back"))
 
 _TITLE = "ReNoise: inversion by fixed-point iteration, then a few steps with the target prompt"
 METHODS = {"renoise": Method(
