@@ -1260,6 +1260,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fastedit.stats.TradeOff.curves': ('stats.html#tradeoff.curves', 'fastedit/stats.py'),
                                 'fastedit.stats.TradeOff.table': ('stats.html#tradeoff.table', 'fastedit/stats.py'),
                                 'fastedit.stats._binary': ('stats.html#_binary', 'fastedit/stats.py'),
+                                'fastedit.stats._bounded': ('stats.html#_bounded', 'fastedit/stats.py'),
                                 'fastedit.stats._clopper': ('stats.html#_clopper', 'fastedit/stats.py'),
                                 'fastedit.stats._drawn': ('stats.html#_drawn', 'fastedit/stats.py'),
                                 'fastedit.stats._error': ('stats.html#_error', 'fastedit/stats.py'),
