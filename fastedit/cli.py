@@ -317,7 +317,7 @@ def train(stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {'
     except KeyboardInterrupt: _say(f"\nfastedit: interrupted; the same command goes on from the last checkpoint in {state}"); raise typer.Exit(130)
     finally: torch.set_flush_denormal(False)
     log = state/f"{ {'train_lcm_lora': 'lcm-lora', 'train_lcm': 'lcm'}.get(run, stage)}.csv"
-    if log.exists(): rows = log.read_text().splitlines(); print(f"{rows[0]}\n{rows[-1]}")
+    if log.exists(): rows = log.read_text("utf-8").splitlines(); print(f"{rows[0]}\n{rows[-1]}")
     print(f"finished network in {state/'models'}, log in {log}")
 
 # %% ../nbs/90_cli.ipynb #8c048e4c

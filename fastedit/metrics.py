@@ -141,7 +141,7 @@ def _clip_folder(folder):
     from open_clip.model import CLIP
     if not (folder/"open_clip_config.json").is_file():
         raise ModelError(f"{folder.name} has no open_clip_config.json: these weights are not part of this installation")
-    cfg = json.loads((folder/"open_clip_config.json").read_text())["model_cfg"]; model = CLIP(**cfg)
+    cfg = json.loads((folder/"open_clip_config.json").read_text("utf-8"))["model_cfg"]; model = CLIP(**cfg)
     _fill(model, {k: v.float() if v.is_floating_point() else v for k, v in _tensors(folder/"model.safetensors").items()}, folder/"model.safetensors")
     length, tokenizer = cfg["text_cfg"].get("context_length", 77), None
     if any((folder/f).is_file() for f in ("tokenizer.json", "vocab.json")):
