@@ -222,7 +222,7 @@ def read_rows(*folders) -> list:
 
 def read_run(folder) -> dict:
     "Read what the last command in a results folder asked for."
-    try: return json.loads((Path(folder)/"run.json").read_text())
+    try: return json.loads((Path(folder)/"run.json").read_text("utf-8"))
     except (OSError, ValueError) as e: raise DataError(f"{folder} is no results folder ({e}): give one that `fastedit bench --out` wrote") from e
 
 class RowFile:
@@ -536,9 +536,12 @@ class Bench:
     @property
     def types(self) -> Table:
         "Edit success (background PSNR where nobody judges success) per edit type."
-        k, how = ("success", lambda v: f"{v:.0%}") if HEADLINE[self.run["profile"]]["success"] else ("background_psnr", lambda v: f"{v:.1f}")
+        k, how = ("success", None) if HEADLINE[self.run["profile"]]["success"] else ("background_psnr", lambda v: f"{v:.1f}")
         kinds = sorted({r["type"] for r in self.rows}, key=int); s = scores(flat_rows(self.rows), k, method=("label", "model")); kind = np.asarray(s.types)
-        def mean(r, t): v = s.values.get(f"{r['label']} {r['model']}", np.array([])); v = v[kind == t] if len(v) else v; return how(np.nanmean(v)) if np.isfinite(v).any() else "-"
+        def mean(r, t):
+            v = s.values.get(f"{r['label']} {r['model']}", np.array([])); v = v[kind == t] if len(v) else v; n = int(np.isfinite(v).sum())
+            if not n: return "-"
+            return f"{np.nansum(v):.3g} of {n}" if k == "success" else f"{how(np.nanmean(v))} (n={n})"   # counts, since few pictures make no share
         rows = tuple((r["label"], r["model"], *(mean(r, t) for t in kinds)) for r in self.run["runs"])
         return Table(("method", "model", *(EDIT_TYPES[int(t)] for t in kinds)), rows, f"{k.replace('_', ' ')} per type")
     @property
@@ -726,7 +729,7 @@ def read_config(path) -> dict:
         import tomllib
     except ImportError: import tomli as tomllib
     import inspect
-    try: d = tomllib.loads(Path(path).read_text())
+    try: d = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise OptionError(f"{path} is not readable as TOML: {e}") from e
     known = set(inspect.signature(run_bench).parameters)-{"make_editor", "judge", "quiet"}; lines = d.pop("run", [])
     if lost := set(d)-known: raise OptionError(f"{path}: {', '.join(sorted(lost))} is unknown; there are {', '.join(sorted(known))}, and [[run]]")

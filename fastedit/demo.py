@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from . import world as pb
 from .core import OptionError, progress
 from .models import diagnose
-from .stats import Table, mean_interval
+from .stats import Table, difference_interval, mean_interval
 
 # %% ../nbs/35_demo.ipynb #88ddf9ee
 PUBLISHED = dict(method="img2img", steps=4, strength=.5, guidance=1.5, control="canny", control_scale=.5)
@@ -111,6 +111,18 @@ def average_row(method: str, model: str,
     if "network_seconds" in row: row["overhead"] = sum(p["seconds"] for p in parts)/max(1e-9, sum(p["network_seconds"] for p in parts))
     return row
 
+def _span(row, key, scale, form) -> str:
+    "Write a mean with its interval, where it has one."
+    mid, low, high = (row.get(f"{key}{end}") for end in ("", "_low", "_high"))
+    if mid is None: return "-"
+    text = [form.format(v*scale) for v in (mid, low, high) if v is not None]
+    return f"{text[0]} [{text[1]}, {text[2]}]" if len(text) == 3 else text[0]
+
+def _share(row, key) -> str:
+    "Write a share in percent with its interval."
+    text = _span(row, key, 100, "{:.0f}")
+    return text if text == "-" else text.replace(" [", "% [") if "[" in text else f"{text}%"
+
 @dataclass(frozen=True)
 class Demo:
     "What a demonstration found."
@@ -129,24 +141,22 @@ class Demo:
     @property
     def table(self) -> Table:
         "The result as a table."
-        share = lambda v: "-" if v is None else f"{v:.0%}"; db = lambda v: "-" if v is None else f"{v:.1f}"
-        rows = [(r["model"], r["method"], share(r["success"]), share(r["ignored"]), db(r["background_psnr"]), db(r["target_psnr"]), f"{r['nfe']:g}", f"{r['seconds']:.2f}",
-                 f"{r['overhead']:.2f}") for r in self.rows]
+        rows = [(r["model"], r["method"], _share(r, "success"), _span(r, "gap", 100, "{:+.0f}"), _share(r, "ignored"), _span(r, "background_psnr", 1, "{:.1f}"), _span(r, "target_psnr", 1, "{:.1f}"),
+                 f"{r['nfe']:g}", f"{r['seconds']:.2f}", f"{r['overhead']:.2f}") for r in self.rows]
         m = max(self.rows, key=lambda r: r["n"])
-        return Table(("model", "method", "success", "ignored", "background dB", "target dB", "NFE", "seconds", "total/network"), tuple(rows), "",
-                     f"{m['n']} edits each, seed {self.seed}; background PSNR over the {m['background_n']} that have one; seconds per edit, nothing cached")
+        return Table(("model", "method", "success", "points more than the first", "ignored", "background dB", "target dB", "NFE", "seconds", "total/network"), tuple(rows), "",
+                     f"{m['n']} edits each, seed {self.seed}, with 95% intervals; points: success against the model's first method, edit by edit; background PSNR over the {m['background_n']} that have one; seconds per edit, nothing cached")
 
     @property
     def check_table(self) -> Table:
         "What the judge says of pictures that no method made."
-        return Table(("picture", "success", "ignored", "background dB"), tuple((r["method"], f"{r['success']:.0%}", f"{r['ignored']:.0%}",
-                     "-" if r["background_psnr"] is None else f"{r['background_psnr']:.1f}") for r in self.checks), "how far the judge can be trusted")
+        return Table(("picture", "success", "ignored", "background dB"), tuple((r["method"], _share(r, "success"), _share(r, "ignored"), _span(r, "background_psnr", 1, "{:.1f}")) for r in self.checks), "how far the judge can be trusted")
 
     @property
     def type_table(self) -> Table:
         "Success per edit type."
         heads = list(dict.fromkeys((r["model"], r["method"]) for r in self.types)); cells = {(r["type"], r["model"], r["method"]): r for r in self.types}
-        return Table(("edit type", "n", *(f"{a} {b}" for a, b in heads)), tuple((pb.EDIT_TYPES[t], cells[(t, *heads[0])]["n"], *(f"{cells[(t, *h)]['success']:.0%}" for h in heads))
+        return Table(("edit type", "n", *(f"{a} {b}" for a, b in heads)), tuple((pb.EDIT_TYPES[t], cells[(t, *heads[0])]["n"], *(f"{cells[(t, *h)]['success']*cells[(t, *h)]['n']:.0f} of {cells[(t, *h)]['n']}" for h in heads))
                      for t in sorted({r["type"] for r in self.types})), "success per type")
 
     def _repr_markdown_(self): return "\n\n".join(t._repr_markdown_() for t in (self.table, self.check_table, self.type_table))
@@ -177,7 +187,7 @@ def run_demo(n: int=12,           # edits, 1 or more
     bar = progress(total=len(models)*len(methods)*n, desc="editing", quiet=quiet)
     try:
         for model in models:
-            editor = FastEditor(model); name = editor.spec.key
+            editor = FastEditor(model); name = editor.spec.key; first = None
             if model == models[0]: checks.insert(1, average_row("right answers after the VAE", name, judged([_through_vae(editor, im) for im in truth]), kinds))
             for title, settings in methods.items():
                 done = []; editor(sources[0], **_request(edits[0], settings))
@@ -186,10 +196,18 @@ def run_demo(n: int=12,           # edits, 1 or more
                     done.append(editor(im, seed=seed*10**6+k, **_request(e, settings)))
                     bar.set_description(f"{name}: {title}", refresh=False); bar.update()
                 parts = [dict(m, nfe=d.nfe, seconds=d.seconds["total"], network_seconds=d.network_seconds) for m, d in zip(judged([d.image for d in done]), done)]
-                rows.append(average_row(title, name, parts, kinds)); columns[title if len(models) == 1 else f"{name} {title}"] = [(d.image, p) for d, p in zip(done, parts)]
+                first = first or parts
+                rows.append(average_row(title, name, parts, kinds)|_gap(parts, first, kinds)); columns[title if len(models) == 1 else f"{name} {title}"] = [(d.image, p) for d, p in zip(done, parts)]
                 types += [dict(type=t, **average_row(title, name, [p for p, k in zip(parts, kinds) if k == t], None)) for t in sorted(set(kinds))]
     finally: bar.close()
     return Demo(tuple(rows), tuple(types), tuple(checks), comparison(edits, columns), seed, n, versions())
+
+def _gap(parts, first, kinds) -> dict:
+    "Success of a method less that of the first one, edit by edit, as plain data; empty for the first itself."
+    if parts is first: return {}
+    d = difference_interval([float(p["success"]) for p in parts], [float(p["success"]) for p in first], kinds)
+    plain = lambda v: None if math.isnan(v) else v
+    return dict(gap=plain(d.mean), gap_low=plain(d.low), gap_high=plain(d.high), gap_p=d.p)
 
 def _request(edit, settings):
     "What to ask an editor for: prompts without their marks; only methods that compare are told what the source shows."

@@ -531,7 +531,7 @@ def _told(editor, picture, mask, r, on_step) -> "EditResult":
     done = (editor._edit if editor.flow is None else editor._edit_flow)(picture.image, values, r, on_step)
     device = editor.device if editor.flow is None else editor.flow.device
     return replace(done, image=images.keep_alpha(done.image, picture), request=replace(done.request, image=seen, mask=hashed), notes=(*done.notes, *notes),
-                   machine={**machine(device), **{k: done.memory[k] for k in ("residency", "vae_tile", "packed") if k in done.memory}}, mask=values)
+                   machine={**machine(device), **{k: done.memory[k] for k in ("vae_tile", "packed") if k in done.memory}}, mask=values)
 
 def _transparency(picture, mask) -> list:
     if picture.rgba is None: return []

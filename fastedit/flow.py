@@ -156,7 +156,7 @@ def _watched(pipe):
 def _flow_files(folder, spec) -> list:
     "Check a pipeline's folder without loading it and list its files; raises `ModelError` naming what is wrong."
     index = folder/"model_index.json"
-    try: said = json.loads(index.read_text())
+    try: said = json.loads(index.read_text("utf-8"))
     except (OSError, ValueError) as e: raise ModelError(f"{index} is missing or not readable ({e}): fetch or copy the model again") from e
     if said.get("_class_name") != spec.pipeline: raise ModelError(f"{folder} holds a {said.get('_class_name')}, and {spec.key!r} needs a {spec.pipeline}: fetch or copy the model again")
     parts = {k: v for k, v in said.items() if isinstance(v, list) and v != [None, None]}

@@ -21,7 +21,10 @@ from .core import FastEditError, ModelError, progress
 def _client():
     "The hub's client library, with the parts that it leaves for later, imported when it is needed."
     import huggingface_hub
-    import huggingface_hub.constants, huggingface_hub.errors, huggingface_hub.file_download, huggingface_hub.utils  # noqa: E401
+    import huggingface_hub.constants
+    import huggingface_hub.errors
+    import huggingface_hub.file_download
+    import huggingface_hub.utils
     return huggingface_hub
 
 @lru_cache(maxsize=4)
@@ -39,12 +42,12 @@ def hub_cache() -> Path:
 # %% ../nbs/04_hub.ipynb #6e3e74ad
 def snapshot(repo: str,             # repository on the hub, "owner/name"
              revision: str="main"   # commit, tag or branch
-            ) -> Path|None:         # folder, also one where files are missing; None: nothing is here
-    "Find a repository's files on this machine without any network."
+            ) -> Path|None:
+    "Find a repository's folder, also one where files are missing, without any network."
     client = _client()
     try:
-        where = hub_cache()
-        return Path(client.snapshot_download(repo, revision=revision, cache_dir=where, local_files_only=True))
+        where = dict(revision=revision, cache_dir=hub_cache(), local_files_only=True)
+        return Path(client.snapshot_download(repo, **where))
     except client.errors.LocalEntryNotFoundError as e:
         part = getattr(e, "snapshot_path", None)   # some files of the repository are here
         return Path(part) if part else None
@@ -81,7 +84,8 @@ def look(repo: str,                  # "owner/name"
          say: Callable|None=None     # told about each wait
         ) -> Repository:
     "Ask the hub what a repository holds; raises `ModelError` in words if it does not say."
-    ask = lambda: _client().HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=30)
+    wish = dict(revision=revision, files_metadata=True, timeout=30)
+    ask = lambda: _client().HfApi().model_info(repo, **wish)
     try:
         info = patiently(ask, say)
     except Exception as e:
@@ -91,7 +95,8 @@ def look(repo: str,                  # "owner/name"
 
 def _remote(repo, revision, commit, sibling):
     large = getattr(sibling.lfs, "sha256", None) or ""
-    return RemoteFile(repo, revision, commit or revision, sibling.rfilename, sibling.size or 0, large, sibling.blob_id or "")
+    size, oid = sibling.size or 0, sibling.blob_id or ""
+    return RemoteFile(repo, revision, commit or revision, sibling.rfilename, size, large, oid)
 
 def _licence(info) -> str:
     "Read the licence from a repository's card or its tags."
@@ -123,7 +128,8 @@ def _digest(path, kind, start):
 # %% ../nbs/04_hub.ipynb #d1b499fb
 _WAITS = (1, 2, 4, 8, 16)   # seconds before each new try
 _LONGEST = 300              # seconds that all waits together may take
-_LATER = {408: "time is up", 429: "too many requests", 500: "an error inside", 502: "bad gateway", 503: "busy", 504: "no answer in time"}
+_LATER = {408: "time is up", 429: "too many requests", 500: "an error inside",
+          502: "bad gateway", 503: "busy", 504: "no answer in time"}
 
 class _Busy(Exception):
     "The hub asks us to come again later."
@@ -166,7 +172,7 @@ def _our_waits():
 # %% ../nbs/04_hub.ipynb #a76b15db
 def _cause(e):
     "Find what an error of the client library comes from."
-    while type(e).__name__ in ("LocalEntryNotFoundError", "IncompleteSnapshotError") and e.__cause__ is not None:
+    while _named(e, "LocalEntryNotFoundError") and e.__cause__ is not None:
         e = e.__cause__
     return e
 
@@ -174,12 +180,14 @@ def _named(e, *names): return any(c.__name__ in names for c in type(e).__mro__)
 
 def _cut_off(e) -> bool:
     "Whether an error means that the connection was lost."
-    return _named(e, "TransportError", "ConnectionError", "Timeout", "ChunkedEncodingError") and not _named(e, "OfflineModeIsEnabled")
+    if _named(e, "OfflineModeIsEnabled"):
+        return False
+    return _named(e, "TransportError", "ConnectionError", "Timeout", "ChunkedEncodingError")
 
 def patiently(call: Callable,            # what to do; called again after each wait
               say: Callable|None=None    # told about each wait
              ):
-    "Do something that needs the hub, again where it is busy or the connection is lost, with growing waits and an end."
+    "Do something that needs the hub, again where it is busy or the connection is lost."
     waited = 0
     for i, wait in enumerate((*_WAITS, None)):
         try:
@@ -196,7 +204,8 @@ def patiently(call: Callable,            # what to do; called again after each w
             if wait is None or waited+pause > _LONGEST:
                 raise
         if say:
-            say(f"the hub: {_first_line(why)}; trying again in {pause:g} s (try {i+2} of {len(_WAITS)+1})")
+            which = f"try {i+2} of {len(_WAITS)+1}"
+            say(f"the hub: {_first_line(why)}; trying again in {pause:g} s ({which})")
         time.sleep(pause)
         waited += pause
 
@@ -211,7 +220,11 @@ def offline() -> str:
     "Name the environment variable that forbids the network, or ''."
     if not _client().constants.HF_HUB_OFFLINE:
         return ""
-    return next((k for k in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(k)), "HF_HUB_OFFLINE")
+    return _set_one("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") or "HF_HUB_OFFLINE"
+
+def _set_one(*names) -> str:
+    "Name the first of some environment variables that is set, or ''."
+    return next((k for k in names if os.environ.get(k)), "")
 
 def size_text(n: float) -> str:
     "Write a number of bytes in GB, or in MB or kB where that is nearly nothing."
@@ -225,7 +238,7 @@ def _free() -> int:
 
 def _variable() -> str:
     "Name the environment variable that decides where the cache is."
-    return next((k for k in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") if os.environ.get(k)), "HF_HOME")
+    return _set_one("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") or "HF_HOME"
 
 def _other_disk() -> str:
     return f"free some space, or set {_variable()} to a folder on another disk"
@@ -255,46 +268,52 @@ def explain(e: Exception,      # from the client library, or from the system
 
 def _refused(e, repo, revision, file) -> str:
     "What the hub itself objects to."
-    page, status = f"https://huggingface.co/{repo}", getattr(getattr(e, "response", None), "status_code", None)
+    page = f"https://huggingface.co/{repo}"
+    status = getattr(getattr(e, "response", None), "status_code", None)
     if _named(e, "GatedRepoError"):
-        return (f"{repo} is gated: read and accept its terms on {page}, log in with `hf auth login` (or set HF_TOKEN), "
-                f"and run the same command again")
+        return (f"{repo} is gated: read and accept its terms on {page}, log in with "
+                f"`hf auth login` (or set HF_TOKEN), and run the same command again")
     if _named(e, "RepositoryNotFoundError"):
-        return f"there is no repository {repo} on the hub, or it is private: correct the name, or log in with `hf auth login` if it is private"
+        return (f"there is no repository {repo} on the hub, or it is private: correct the name, "
+                f"or log in with `hf auth login` if it is private")
     if _named(e, "RevisionNotFoundError"):
         return f"{repo} has no revision {revision!r}: {page}/tree/main shows what is there"
     if _named(e, "EntryNotFoundError"):
-        return f"{repo} has no file {file!r} at revision {revision!r}: {page}/tree/{revision} shows what is there"
+        return (f"{repo} has no file {file!r} at revision {revision!r}: "
+                f"{page}/tree/{revision} shows what is there")
     if _named(e, "DisabledRepoError"):
         return f"{repo} was closed by the hub: use another repository"
     if status in (401, 403):
-        return (f"the hub refuses {repo} ({status}): log in with `hf auth login`, check that your token may read it, "
-                f"and that you accepted the terms on {page}")
+        return (f"the hub refuses {repo} ({status}): log in with `hf auth login`, check that your "
+                f"token may read it, and that you accepted the terms on {page}")
     return ""
 
 # %% ../nbs/04_hub.ipynb #b57420c1
 def _system(e, file) -> str:
     "What this machine objects to."
     if _named(e, "OfflineModeIsEnabled"):
-        return f"{offline() or 'HF_HUB_OFFLINE'} is set, so that nothing is fetched: unset it and run the same command again"
+        return (f"{offline() or 'HF_HUB_OFFLINE'} is set, so that nothing is fetched: "
+                f"unset it and run the same command again")
     code, what = getattr(e, "errno", None), file or "a file"
     if code in _FULL:
-        return (f"{hub_cache()} is full ({size_text(_free())} free): {what} could not be written. What came before it is kept; "
-                f"{_other_disk()}, and run the same command again")
+        return (f"{hub_cache()} is full ({size_text(_free())} free): {what} could not be written. "
+                f"What came before it is kept; {_other_disk()}, and run the same command again")
     if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return f"{hub_cache()} cannot be written ({os.strerror(code)}): {what} was not fetched; set {_variable()} to a folder of your own"
+        return (f"{hub_cache()} cannot be written ({os.strerror(code)}): {what} was not fetched; "
+                f"set {_variable()} to a folder of your own")
     return ""
 
 def _unreachable(e, repo) -> str:
     "What lies in between."
     where, reason = _client().constants.ENDPOINT, f"{type(e).__name__}: {_first_line(e)}"
     if isinstance(e, _Busy):
-        return f"{where} answers {_first_line(e)}, for {repo}, also after several tries: come again in some minutes"
+        return (f"{where} answers {_first_line(e)}, for {repo}, also after several tries: "
+                f"come again in some minutes")
     if _cut_off(e):
-        return (f"{where} cannot be reached ({reason}): check the network; or fetch {repo} on another machine and copy its folder "
-                f"to {hub_cache()}")
-    return (f"{repo} could not be fetched ({reason}): check the network and HF_ENDPOINT; or fetch it on another machine and copy its "
-            f"folder to {hub_cache()}")
+        return (f"{where} cannot be reached ({reason}): check the network; or fetch {repo} "
+                f"on another machine and copy its folder to {hub_cache()}")
+    return (f"{repo} could not be fetched ({reason}): check the network and HF_ENDPOINT; "
+            f"or fetch it on another machine and copy its folder to {hub_cache()}")
 
 # %% ../nbs/04_hub.ipynb #0106e104
 @dataclass(frozen=True)
@@ -312,25 +331,32 @@ class Order:
         return sum(self.network_bytes(f) for f in self.take)
 
     def network_bytes(self, file: RemoteFile) -> int:
-        "Bytes of one file that have to come: none for content that is here, or that comes with an earlier file."
-        same = next(f for f in self.take if (f.repo, f.blob or f.name) == (file.repo, file.blob or file.name))
+        "Bytes of a file that have to come: none for content that is here or comes before it."
+        content = lambda f: (f.repo, f.blob or f.name)
+        same = next(f for f in self.take if content(f) == content(file))
         return 0 if file in self.linked or file != same else file.size
 
     def __str__(self):
-        kept = f"{len(self.here)} files ({size_text(sum(f.size for f in self.here))}) are here already"
+        kept = f"{len(self.here)} files ({_size(self.here)}) are here already"
         if not self.take:
             return f"{self.name}: nothing to take, {kept}"
-        first = f"{self.name}: {len(self.take)} files to take, {size_text(self.bytes)}{'; '+kept if self.here else ''}"
+        first = f"{self.name}: {len(self.take)} files to take, {size_text(self.bytes)}"
         repos = dict.fromkeys(f.repo for f in self.take)
-        return "\n".join([first, *(self._rows(r) for r in repos), f"to {hub_cache()} ({_free()/1e9:.1f} GB free)"])
+        last = f"to {hub_cache()} ({_free()/1e9:.1f} GB free)"
+        first += f"; {kept}" if self.here else ""
+        return "\n".join([first, *map(self._rows, repos), last])
 
     def _rows(self, repo) -> str:
         files = [f for f in self.take if f.repo == repo]
         large, small = [f for f in files if f.size >= 1e7], [f for f in files if f.size < 1e7]
         rows = [f"  {repo}  (licence: {self.licences.get(repo) or 'not stated'})"]
         rows += [f"    {size_text(f.size):>10}  {f.name}" for f in large]
-        rows += [f"    {size_text(sum(f.size for f in small)):>10}  {', '.join(f.name for f in small)}"] if small else []
+        rows += [f"    {_size(small):>10}  {', '.join(f.name for f in small)}"] if small else []
         return "\n".join(rows)
+
+def _size(files) -> str:
+    "Say how large some files are together."
+    return size_text(sum(f.size for f in files))
 
 # %% ../nbs/04_hub.ipynb #cdbc0a63
 def _blobs(repo) -> Path:
@@ -340,7 +366,8 @@ def _blobs(repo) -> Path:
 
 def _cached(file: RemoteFile) -> Path|None:
     "Where a file lies in the cache, or None."
-    path = _client().try_to_load_from_cache(file.repo, file.name, cache_dir=hub_cache(), revision=file.commit)
+    where = dict(cache_dir=hub_cache(), revision=file.commit)
+    path = _client().try_to_load_from_cache(file.repo, file.name, **where)
     return Path(path) if isinstance(path, str) else None
 
 def order(name: str,       # what it is for
@@ -378,7 +405,7 @@ def _is_free(lock) -> bool:
 
 def clean(repo: str  # "owner/name"
          ) -> tuple:  # (how many unfinished files, bytes)
-    "Remove what killed downloads of a repository left in the cache: unfinished files and free locks."
+    "Remove what killed downloads of a repository left: unfinished files and free locks."
     blobs = _blobs(repo)
     locks = hub_cache()/".locks"/blobs.parent.name
     found = []
@@ -394,7 +421,7 @@ def clean(repo: str  # "owner/name"
 
 # %% ../nbs/04_hub.ipynb #fc8cb923
 def _counter(bar):
-    "Make the class that the client library takes for a bar: each file's bytes go into one bar over all."
+    "Make the class that the client library takes for a bar: all bytes go into one bar."
     class Counter:
         total = None
         def __init__(self, *args, initial=0, **kwargs):
@@ -403,7 +430,8 @@ def _counter(bar):
         def __exit__(self, *error): return None
         def update(self, n=1): bar.update(n or 0)
         def update_transfer(self, n=1): return None   # bytes count once, when they are written
-        def __getattr__(self, name): return lambda *args, **kwargs: None   # closing, renaming, postfixes: the one bar's own affair
+        def __getattr__(self, name):   # closing, renaming, postfixes: the one bar's own affair
+            return lambda *args, **kwargs: None
     return Counter
 
 @contextmanager
@@ -420,11 +448,12 @@ def _silent():
 # %% ../nbs/04_hub.ipynb #5bb10f34
 def _bring(file: RemoteFile, bar, say):
     "Bring one file and hold it against its checksum; one that arrives damaged is taken once more."
-    start = bar.n
+    start, where = bar.n, dict(revision=file.revision, cache_dir=hub_cache())
     def once():
         bar.n = start   # what a lost connection brought is taken again
         bar.refresh()
-        return Path(_client().hf_hub_download(file.repo, file.name, revision=file.revision, cache_dir=hub_cache(), tqdm_class=_counter(bar)))
+        count = _counter(bar)
+        return Path(_client().hf_hub_download(file.repo, file.name, tqdm_class=count, **where))
     for again in (True, False):
         try:
             path = patiently(once, say)
@@ -438,18 +467,21 @@ def _bring(file: RemoteFile, bar, say):
         _drop(path)
         if again:
             say(f"{file.name} arrived damaged; taking it once more")
-    raise ModelError(f"{file.name} of {file.repo} arrived damaged twice (its size or checksum is not the one that the hub states) and was removed: "
-                     f"run the same command again later, or from another network")
+    raise ModelError(f"{file.name} of {file.repo} arrived damaged twice (its size or checksum is "
+                     f"not the one that the hub states) and was removed: run the same command "
+                     f"again later, or from another network")
 
 # %% ../nbs/04_hub.ipynb #b98d2810
 def take(what: Order,          # from `order`
          quiet: bool=False,    # no bar, no notes
          again: str="the same command"   # how to go on, for messages
         ):
-    "Take an order's files from the hub, one after the other; raises `ModelError` in words, and on Ctrl-C says how to go on."
+    "Take an order's files, one by one; raises `ModelError`, and on Ctrl-C says how to go on."
     from tqdm.auto import tqdm
     done = []
-    with _silent(), tqdm(total=what.bytes, desc=f"fetching {what.name}", unit="B", unit_scale=True, disable=quiet or not what.take, dynamic_ncols=True, file=sys.stderr) as bar:
+    look = dict(desc=f"fetching {what.name}", unit="B", unit_scale=True, dynamic_ncols=True)
+    still = quiet or not what.take
+    with _silent(), tqdm(total=what.bytes, disable=still, file=sys.stderr, **look) as bar:
         say = lambda text: None if quiet else tqdm.write(text, file=sys.stderr)
         try:
             for f in (*what.take, *_unnamed(what)):
@@ -462,7 +494,7 @@ def take(what: Order,          # from `order`
                 bar.n = sum(map(what.network_bytes, done[:len(what.take)]))
                 bar.refresh()
         except KeyboardInterrupt:
-            kept = f"{len(done)} of {len(what.take)} files ({size_text(sum(f.size for f in done))}) are here and stay"
+            kept = f"{len(done)} of {len(what.take)} files ({_size(done)}) are here and stay"
             raise KeyboardInterrupt(f"stopped: {kept}; {again} goes on from there") from None
         finally:
             for repo in what.licences:
@@ -470,18 +502,21 @@ def take(what: Order,          # from `order`
 
 # %% ../nbs/04_hub.ipynb #33ea0a06
 def _unnamed(what: Order) -> list:
-    "Give one file of each repository that is here whole, but not yet under the branch or tag that was asked for."
+    "Give one file of each repository that is here whole, but not yet under the asked revision."
     left = {f.repo: f for f in what.here} if what.here else {}
     for f in what.take:
         left.pop(f.repo, None)
-    return [f for f in left.values() if getattr(snapshot(f.repo, f.revision), "name", "") != f.commit]
+    here = lambda f: getattr(snapshot(f.repo, f.revision), "name", "") == f.commit
+    return [f for f in left.values() if not here(f)]
 
 def ready(what: Order,          # from `order`
           quiet: bool=False     # say nothing
          ):
-    "Remove leftovers and check the disk before anything is taken; raises `ModelError` if it does not fit."
+    "Remove leftovers and check the disk; raises `ModelError` if what is to come does not fit."
     left = [clean(repo) for repo in what.licences]
     if (n := sum(a for a, _ in left)) and not quiet:
-        print(f"removed {n} leftovers of stopped downloads ({size_text(sum(b for _, b in left))})", file=sys.stderr)
+        size = size_text(sum(b for _, b in left))
+        print(f"removed {n} leftovers of stopped downloads ({size})", file=sys.stderr)
     if what.bytes > (free := _free()):
-        raise ModelError(f"{what.name} needs {size_text(what.bytes)} more and {hub_cache()} has {size_text(free)} free: {_other_disk()}")
+        raise ModelError(f"{what.name} needs {size_text(what.bytes)} more and {hub_cache()} has "
+                         f"{size_text(free)} free: {_other_disk()}")

@@ -255,7 +255,7 @@ def _to_picture(im, name, said=(), aside=()) -> Picture:
         said += words
         if alpha is None: rgba = None
         else: rgba = rgb.copy(); rgba.putalpha(alpha); rgba.info = {}
-        rgb = rgb.copy() if rgba is None else _over_white(rgba)
+        if rgba is not None: rgb = _over_white(rgba)
     except ImageError: raise
     except Exception as e: raise ImageError(f"{name} has mode {mode}, which cannot be turned into RGB ({e}): save it as an RGB PNG") from e
     rgb.info = {}

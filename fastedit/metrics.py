@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from .core import FastEditError, ImageError, ModelError, OptionError, PromptError
 from .models import cache_dir, weights_dir
+from .state import ordinary
 
 # %% ../nbs/30_metrics.ipynb #22dc329a
 def mse(a, b,             # (B, 3, H, W) in 0..1
@@ -140,7 +141,7 @@ def _clip_folder(folder):
     from open_clip.model import CLIP
     if not (folder/"open_clip_config.json").is_file():
         raise ModelError(f"{folder.name} has no open_clip_config.json: these weights are not part of this installation")
-    cfg = json.loads((folder/"open_clip_config.json").read_text())["model_cfg"]; model = CLIP(**cfg)
+    cfg = json.loads((folder/"open_clip_config.json").read_text("utf-8"))["model_cfg"]; model = CLIP(**cfg)
     _fill(model, {k: v.float() if v.is_floating_point() else v for k, v in _tensors(folder/"model.safetensors").items()}, folder/"model.safetensors")
     length, tokenizer = cfg["text_cfg"].get("context_length", 77), None
     if any((folder/f).is_file() for f in ("tokenizer.json", "vocab.json")):
@@ -508,6 +509,7 @@ class Scorer:
                 (h, w), (H, W) = x.shape[:2], p.source.shape[:2]
                 raise ImageError(f"the {what} is {w}x{h} and the source {W}x{H}: bring both to one size first")
         return p if p.mask is None else replace(p, mask=_mask(p.mask))
+    @ordinary()
     @torch.no_grad()
     def __call__(self, pairs) -> list:
         "Score pairs, one row (dict) for each, in their order; raises `ImageError` where sizes differ."

@@ -175,10 +175,10 @@ def machine_memory() -> int:
     try: n = os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError): n = 4 << 30
     root = Path("/sys/fs/cgroup"); limits = [root/"memory.max", root/"memory"/"memory.limit_in_bytes"]
-    try: own = root/Path("/proc/self/cgroup").read_text().split("0::/", 1)[1].splitlines()[0]; limits += [p/"memory.max" for p in (own, *own.parents) if root in p.parents]
+    try: own = root/Path("/proc/self/cgroup").read_text("utf-8").split("0::/", 1)[1].splitlines()[0]; limits += [p/"memory.max" for p in (own, *own.parents) if root in p.parents]
     except (OSError, IndexError): pass
     for p in limits:   # of a container or a job; "max" where there is none
-        try: n = min(n, int(p.read_text()))
+        try: n = min(n, int(p.read_text("utf-8")))
         except (OSError, ValueError): pass
     return n
 

@@ -131,6 +131,11 @@ def _binary(x) -> bool:
     "Say whether all values are yes or no."
     return bool(((x == 0) | (x == 1)).all())
 
+def _bounded(limits, x, level) -> tuple:
+    "Put a share's limits where resamples without spread gave none, if all values lie between 0 and 1, as means of yes and no over seeds do."
+    if all(map(math.isfinite, limits)) or x.min() < 0 or x.max() > 1: return tuple(limits)
+    return tuple(min(max(v, 0.), 1.) if math.isfinite(v) else c for v, c in zip(limits, _clopper(float(x.sum()), len(x), level)))
+
 def _limit(v) -> float: return float(v) if math.isfinite(v) else math.nan
 
 # %% ../nbs/33_stats.ipynb #378500ae
@@ -155,8 +160,8 @@ def _studentised(x, types, draws, level, seed) -> tuple:
     p = max(2*stdtr(df, -abs(t)), 2*(1+beyond)/(draws+1))
     return mean-se*top, mean-se*bottom, min(1., p)
 
-def _clopper(yes: int, n: int, level: float) -> tuple:
-    "Give the exact limits of a share (Clopper and Pearson 1934)."
+def _clopper(yes: float, n: int, level: float) -> tuple:
+    "Give the exact limits of a share (Clopper and Pearson 1934); wide enough for any values between 0 and 1 whose sum is `yes`."
     from scipy.special import betaincinv
     a = (1-level)/2
     low = betaincinv(yes, n-yes+1, a) if yes else 0.
@@ -176,7 +181,7 @@ def mean_interval(values,              # (n,) numbers; None, NaN and infinite on
     mean = float(x.mean()) if len(x) else math.nan
     if len(x) > 1 and _binary(x): low, high = _clopper(int(x.sum()), len(x), level)
     elif len(x) < FEWEST: low = high = math.nan
-    else: low, high, _ = _studentised(x, t, draws, level, seed)
+    else: low, high = _bounded(_studentised(x, t, draws, level, seed)[:2], x, level)
     if within is not None and low <= high: low, high = max(low, within[0]), min(high, within[1])
     return Interval(mean, _limit(low), _limit(high), len(x), level)
 
@@ -241,6 +246,9 @@ def difference_interval(a, b,                # (n,) values of two methods on the
     if len(d) < FEWEST: return Difference(mean, math.nan, math.nan, len(d), level)
     binary = _binary(both[np.isfinite(both[:, 0])].ravel())
     low, high, p = _gap(d, binary, t, draws, level, seed)
+    if 0 <= np.nanmin(both) and np.nanmax(both) <= 1:   # then a difference lies between -1 and 1
+        low, high = (2*v-1 for v in _bounded(((low+1)/2, (high+1)/2), (d+1)/2, level))
+        if p > 1-level: low, high = min(low, 0.), max(high, 0.)
     return Difference(mean, _limit(low), _limit(high), len(d), level, float(p))
 
 # %% ../nbs/33_stats.ipynb #f7e4f762

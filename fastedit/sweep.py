@@ -359,7 +359,7 @@ class Sweep:
         for k, (i, _) in enumerate(self._plan.order):
             key = self._key(i, self.editor_for(self.jobs[i][2])); where = self.out/"rows"/f"{key}.json"
             if k in self._done or not where.is_file(): continue
-            try: d = json.loads(where.read_text()); im = images.load_image(self.out/"images"/f"{key}.png")
+            try: d = json.loads(where.read_text("utf-8")); im = images.load_image(self.out/"images"/f"{key}.png")
             except (ValueError, FastEditError): continue   # damaged or half there: run it again
             if d.get("metrics") == self._metrics(): self._done[k] = Done(im, d["row"])
 

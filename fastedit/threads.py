@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from .core import _torch as torch
 
 # %% auto #0
-__all__ = ['SMALL', 'threads_for', 'few_threads']
+__all__ = ['SMALL', 'is_small', 'threads_for', 'few_threads']
 
 # %% ../nbs/05_threads.ipynb #bd0f30a1
 SMALL = 100_000_000   # weights of a UNet below which a second thread costs more than it brings
@@ -20,11 +20,14 @@ def _weights(parts) -> int:
     if getattr(parts, "_counted", (None,))[0] is not unet: parts._counted = unet, sum(p.numel() for p in unet.parameters())
     return parts._counted[1]
 
+def is_small(parts) -> bool:
+    "Tell whether a model computes on a CPU and its UNet is so small that one thread does best."
+    return hasattr(parts, "unet") and parts.device.type == "cpu" and _weights(parts) < SMALL
+
 def threads_for(parts  # `models.Components`, or a flow model
                ) -> int:
     "Say how many threads of torch an edit with this model uses: one for a small network on a CPU, else as many as torch was told to use."
-    small = hasattr(parts, "unet") and parts.device.type == "cpu" and _weights(parts) < SMALL
-    return 1 if small else torch.get_num_threads()
+    return 1 if is_small(parts) else torch.get_num_threads()
 
 # %% ../nbs/05_threads.ipynb #cf04e1b4
 def _set_here(n: int):

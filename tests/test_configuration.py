@@ -127,7 +127,7 @@ def test_latents_are_shifted_and_scaled_as_the_vae_says(base, tmp_path):
 # --- refused, in words
 CLASSES = dict(class_embed_type="timestep", num_class_embeds=10); WIDE = dict(encoder_hid_dim=8, encoder_hid_dim_type="text_proj")
 REFUSED = dict(
-    scheduler=dict(num_train_timesteps=500, original_inference_steps=100, thresholding=True, final_sigmas_type="sigma_min", timestep_type="continuous", use_flow_sigmas=True, use_dynamic_shifting=True, shift_terminal=.1, variance_type="learned_range",
+    scheduler=dict(num_train_timesteps=500, original_inference_steps=100, thresholding=True, timestep_type="continuous", use_flow_sigmas=True, use_dynamic_shifting=True, shift_terminal=.1, variance_type="learned_range",
                    beta_schedule="sigmoid", prediction_type="flow_prediction", trained_betas=[.1, .2], rescale_betas_zero_snr=True),
     unet=dict(CLASSES, **WIDE, class_embeddings_concat=True, attention_type="gated", num_attention_heads=4, dtype="float16", addition_embed_type="image", quantization_config=dict(load_in_4bit=True)),
     controlnet=dict(CLASSES, **WIDE, global_pool_conditions=True, in_channels=8, conditioning_channels=1, num_attention_heads=4, dtype="float16", addition_embed_type="text", controlnet_conditioning_channel_order="gbr", quantization_config=dict(load_in_4bit=True)),
@@ -144,16 +144,25 @@ def test_refused_in_words(base, tmp_path, part):
 def test_a_refusal_belongs_to_the_class_that_knows_the_entry(base, tmp_path):
     check_configuration("scheduler", dict(original_inference_steps=100, rescale_betas_zero_snr=True), kind="PNDMScheduler")
     check_configuration("scheduler", dict(rescale_betas_zero_snr=True), kind="EulerDiscreteScheduler")   # keeps 2**-24 of the signal
+    with pytest.raises(ModelError, match="final_sigmas_type"): check_configuration("scheduler", dict(final_sigmas_type="sigma_min"), kind="EulerDiscreteScheduler")
     for kind in ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"):
         with pytest.raises(ModelError, match=kind): M.load_model(changed(base, tmp_path/kind, "scheduler", _class_name=kind), device="cpu")
     with pytest.raises(ModelError, match="projection_class_embeddings_input_dim"):
         c = M.tiny_configs(vocab=514, **TINY); c["unet"] = c["unet"][0], dict(c["unet"][1], projection_class_embeddings_input_dim=5*8+16)
         M.load_model(M.random_model(tmp_path/"score", configs=c), device="cpu")
 
+@pytest.mark.parametrize("part, values", [("scheduler", dict(beta_start="small")), ("scheduler", dict(beta_end=None)), ("scheduler", dict(trained_betas=["x"]*1000)), ("vae", dict(scaling_factor="x")), ("vae", dict(scaling_factor=0)),
+    ("vae", dict(shift_factor="x")), ("vae", dict(latents_mean=[.1, .2])), ("vae", dict(latents_mean=[0.]*4, latents_std=[1., 1., 0, 1.]))])
+def test_what_is_no_number_is_refused(base, tmp_path, part, values):
+    with pytest.raises(ModelError, match=list(values)[-1]): M.load_model(changed(base, tmp_path, part, **values), device="cpu")
+
+def test_stock_steps_on_another_scheduler_are_said(base, tmp_path):
+    e = FastEditor(str(changed(base, tmp_path, "scheduler", _class_name="DDIMScheduler")), device="cpu"); assert any("DDIMScheduler" in n for n in e(A, "a yellow kite", **HOW).notes)
+
 # --- no effect
 NOTHING = dict(
     scheduler=dict(dynamic_thresholding_ratio=.5, sample_max_value=2., flow_shift=3., time_shift_type="linear", timestep_spacing="trailing", steps_offset=0, use_karras_sigmas=True, use_exponential_sigmas=True, use_beta_sigmas=True, use_lu_lambdas=True,
-                   sigma_min=.1, sigma_max=3., interpolation_type="log_linear", solver_order=3, solver_type="heun", algorithm_type="sde-dpmsolver++", lower_order_final=False, euler_at_final=True, lambda_min_clipped=-5., predict_x0=False,
+                   final_sigmas_type="sigma_min", sigma_min=.1, sigma_max=3., interpolation_type="log_linear", solver_order=3, solver_type="heun", algorithm_type="sde-dpmsolver++", lower_order_final=False, euler_at_final=True, lambda_min_clipped=-5., predict_x0=False,
                    disable_corrector=[0], solver_p="x", skip_prk_steps=True, noise_sampler_seed=1, predictor_order=3, corrector_order=3, tau_func="x", set_alpha_to_one=True),
     unet=dict(dropout=.5, addition_embed_type_num_heads=8, torch_dtype="float16"), controlnet=dict(addition_embed_type_num_heads=8, torch_dtype="float16"),
     vae=dict(sample_size=8, torch_dtype="float16"),
@@ -217,3 +226,8 @@ def test_a_tokenizer_without_its_vocabulary_is_found_early(base, tmp_path, broke
     else: (t/"vocab.json").write_text("{}" if broken == "empty" else '{"a":')
     state = {f.component: f.state for f in M.diagnose(folder).findings}; assert state["tokenizer_2"] == "damaged" and state["tokenizer"] == "ok"
     with pytest.raises(ModelError, match="tokenizer_2"): M.load_model(folder, device="cpu")
+
+def test_a_repository_without_a_vocabulary_is_refused_before_it_is_fetched():
+    src, names = M.Source("x/y", "tokenizer"), ["tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+    assert M._wanted(names, "CLIPTokenizer", src, "fp16") == names
+    with pytest.raises(ModelError, match="vocabulary"): M._wanted(names[:2], "CLIPTokenizer", src, "fp16")

@@ -68,3 +68,19 @@ def test_no_weights(reader, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path))
     with pytest.raises(ModelError, match="mini"): run_demo(1, reader=reader, quiet=True)
     with pytest.raises(ModelError, match="reader"): run_demo(1, quiet=True)
+
+def test_the_table_carries_intervals_and_the_types_count():
+    import math
+    from fastedit.demo import Demo, _gap, average_row
+    from fastedit.stats import difference_interval, mean_interval
+    kinds, steps = [0, 0, 1, 1, 2, 2, 3, 3], iter(range(99)); one = lambda ok: dict(success=bool(ok), ignored=False, background_psnr=20.+ok+next(steps)/8, target_psnr=15., nfe=4, seconds=1., network_seconds=.9)
+    first, other = [one(k % 2) for k in range(8)], [one(1) for _ in range(8)]
+    rows = (average_row("a", "m", first, kinds)|_gap(first, first, kinds), average_row("b", "m", other, kinds)|_gap(other, first, kinds))
+    types = tuple(dict(type=t, **average_row("a", "m", [p for p, k in zip(first, kinds) if k == t], None)) for t in (0, 1))
+    d, y = difference_interval([1.]*8, [k % 2 for k in range(8)]), mean_interval([k % 2 for k in range(8)])
+    table = Demo(rows, types, rows[:1], None, 0, 8, {}).table
+    assert table["success"] == [f"50% [{100*y.low:.0f}, {100*y.high:.0f}]", "100% [63, 100]"]
+    assert table["points more than the first"] == ["-", f"+50 [{100*d.low:+.0f}, {100*d.high:+.0f}]"] and rows[1]["gap_p"] == d.p and d.low < 0
+    assert table["background dB"][0].startswith("20.9 [") and table["background dB"][1].startswith("22.4 [")
+    found = Demo(rows, types, rows[:1], None, 0, 8, {}); assert found.type_table["m a"] == ["1 of 2", "1 of 2"] and "50% [" in found.check_table["success"][0]
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))

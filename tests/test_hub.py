@@ -316,3 +316,10 @@ def test_addresses_are_shown_as_they_were_given(text, tmp_path, monkeypatch):
         with pytest.raises(Exception, match=f"{text} is an address"): load_image(place)
         with pytest.raises(OptionError, match=f"{text} is an address"): check_output(place)
     assert not address("C:/a.png") and not address(Path("a:b/c.png")) and not address("/x/y.png") and not list(tmp_path.iterdir())
+
+def test_a_table_may_start_from_an_embedded_model(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTEDIT_WEIGHTS", str(M.random_weights(tmp_path/"w")))
+    Path(os.environ["FASTEDIT_MODELS_TOML"]).write_text('[mine]\nlike = "mini"\nguidance_default = 1.25\n')
+    assert M.diagnose("mine").ok and fetch("mine").ok and not hub.log
+    c, mini = M.load_model("mine"), M.load_model("mini")
+    assert c.spec.guidance_default == 1.25 and all((a == b).all() for a, b in zip(c.unet.parameters(), mini.unet.parameters()))

@@ -78,6 +78,10 @@ def test_shares_get_exact_limits():
     y = mean_interval([0, 0]); assert y.low == 0 and y.high == pytest.approx(1-.025**.5)
     y = mean_interval([1, 1, .5, 1, 1, 1], within=(0, 1)); assert y.high == 1 and y.low < .9
 
+def test_shares_over_seeds_have_limits_although_few_differ():
+    y = mean_interval([1.]*10+[.5]*2); assert .5 < y.low < y.mean < y.high <= 1
+    y = difference_interval([1.]*10+[.5]*2, [1.]*12); assert -1 <= y.low < y.mean < 0 <= y.high < 1 and y.verdict == "no difference shown"
+
 LAWS = {"normal": lambda r, n: (r.normal(size=n), np.zeros(n)), "skewed": lambda r, n: (r.exponential(size=n), np.ones(n)), "skewed down": lambda r, n: (np.ones(n), r.exponential(size=n)),
         "shares": lambda r, n: (r.random((2, n)) < .6).astype(float), "rare": lambda r, n: (r.random((2, n)) < .05).astype(float), "two seeds": lambda r, n: (r.random((2, 2, n)) < .6).mean(1),
         "mostly equal": lambda r, n: (np.where(r.random(n) < .3, r.normal(size=n), 0), np.zeros(n))}

@@ -55,6 +55,13 @@ class Job:
         if self.found is not None: mask = self.found if mask is None else mask*self.found
         return z if mask is None else mask*z+(1-mask)*base
 
+    def settle(self, z):
+        "Put the source back where nothing may change, after a last step that left noise everywhere (`set_alpha_to_one: false`)."
+        if z is None or self.d.schedule.clean_end: return z
+        masks = [m for m in (self.mask, self.found) if m is not None]
+        for m in masks: z = torch.where(m.to(z) == 0, self.z0, z)
+        return z
+
 # %% ../../nbs/09_methods.ipynb #4a5460b2
 def smooth(m: torch.Tensor) -> torch.Tensor:
     "Average (B, 1, h, w) over 3x3 neighbours."
@@ -157,7 +164,7 @@ class Method:
 
     def __call__(self, job: Job) -> torch.Tensor:
         "Run on a job, finding the region of changed words along the way if that was asked for."
-        with (_watched(job) if job.options.get("region") == "words" else nullcontext()): return self.run(job)
+        with (_watched(job) if job.options.get("region") == "words" else nullcontext()): return job.settle(self.run(job))
 
     def times(self, steps: int, strength: float, consistent: bool=True, **options) -> tuple:
         "List the times that a run visits, noisiest first."

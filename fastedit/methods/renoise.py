@@ -4,8 +4,7 @@
 
 # %% ../../nbs/18_renoise.ipynb #72c48b4d
 from __future__ import annotations
-from ..core import _functional as F, _torch as torch
-from .base import Job, Method, Option, pairs, posterior
+from .base import Job, Method, Option, pairs, posterior, torch
 
 # %% auto #0
 __all__ = ['METHODS', 'regularised', 'backward', 'forward', 'corrected', 'renoise']
@@ -37,7 +36,7 @@ def _correlation(e, generator):
                 total = total+(noise*torch.roll(noise, shift, axis)).mean()**2
             if min(noise.shape[2:]) <= 8:
                 break
-            noise = F.avg_pool2d(noise, 2)
+            noise = torch.nn.functional.avg_pool2d(noise, 2)
     return total
 
 # %% ../../nbs/18_renoise.ipynb #7839857b

@@ -149,7 +149,7 @@ def append_row(path, row: dict):
     path = Path(path)
     rows = []
     if path.exists():
-        with open(path, newline="") as f: rows = list(csv.DictReader(f))
+        with open(path, newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
     rows.append({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, list(dict.fromkeys(k for r in rows for k in r)), restval="")

@@ -82,7 +82,7 @@ def start_lora_from_package(unet, part: str) -> bool:
 # %% ../../nbs/training/602_parts.ipynb #f14b1f61
 def read_log(path) -> list:
     "Read a stage's log: a dict of texts for each row."
-    with open(path, newline="") as f: return list(csv.DictReader(f))
+    with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
 
 def logged_in_package(name: str, state) -> tuple:
     "Begin a stage's log with the one of the package's weights; returns the (steps, seconds) there."

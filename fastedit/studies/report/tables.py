@@ -128,7 +128,8 @@ class Layout:
         many = f", {seeds} seeds averaged within a picture" if seeds > 1 else ""
         absent = f" {missing(s)}" if s.missing_controls else ""
         note = ("95% intervals over pictures, stratified by edit type, exact for yes and no; n "
-                f"pictures each{many}. Controls: {', '.join(s.controls) or 'none'}.{absent}")
+                f"pictures each{many}. Controls: {', '.join(s.controls) or 'none'}.{absent}"
+                f"{shortened(s.rows)}")
         def cell(m): return Cell(span(m.mean, m.low, m.high, m.n), m.rows)
         return self.grid(self.every, cell, "Means", note, self.names)
 
@@ -156,6 +157,11 @@ class Layout:
         mine = [m for m in self.every if m.name in rivals]
         return self.grid(mine, cell, title, note, rivals)
 
+def shortened(rows) -> str:
+    "Say how many prompts a text encoder of a metric has cut."
+    n = len({r["id"] for r in rows if any("context" in note for note in r.get("notes") or ())})
+    return f" {n} prompts were cut at a text encoder's context: their CLIP scores are of what was left." if n else ""
+
 def missing(s: Section) -> str:
     "Say which control is missing."
     return (f"The control {' and '.join(s.missing_controls)} was not run: without it preservation "
@@ -170,7 +176,10 @@ def types(self: Layout) -> list:
     heads, tested = list(dict.fromkeys(s.headline.values())), len(s.names) > 1
     def cell(m):
         if m is None: return Cell("-")
-        return Cell(f"{number(m.mean)} (n={m.n})" if m.n else "-", m.rows, self.look(m))
+        if not m.n: return Cell("-", m.rows)
+        yes = short(m.metric) in ("reader-success", "reader-ignored")   # counts, since few pictures make no share
+        text = f"{m.mean*m.n:.3g} of {m.n}" if yes else f"{number(m.mean)} (n={m.n})"
+        return Cell(text, m.rows, self.look(m))
     for metric in dict.fromkeys(m.metric for m in self.found):
         rows = tuple((n, *(cell(at.get((metric, n, t))) for t in s.types)) for n in self.names)
         note = s.metrics[metric]["what"]
