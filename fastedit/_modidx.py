@@ -516,6 +516,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastedit.images._buckets': ('images.html#_buckets', 'fastedit/images.py'),
                                  'fastedit.images._check_mask': ('images.html#_check_mask', 'fastedit/images.py'),
                                  'fastedit.images._check_size': ('images.html#_check_size', 'fastedit/images.py'),
+                                 'fastedit.images._coherent': ('images.html#_coherent', 'fastedit/images.py'),
                                  'fastedit.images._conversion': ('images.html#_conversion', 'fastedit/images.py'),
                                  'fastedit.images._declared_size': ('images.html#_declared_size', 'fastedit/images.py'),
                                  'fastedit.images._decode': ('images.html#_decode', 'fastedit/images.py'),
