@@ -594,7 +594,7 @@ def stock_loop(editor: FastEditor, schedule: str):
     "Make a function that runs one setting as a user of diffusers would, on the same networks."
     from diffusers import LCMScheduler
     from fastedit.conditions import canny
-    from fastedit.speed import stock_pipeline
+    from fastedit.studies.speed import stock_pipeline
     class Continuous(LCMScheduler):
         "Start where the strength says and take all the steps."
         share = 1.
