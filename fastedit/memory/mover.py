@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from fastcore.basics import patch
 from .residency import STAGES, find_residency
 from .trace import import_torch
-from ..models import Components, tensor_bytes
+from ..models import Components, tensor_bytes, vae_factor
 
 # %% ../../nbs/memory/067_mover.ipynb #0f11fb7b
 def tensors_of(m) -> list:
@@ -177,7 +177,7 @@ def decode(vae,                  # AutoencoderKL
            overlap: float=.25    # share of a tile that is blended with its neighbour
           ):
     "Decode latents, in tiles of a real size if asked."
-    f = 2**(len(vae.config.block_out_channels)-1)
+    f = vae_factor(vae.config)
     whole = tile is None or tile >= max(z.shape[-2:])*f or not hasattr(vae, "tiled_decode")
     if whole: return vae.decode(z).sample
     before = {k: getattr(vae, k) for k in _TILING}
