@@ -18,7 +18,7 @@ from PIL import Image
 from .core import DataError, FastEditError, MaskError, ModelError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress
 from .demo import PUBLISHED, average_row
 from .images import image_grid, load_image
-from .lora import asked_loras, find_lora
+from .models import asked_loras, find_lora
 from .methods.base import check_model, check_options, find_method, method_names
 from .models import diagnose, find_spec
 from .world import EDIT_TYPES, write_benchmark

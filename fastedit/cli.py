@@ -220,7 +220,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def _loras(given) -> dict:
     "Read and look for the LoRA files of a command line; nothing if there are none."
-    from fastedit.lora import find_lora, parse_lora
+    from fastedit.models import find_lora, parse_lora
     asked = tuple(map(parse_lora, given or ()))
     for x in asked: find_lora(x)
     return dict(loras=asked) if asked else {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 import torch
 from . import memory
-from .configuration import latent_shift
+from .models import latent_shift
 from .core import ModelError, NumericalError, OptionError, PromptError
 from .quick import packs, quick
 from .state import numerics

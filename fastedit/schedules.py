@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from .configuration import CLIPPED, FLOORED, LAST, ZERO_SNR, scheduler_values
+from .models import CLIPPED, FLOORED, LAST, ZERO_SNR, scheduler_values
 from .core import OptionError, _torch as torch
 
 # %% auto #0

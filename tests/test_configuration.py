@@ -5,7 +5,7 @@ from PIL import Image
 from transformers import CLIPTextConfig
 from fastedit import memory, models as M
 from fastedit.conditions import canny
-from fastedit.configuration import CONFIGURATION, SCHEDULERS, check_configuration, scheduler_values, upcasts
+from fastedit.models import CONFIGURATION, SCHEDULERS, check_configuration, scheduler_values, upcasts
 from fastedit.core import ModelError
 from fastedit.denoiser import Denoiser
 from fastedit.editor import EditRequest, FastEditor

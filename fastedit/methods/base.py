@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from ..core import ModelError, OptionError, in_words, nearest, _torch as torch
-from ..configuration import zeros_for_empty
+from ..models import zeros_for_empty
 from ..memory import Work
 from ..schedules import even_grid, lcm_grid
 
