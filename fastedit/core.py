@@ -17,7 +17,7 @@ from .errors import (Cancelled, DataError, FastEditError, ImageError, MaskError,
                              PromptError, address, in_words, nearest)
 from .writing import atomic_write, check_output
 
-# %% ../nbs/000c_core.ipynb #6442d2d8
+# %% ../nbs/000c_core.ipynb #a80eb2f3
 _all_ = ["Cancelled", "DataError", "FastEditError", "ImageError", "MaskError",
          "MemoryPlanError", "ModelError", "NumericalError", "OptionError", "PromptError",
          "address", "in_words", "nearest", "atomic_write", "check_output"]

@@ -6,7 +6,7 @@
 __all__ = ['FastEditError', 'ImageError', 'MaskError', 'PromptError', 'OptionError', 'ModelError', 'MemoryPlanError',
            'NumericalError', 'DataError', 'Cancelled', 'in_words', 'nearest', 'address']
 
-# %% ../nbs/000_errors.ipynb #2ffc7d83
+# %% ../nbs/000_errors.ipynb #c11b6f1b
 import re
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path

@@ -55,7 +55,7 @@ def no_compiler() -> Iterator[None]:
     Only for a process of our own."""
     with _instead({"torch._dynamo": _no_compiler()}): yield
 
-# %% ../nbs/001_start.ipynb #c5a6b304
+# %% ../nbs/001_start.ipynb #ad8b0932
 @contextmanager
 def lean_imports() -> Iterator[None]:
     """Hide packages that a plain edit does not use, and torch's compiler, from imports inside.

@@ -17,7 +17,7 @@ NUMBERS = (*WHOLE, "strength", "guidance", "source_guidance", "control_scale", "
 NAMES = ("method", "model", "control", "schedule", "precision", "size", "loras")
 MOST = 10_000   # values of a spelt-out range
 
-# %% ../nbs/002_values.ipynb #1fff24e7
+# %% ../nbs/002_values.ipynb #e805c6de
 @dataclass(frozen=True)
 class Span:
     "A range of numbers that a random search draws from."
@@ -104,7 +104,7 @@ def _read(value: str, quoted: bool, field: str):
     if field in NAMES: return None if found is None else value
     return _plain(found, field in WHOLE) if isinstance(found, float) else found
 
-# %% ../nbs/002_values.ipynb #37f7ccba
+# %% ../nbs/002_values.ipynb #b759f578
 def _no_words(text: str, field: str):
     "Read a range of a field that is neither text nor name; None if it is no range."
     found = _range(text, field)

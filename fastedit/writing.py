@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['atomic_write', 'check_output']
 
-# %% ../nbs/000b_writing.ipynb #387b1df4
+# %% ../nbs/000b_writing.ipynb #58acf1f6
 import errno, os, tempfile
 from pathlib import Path
 from .errors import FastEditError, OptionError, address
 
-# %% ../nbs/000b_writing.ipynb #aeae7344
+# %% ../nbs/000b_writing.ipynb #f64930a8
 def _target(path) -> Path:
     "Name the file that a path stands for: a link is written through and stays a link."
     path = Path(path)
@@ -64,7 +64,7 @@ def atomic_write(path,        # where the file shall be; a link stays one, its t
                             "Free some space or choose another folder.") from e
     return path
 
-# %% ../nbs/000b_writing.ipynb #9575922f
+# %% ../nbs/000b_writing.ipynb #9b9a4dcb
 _LONGEST = 255   # bytes of one name, on every usual file system
 
 def _name_limit(folder) -> int:
@@ -85,7 +85,7 @@ def _same_file(a, b) -> bool:
     try: return os.path.samefile(a, b)
     except (OSError, ValueError): return False
 
-# %% ../nbs/000b_writing.ipynb #c98a770c
+# %% ../nbs/000b_writing.ipynb #8eb9a246
 def _check_name(path: Path, suffixes: tuple):
     "Refuse a name that says another format, or that no file system takes."
     ending = path.suffix

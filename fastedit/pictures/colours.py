@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_srgb']
 
-# %% ../../nbs/pictures/011_colours.ipynb #58b08994
+# %% ../../nbs/pictures/011_colours.ipynb #a9c57661
 import io, struct
 from functools import lru_cache
 import numpy as np
@@ -40,7 +40,7 @@ def _conversion(icc: bytes, mode: str) -> tuple:
     moved = np.abs(after-np.asarray(before.convert("RGB"))).max()
     return name, own, convert if moved > 2 else None
 
-# %% ../../nbs/pictures/011_colours.ipynb #2ad1e9a7
+# %% ../../nbs/pictures/011_colours.ipynb #8d0e7080
 def _by_profile(image: Image.Image, icc: bytes) -> tuple:
     "Convert colours as a profile says, or take them as sRGB if it is sRGB or cannot be used."
     try:
@@ -99,14 +99,14 @@ def matrix_profile(name: str, colorants, gamma: float) -> bytes:
             +_fixed(*_D50)+bytes(48))
     return head+table+body
 
-# %% ../../nbs/pictures/011_colours.ipynb #1349f7e0
+# %% ../../nbs/pictures/011_colours.ipynb #768a0bba
 @lru_cache(1)
 def adobe_rgb() -> bytes:
     "Adobe RGB (1998), section 4.3: primaries adapted to D50, gamma 563/256."
     primaries = (.60974, .31111, .01947), (.20528, .62567, .06087), (.14919, .06322, .74457)
     return matrix_profile("Adobe RGB (1998)", primaries, 563/256)
 
-# %% ../../nbs/pictures/011_colours.ipynb #c28397a4
+# %% ../../nbs/pictures/011_colours.ipynb #1c729c7b
 EXIF_IFD = 0x8769
 _COLOUR_SPACE, _INTEROPERABILITY = 0xA001, 0xA005
 
@@ -127,7 +127,7 @@ def profile_of(im) -> bytes|None:
     if im.mode not in ("RGB", "RGBA", "RGBX", "YCbCr"): return None
     return adobe_rgb() if _exif_colours(im) == "adobe" else None
 
-# %% ../../nbs/pictures/011_colours.ipynb #6cad2662
+# %% ../../nbs/pictures/011_colours.ipynb #49101180
 _SRGB_POINTS = .3127, .329, .64, .33, .3, .6, .15, .06   # white, red, green, blue; IEC 61966-2-1
 
 def _other_colours(info: dict) -> bool:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['buckets', 'choose_size', 'Fit', 'plan_fit', 'fit', 'unfit', 'fit_mask']
 
-# %% ../../nbs/pictures/015_fitting.ipynb #ba2095fb
+# %% ../../nbs/pictures/015_fitting.ipynb #0db209da
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,7 +68,7 @@ class Fit:
         "Share of the model's frame that is padding, 0..1."
         return 1-math.prod(self.content)/math.prod(self.model)
 
-# %% ../../nbs/pictures/015_fitting.ipynb #ed5d775d
+# %% ../../nbs/pictures/015_fitting.ipynb #4c6bb824
 def plan_fit(size: tuple[int, int],        # (width, height) of the picture, pixels
              native: int=64,               # side of the model's native square, pixels
              multiple: int=8,              # sides are multiples of this, pixels
@@ -89,7 +89,7 @@ def plan_fit(size: tuple[int, int],        # (width, height) of the picture, pix
     left, top = (W-inner_w)//2, (H-inner_h)//2
     return Fit((w, h), (W, H), (left, top, left+inner_w, top+inner_h))
 
-# %% ../../nbs/pictures/015_fitting.ipynb #1119aceb
+# %% ../../nbs/pictures/015_fitting.ipynb #5d2516dd
 def _pad(a: np.ndarray, f: Fit) -> np.ndarray:
     "Continue a picture or a mask to the model's frame by its border."
     (W, H), (left, top, right, bottom) = f.model, f.box
@@ -121,7 +121,7 @@ def unfit(edited: Image.Image,  # picture of the size `f.model`
     if f.content != f.model: edited = edited.crop(f.box)
     return edited if f.content == f.original else edited.resize(f.original, Image.LANCZOS)
 
-# %% ../../nbs/pictures/015_fitting.ipynb #98e18780
+# %% ../../nbs/pictures/015_fitting.ipynb #b7e72356
 def fit_mask(mask: np.ndarray,  # float32 (H,W) in [0,1], of the original size
              f: Fit             # what `fit` returned beside the picture
             ) -> np.ndarray:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['wrap_text', 'image_grid']
 
-# %% ../../nbs/pictures/013_grids.ipynb #41d9a665
+# %% ../../nbs/pictures/013_grids.ipynb #91676f2f
 from PIL import Image, ImageDraw, ImageFont
 from ..core import OptionError
 from .reading import load_image
 from .sources import MIN_SIDE
 
-# %% ../../nbs/pictures/013_grids.ipynb #75046818
+# %% ../../nbs/pictures/013_grids.ipynb #25db3ec6
 def _pieces(word: str, font, width: float) -> list:
     "Cut a word that is wider than a column."
     pieces = [""]
@@ -61,7 +61,7 @@ def _draw_row(grid, row, top, head, left, column, font, line):
             draw.text((x, top+k*line), words, fill=(40, 40, 40), font=font)
         if picture: grid.paste(picture, (x, top+head))
 
-# %% ../../nbs/pictures/013_grids.ipynb #50a4569e
+# %% ../../nbs/pictures/013_grids.ipynb #b6c0c183
 def image_grid(images: list,       # anything that `load_image` takes; None leaves a cell empty
                cols: int=None,     # pictures per row; None puts all into one row
                labels: list=None,  # a caption above each, wrapped to its width, six lines at most

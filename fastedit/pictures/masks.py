@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mask', 'read_mask', 'load_mask', 'in_steps', 'pack_mask', 'unpack_mask']
 
-# %% ../../nbs/pictures/014_masks.ipynb #d4ea3509
+# %% ../../nbs/pictures/014_masks.ipynb #e98bdbcf
 import io, math
 from dataclasses import dataclass
 import numpy as np
@@ -28,7 +28,7 @@ def _full_scale(a, name, wide=False) -> int:
                         "give bool, 0..255, uint16 for 0..65535, or floats from 0 to 1")
     return 65535 if sixteen else 255
 
-# %% ../../nbs/pictures/014_masks.ipynb #2ce63efa
+# %% ../../nbs/pictures/014_masks.ipynb #1c0ea1d7
 def _check_values(a, name):
     "Refuse a mask of another shape or type, and values that are no mask."
     if a.ndim != 2: raise MaskError(f"{name} has shape {a.shape}: give one value per pixel, (H,W)")
@@ -53,7 +53,7 @@ def _mask_values(a, name, wide=False) -> np.ndarray:
     if a.dtype.kind in "bf": return a.astype(np.float32).clip(0, 1)
     return a.astype(np.float32)/np.float32(_full_scale(a, name, wide))
 
-# %% ../../nbs/pictures/014_masks.ipynb #93903dbc
+# %% ../../nbs/pictures/014_masks.ipynb #c9cc1920
 def _paint(im) -> np.ndarray:
     "Array of what is painted: the largest channel, over black; profiles do not count here."
     if im.mode == "1" or im.mode[0] in "FI": return np.asarray(im)
@@ -70,7 +70,7 @@ def _looks_like_a_photograph(im) -> bool:
     levels = (np.bincount((top//16).ravel(), minlength=16) > top.size/100).sum()
     return bool(coloured > .1 and between > .2 and levels >= 5)
 
-# %% ../../nbs/pictures/014_masks.ipynb #510c9a4a
+# %% ../../nbs/pictures/014_masks.ipynb #f6fecdd7
 _A_COLOUR_PICTURE = (
     "the mask looks like a colour picture: how bright a pixel is there was taken as how far the "
     "edit may change it; a mask is white where the edit may go and black elsewhere")
@@ -91,14 +91,14 @@ def _any_mask(source) -> tuple:
         said = [words.replace(a, b) for words in said]
     return values, [*said, _A_COLOUR_PICTURE] if colour else said
 
-# %% ../../nbs/pictures/014_masks.ipynb #bbedad19
+# %% ../../nbs/pictures/014_masks.ipynb #150e5a5a
 @dataclass(frozen=True)
 class Mask:
     "A mask as it was read."
     values: np.ndarray   # float32 (H,W) in [0,1], 1 = edit
     notes: tuple=()      # what a reader should know, in words
 
-# %% ../../nbs/pictures/014_masks.ipynb #5e423e91
+# %% ../../nbs/pictures/014_masks.ipynb #07123e04
 def resize_mask(mask: np.ndarray, size: tuple) -> np.ndarray:
     "Bring a mask to (width, height) by averaging."
     if mask.shape[::-1] == tuple(size): return mask
@@ -110,7 +110,7 @@ def check_mask(mask: np.ndarray, size: tuple):
         raise MaskError(f"the mask is {mask.shape[::-1]}, the picture {size}: "
                         "read it with load_mask(mask, size)")
 
-# %% ../../nbs/pictures/014_masks.ipynb #84007722
+# %% ../../nbs/pictures/014_masks.ipynb #a966098e
 def read_mask(source,                     # path, bytes, binary file object, PIL image, array (H,W)
               size: tuple[int, int]=None  # (width, height) of its picture; None keeps its own
              ) -> Mask:
@@ -138,7 +138,7 @@ def load_mask(source,                     # anything that `read_mask` takes
     "Read a mask as float32 (H,W) in [0,1], 1 = edit, as `read_mask` does, without its notes."
     return read_mask(source, size).values
 
-# %% ../../nbs/pictures/014_masks.ipynb #03a56f17
+# %% ../../nbs/pictures/014_masks.ipynb #8bc94674
 def in_steps(mask: Mask  # as it was read
             ) -> Mask:
     "Round a mask to steps of 1/255, as a file can hold it."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shading', 'looks_photographic']
 
-# %% ../../nbs/pictures/018b_photographs.ipynb #ad93c979
+# %% ../../nbs/pictures/018b_photographs.ipynb #a2991da0
 import numpy as np
 from PIL import Image, ImageFilter
 from .reading import load_image
@@ -24,7 +24,7 @@ def shading(image  # picture, anything that `load_image` takes
     alike = np.maximum(across, down) <= 6
     return float(np.abs(a-few).max(-1).mean()/15-alike.mean())
 
-# %% ../../nbs/pictures/018b_photographs.ipynb #95a62d6d
+# %% ../../nbs/pictures/018b_photographs.ipynb #09826fb3
 def _coherent(image) -> bool:
     "Whether neighbouring pixels have to do with each other, as in photographs and in no noise."
     grey = load_image(image).convert("L").resize((64, 64), Image.BILINEAR)

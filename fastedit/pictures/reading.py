@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Picture', 'read_image', 'load_image']
 
-# %% ../../nbs/pictures/012_reading.ipynb #9e1582d9
+# %% ../../nbs/pictures/012_reading.ipynb #2d8889fc
 import warnings
 from dataclasses import dataclass
 import numpy as np
@@ -15,7 +15,7 @@ from .colours import profile_of, set_aside, to_srgb
 from .sources import (FORMATS, MAX_SIDE, check_size, declared_size,
                                        foreign_format, open_source)
 
-# %% ../../nbs/pictures/012_reading.ipynb #b5e24c8c
+# %% ../../nbs/pictures/012_reading.ipynb #84b01a7b
 def _upright(im) -> tuple:
     "Load a PIL image's first frame, turned as EXIF says; what was changed; what was left aside."
     said, turned = [], None
@@ -30,7 +30,7 @@ def _upright(im) -> tuple:
     if icc := profile_of(im): turned.info["icc_profile"] = icc   # some formats lose it in a copy
     return turned, said, set_aside(im)
 
-# %% ../../nbs/pictures/012_reading.ipynb #3737347d
+# %% ../../nbs/pictures/012_reading.ipynb #262a07c4
 def _read_stream(name: str, stream) -> tuple:
     "Check what a stream declares, then decode it."
     head = stream.read(32)
@@ -100,7 +100,7 @@ def _from_array(a, name="the array") -> Image.Image:
     check_size((a.shape[1], a.shape[0]), name)
     return Image.fromarray(np.ascontiguousarray(_to_8_bits(a, name)))
 
-# %% ../../nbs/pictures/012_reading.ipynb #3dab2487
+# %% ../../nbs/pictures/012_reading.ipynb #07bcb015
 def _eight_bits(im, name) -> Image.Image:
     "8-bit picture of one with more bits per pixel; a transparent value becomes an alpha channel."
     a = np.asarray(im)
@@ -124,7 +124,7 @@ class Picture:
     notes: tuple=()                 # what was converted or left aside, in words
     aside: tuple=()                 # what else the file holds, in words
 
-# %% ../../nbs/pictures/012_reading.ipynb #66ffce7b
+# %% ../../nbs/pictures/012_reading.ipynb #62f017de
 def _over_white(rgba) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
@@ -149,7 +149,7 @@ def _three_channels(im, name: str, icc) -> tuple:
     rgba.info = {}
     return _over_white(rgba), rgba, words
 
-# %% ../../nbs/pictures/012_reading.ipynb #a7e5d512
+# %% ../../nbs/pictures/012_reading.ipynb #bdab281b
 _NEARLY_BLACK = ("the picture is nearly black: its 16-bit values end at 255 of 65535; "
                  "if 255 is meant to be white, ")
 
@@ -166,7 +166,7 @@ def _to_picture(im, name, said=(), aside=()) -> Picture:
     rgb.info = {}
     return Picture(rgb, rgba, (*said, *words), aside)
 
-# %% ../../nbs/pictures/012_reading.ipynb #cc9fd0a9
+# %% ../../nbs/pictures/012_reading.ipynb #4e8cbb37
 def read_image(source  # path, bytes, binary file object, PIL image, or numpy array as above
               ) -> Picture:
     """Read any picture with sides from 8 to 8192: upright, in sRGB, first frame, and what was done.

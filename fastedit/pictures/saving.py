@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode_png', 'pixel_hash', 'save_image', 'read_metadata']
 
-# %% ../../nbs/pictures/018_saving.ipynb #d83cee10
+# %% ../../nbs/pictures/018_saving.ipynb #8015f5df
 import hashlib, io, json, warnings
 from pathlib import Path
 import numpy as np
@@ -15,7 +15,7 @@ from .colours import EXIF_IFD
 from .reading import load_image, read_image
 from .sources import FORMATS, open_source
 
-# %% ../../nbs/pictures/018_saving.ipynb #520bdbe4
+# %% ../../nbs/pictures/018_saving.ipynb #bb5e508a
 def encode_png(image: Image.Image  # of any mode that a PNG holds
               ) -> bytes:
     "Write a picture as the bytes of a PNG file."
@@ -50,7 +50,7 @@ def _recipe(metadata: dict, kind: str) -> dict:
     exif.get_ifd(EXIF_IFD)[_USER_COMMENT] = _ASCII+ascii_text.encode()
     return dict(exif=exif)
 
-# %% ../../nbs/pictures/018_saving.ipynb #e89954c3
+# %% ../../nbs/pictures/018_saving.ipynb #170f3d16
 def _writable(image, transparency: bool) -> Image.Image:
     "Copy a picture in a mode that the format holds."
     modes = ("RGB", "RGBA") if transparency else ("RGB",)
@@ -84,7 +84,7 @@ def save_image(image,              # picture, anything that `load_image` takes
     image.save(buffer, kind, **options)
     return atomic_write(path, buffer.getvalue())
 
-# %% ../../nbs/pictures/018_saving.ipynb #f8bf269e
+# %% ../../nbs/pictures/018_saving.ipynb #97ace23f
 def _settings(text, comment):
     "What is stored in a PNG's text chunk or an EXIF comment; {} if nothing is."
     if text is not None: return json.loads(text)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, features
 from ..core import ImageError, address
 
-# %% ../../nbs/pictures/010_sources.ipynb #e6bee7e0
+# %% ../../nbs/pictures/010_sources.ipynb #a94780bb
 def landscape(width: int, height: int) -> Image.Image:
     "Draw a hill, a sun and a striped ball, at 4x and shrunk."
     W, H = 4*width, 4*height
@@ -31,7 +31,7 @@ _AVIF = ("AVIF",) if features.check("avif") else ()
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", *_AVIF)
 MIN_SIDE, MAX_SIDE = 8, 8192
 
-# %% ../../nbs/pictures/010_sources.ipynb #bc0617e8
+# %% ../../nbs/pictures/010_sources.ipynb #f28d62dc
 def check_size(size, name, error=ImageError):
     "Refuse a picture with a side that is too short to edit or too long to decode."
     w, h = size
@@ -42,7 +42,7 @@ def check_size(size, name, error=ImageError):
         raise error(f"{name} is {w}x{h} pixels, more than {MAX_SIDE}x{MAX_SIDE}, and was not "
                     "decoded: shrink it or cut it into tiles first")
 
-# %% ../../nbs/pictures/010_sources.ipynb #f6815217
+# %% ../../nbs/pictures/010_sources.ipynb #756ebe53
 def declared_size(head: bytes) -> tuple|None:
     "Read the size that a WebP or GIF header declares; None for other formats."
     def number(a, b): return int.from_bytes(head[a:b], "little")
@@ -53,7 +53,7 @@ def declared_size(head: bytes) -> tuple|None:
     if kind == b"VP8L": return 1+(number(21, 25) & 0x3fff), 1+(number(21, 25) >> 14 & 0x3fff)
     return number(26, 28) & 0x3fff, number(28, 30) & 0x3fff
 
-# %% ../../nbs/pictures/010_sources.ipynb #fdb87c8c
+# %% ../../nbs/pictures/010_sources.ipynb #57f0567a
 # ISO/IEC 23008-12, major brand
 _CONTAINERS = {b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC", b"heis": "HEIC", b"hevc": "HEIC",
                b"hevx": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_tensor', 'to_image']
 
-# %% ../../nbs/pictures/017_tensors.ipynb #e5e66580
+# %% ../../nbs/pictures/017_tensors.ipynb #dac79948
 from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ def to_tensor(image  # picture, anything that `load_image` takes
     a = np.asarray(load_image(image)).astype(np.float32)/255.0
     return 2.0*torch.from_numpy(a.transpose(2, 0, 1)[None].copy())-1.0
 
-# %% ../../nbs/pictures/017_tensors.ipynb #c1ffda33
+# %% ../../nbs/pictures/017_tensors.ipynb #d568be82
 def to_image(x: "torch.Tensor"  # (1,3,H,W) or (3,H,W), nominally in [-1,1]; beyond is clipped
             ) -> Image.Image:
     """Turn a tensor into a picture as `VaeImageProcessor.postprocess` does.
