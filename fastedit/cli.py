@@ -157,7 +157,7 @@ def _check_sweep(image, dataset, model, method, metrics):
 # %% ../nbs/90_cli.ipynb #a887202a
 def _check_bench(kw):
     "Refuse a benchmark of models, methods, data or a profile that are not there."
-    from fastedit.bench import make_runs
+    from fastedit.studies.bench import make_runs
     _check_models(kw.get("models")); _check_profile(kw.get("profile"))
     _check_machine(kw.get("device"), kw.get("precision"), "resident")
     data = kw.get("dataset", "picturebook")
@@ -534,7 +534,7 @@ def bench(config: Annotated[Path, typer.Option(help="TOML file with the same set
           json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write all figures as JSON; - prints them instead of the table.")]=None,
           quiet: _Quiet=False):
     "Compare methods on a data set, with intervals; may be stopped at any point."
-    from fastedit.bench import merge_runs, read_config, run_bench
+    from fastedit.studies.bench import merge_runs, read_config, run_bench
     chosen = dict(dataset=dataset, methods=methods, models=model or None, loras=_loras(lora).get("loras"), settings=_settings(settings) or None, seeds=None if seeds is None else [_whole(s) for s in _values(seeds)], out=out, profile=profile, per_type=per_type, seed=seed,
                   size=size, types=types and _values(types), ids=ids and _values(ids), sample=sample, limit=limit, skip_bad=skip_bad or None, curves=curves or None, precision=precision, device=device, shard=shard, workers=workers, retry=retry or None)
     kw = {**(read_config(config) if config else {}), **{k: v for k, v in chosen.items() if v is not None}}; folder = Path(kw.setdefault("out", "fastedit-bench"))
