@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_trade_off']
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #856e5b75
+# %% ../../../nbs/studies/bench/376_curves.ipynb #a119105e
 import re
 import numpy as np
 from fastcore.basics import patch
@@ -14,12 +14,12 @@ from ...measure import trade_off as collect_curves
 from .runs import CONTROLS
 from .tables import Bench, flat_rows
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #a3c7fa2a
+# %% ../../../nbs/studies/bench/376_curves.ipynb #86385e3d
 def _curve_name(row, several_models: bool) -> str:
     name = re.sub(rf" {row['knob']}=\S+", "", row["label"]) if row["knob"] else row["label"]
     return f"{name} on {row['model']}" if several_models else name
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #caf4ce07
+# %% ../../../nbs/studies/bench/376_curves.ipynb #d9159842
 @patch
 def trade_off(self: Bench,
               x: str="background_psnr", y: str="success"  # headline figures
@@ -30,7 +30,7 @@ def trade_off(self: Bench,
     more_is_better = tuple(k != "structure_error" for k in (x, y))
     return collect_curves(rows, x, y, "value", up=more_is_better, draws=2000)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #f34fa6aa
+# %% ../../../nbs/studies/bench/376_curves.ipynb #124e799d
 _GREY = "0.45"
 _COLOURS = tuple(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))   # C7 is grey
 
@@ -53,13 +53,13 @@ def _draw_curve(ax, name, points, colour):
         ax.annotate(text, (p.x.mean, p.y.mean), xytext=(4, 4), textcoords="offset points",
                     fontsize=7, color=colour)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #65539fa4
+# %% ../../../nbs/studies/bench/376_curves.ipynb #8a20c08a
 def _draw_front(ax, points):
     front = sorted((p.x.mean, p.y.mean) for p in points if p.front)
     if len(front) < 2: return
     ax.step(*zip(*front), where="pre", color="0.7", lw=3, zorder=0, label="Pareto front")
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #cb3208e8
+# %% ../../../nbs/studies/bench/376_curves.ipynb #84b1f6f9
 def _known(value, otherwise): return value if np.isfinite(value) else otherwise
 
 def _leave_identity_out(ax, points):
@@ -75,7 +75,7 @@ def _leave_identity_out(ax, points):
         ax.annotate(f"{p.method}, {p.x.mean:.0f} dB \u2192", (high+pad, p.y.mean), xytext=(-4, 6),
                     textcoords="offset points", ha="right", fontsize=8, color=_GREY)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #a72f959e
+# %% ../../../nbs/studies/bench/376_curves.ipynb #da412ee5
 _AXES = dict(background_psnr="background PSNR in dB (more is kept)", success="edit success",
              structure_error="structure error", target_psnr="PSNR to the right answer in dB")
 
@@ -85,7 +85,7 @@ def _finish(ax, x, y):
     ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #64e3e3f1
+# %% ../../../nbs/studies/bench/376_curves.ipynb #c6d896bf
 def draw_trade_off(found: Bench,                    # results over several values of a knob
                    x: str="background_psnr", y: str="success",   # headline figures
                    size: tuple=(7.5, 5)             # inches

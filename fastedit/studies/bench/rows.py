@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_rows', 'read_run', 'RowFile', 'merge_runs']
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #219a63ae
+# %% ../../../nbs/studies/bench/373_rows.ipynb #24b380d7
 import json, os
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from ...core import DataError, FastEditError, OptionError, atomic_write, canonic
 try: import fcntl
 except ImportError: fcntl = None   # no such locks on Windows
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #7b34bdd3
+# %% ../../../nbs/studies/bench/373_rows.ipynb #9be63c70
 _NEEDED = {"row", "key", "label", "id"}
 
 def _parse(line: bytes):
@@ -37,7 +37,7 @@ def _counts_more(new, old) -> bool:
     "Whether a row takes another's place: of a failure and a success the success counts."
     return old is None or bool(old["error"] and not new["error"])
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #76051768
+# %% ../../../nbs/studies/bench/373_rows.ipynb #901978e6
 def read_rows(*folders) -> list:
     """Read the rows of results folders, each once, sorted; torn lines are passed over.
 
@@ -56,7 +56,7 @@ def read_run(folder) -> dict:
         raise DataError(f"{folder} is no results folder ({e}): give one that "
                         "`fastedit bench --out` wrote") from e
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #09cfa7da
+# %% ../../../nbs/studies/bench/373_rows.ipynb #965d3715
 def _hold(file, path):
     "Lock a file until it is closed; raises `OptionError` if another process holds it."
     if fcntl is None: return
@@ -84,7 +84,7 @@ def starting_in(folder):
         yield
     finally: os.close(handle)
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #82349dd9
+# %% ../../../nbs/studies/bench/373_rows.ipynb #13f9664f
 class RowFile:
     "A file of rows that only grows; a torn last line is cut off when it is opened again."
     def __init__(self, path # made if absent, with its folders
@@ -98,7 +98,7 @@ class RowFile:
 
     def close(self): self.file.close()
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #c53a37a7
+# %% ../../../nbs/studies/bench/373_rows.ipynb #6303ecf8
 def _whole_lines(file, block=1 << 16) -> int:
     "Length of a file up to its last line end, looked for from the end on."
     at = file.seek(0, os.SEEK_END)
@@ -110,7 +110,7 @@ def _whole_lines(file, block=1 << 16) -> int:
         at -= step
     return 0
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #a6d2d8a0
+# %% ../../../nbs/studies/bench/373_rows.ipynb #fb1a82ec
 @patch
 def add(self: RowFile, row: dict):
     "Append one row, or no part of it; raises `FastEditError` if the disk does not take it."
@@ -126,7 +126,7 @@ def add(self: RowFile, row: dict):
         raise FastEditError(f"cannot write {self.path}: {e.strerror or e}. Free some space; the "
                             "same command goes on where this one stopped.") from e
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #e9b7e25b
+# %% ../../../nbs/studies/bench/373_rows.ipynb #02fc6b36
 def _picture_in(source, r) -> Path:
     "Where a row's picture lies in its folder; raises `DataError` if that is outside of it."
     image = Path(r["image"])
@@ -146,7 +146,7 @@ def _take_in(r, out, file):
                             "folder") from e
     file.add(r)
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #f31ead10
+# %% ../../../nbs/studies/bench/373_rows.ipynb #08ef916f
 def merge_runs(out,      # results folder that takes them in; made if absent
                *folders  # results folders of other machines or shards
               ) -> int:  # rows that were new

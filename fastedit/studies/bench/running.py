@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #6a122b3c
+# %% ../../../nbs/studies/bench/377_running.ipynb #3c7ea80e
 import inspect, json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
@@ -25,7 +25,7 @@ from .sources import entry_hash, open_dataset
 from .tables import TIMES, Bench, read_bench, without_times
 from .worker import Editors, Share, Worker, possible_runs, rows_path
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #8ed8fcf5
+# %% ../../../nbs/studies/bench/377_running.ipynb #44ce8d86
 def read_shard(text) -> tuple:
     "Read 'i/n', the i-th of n shares, as numbers; raises `OptionError`."
     try:
@@ -37,7 +37,7 @@ def read_shard(text) -> tuple:
                           "shares")
     return i, n
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #5499b22b
+# %% ../../../nbs/studies/bench/377_running.ipynb #a59f4c6e
 torch = Later("torch")
 _WORLDS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -61,7 +61,7 @@ class Team:
     def close(self):
         if self.state is not None: self.state.destroy_process_group()
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #078fddeb
+# %% ../../../nbs/studies/bench/377_running.ipynb #3bcb5ad0
 class Progress:
     "Progress with rate, time left and failures; in a notebook a table that grows as well."
     def __init__(self, total, quiet,
@@ -78,7 +78,7 @@ class Progress:
             self.bar.update()
             self.bar.set_postfix_str(f"{row['label']}, {self.failed} failed", refresh=False)
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #99d2c114
+# %% ../../../nbs/studies/bench/377_running.ipynb #83ce67c0
 @patch
 def tick(self: Progress):
     "Redraw the live table, every few seconds and for at most a fiftieth of the time."
@@ -103,7 +103,7 @@ def _in_notebook() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #16c9e3d6
+# %% ../../../nbs/studies/bench/377_running.ipynb #c473a379
 def _about_data(dataset, data, out, size) -> dict:
     "Which data set, where it lies, and what of it was skipped."
     drawn, inside = str(dataset) == "picturebook", data.root.is_relative_to(out.resolve())
@@ -126,7 +126,7 @@ def _about_runs(good, refused, judge, editors, loras) -> dict:
                  revisions={m: editors(m).parts.revision for m in models})
     return dict(found, loras=list(editors(good[0].model).loras)) if loras else found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #89e3bfe3
+# %% ../../../nbs/studies/bench/377_running.ipynb #660e7afa
 _DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions")   # which rows count
 
 def _asks_otherwise(out, run) -> bool:
@@ -141,7 +141,7 @@ def _refuse_if_others_work(out, ours):
     for path in sorted({*out.glob("rows*.jsonl")}-{*ours, out/"rows-merged.jsonl"}):
         refuse_if_held(path)
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #069c995d
+# %% ../../../nbs/studies/bench/377_running.ipynb #3891e5c7
 def _claim(out, run, team, index, of) -> RowFile:
     "Lock this process's rows, then write down what is asked for; raises `OptionError`."
     out.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _claim(out, run, team, index, of) -> RowFile:
             raise
     return file
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #3b45986f
+# %% ../../../nbs/studies/bench/377_running.ipynb #d93be285
 def _csv(rows) -> bytes:
     if not rows: return b""
     return Table(tuple(rows[0]), tuple(tuple(r.values()) for r in rows)).csv().encode()
@@ -166,7 +166,7 @@ def _csv(rows) -> bytes:
 def _times_of(line) -> dict:
     return {k: v for k, v in line.items() if k in ("label", "model", "n") or k.startswith(TIMES)}
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #b80d4dab
+# %% ../../../nbs/studies/bench/377_running.ipynb #41c5b3fb
 def write_tables(found: Bench):
     "Write table.md, .csv and .json (without times), times.csv, types.md, of curves tradeoff.png."
     folder, lines = found.folder, found.lines
@@ -180,7 +180,7 @@ def write_tables(found: Bench):
     if curves and HEADLINE[found.run["profile"]]["success"]:
         save_image(draw_trade_off(found), folder/"tradeoff.png")
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #f9fe9bfe
+# %% ../../../nbs/studies/bench/377_running.ipynb #c85f598f
 def _check_seeds(seeds) -> tuple:
     "Seeds as a tuple; raises `OptionError`."
     seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
@@ -205,7 +205,7 @@ def _editor_maker(device, precision, loras):
     more = dict(loras=loras) if loras else {}
     return lambda m: FastEditor(m, device=device, precision=precision, **more)
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #6ad6eedb
+# %% ../../../nbs/studies/bench/377_running.ipynb #c4f37d88
 def _do_share(worker, runs, live) -> dict:
     "Do a share to its end or to an interruption; gives the session's account."
     begun = time.perf_counter()
@@ -225,7 +225,7 @@ def _finish(out, team, begun, loading, **account) -> Bench:
     team.close()
     return found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #1430cdd5
+# %% ../../../nbs/studies/bench/377_running.ipynb #063f0436
 def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or JSONL
               methods="all",            # see `make_runs`
               models=None,              # names or folders; None: for each method its embedded one
@@ -277,7 +277,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
 
 def _profile_for(data) -> str: return "drawn" if data.kind == "drawn" else "corrected"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #4a96bfd8
+# %% ../../../nbs/studies/bench/377_running.ipynb #03f6cb57
 def read_config(path # TOML
                ) -> dict:
     "Read a run from one TOML file: the keywords of `run_bench`; raises `OptionError`."

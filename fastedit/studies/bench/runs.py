@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'VARIANTS', 'PRESETS', 'KNOBS', 'OURS', 'knob_of', 'Run', 'default_model', 'make_list', 'make_runs']
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #d8e1f7e2
+# %% ../../../nbs/studies/bench/370_runs.ipynb #4cdd96d3
 import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from ...demo import PUBLISHED
 from ...editor import EditRequest
 from ...methods import check_options, find_method, method_names
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #67396064
+# %% ../../../nbs/studies/bench/370_runs.ipynb #83c875b1
 CONTROLS = ("identity", "vae")
 VARIANTS = {
     "img2img-4":       dict(method="img2img", steps=4, strength=.8, guidance=1., control="none"),
@@ -25,13 +25,13 @@ VARIANTS = {
     "edit_friendly-4": dict(method="edit_friendly", steps=4, strength=.8, guidance=1.,
                             source_guidance=1.)}
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #38b9a086
+# %% ../../../nbs/studies/bench/370_runs.ipynb #46dd1cae
 PRESETS = {
     "published-as-written": dict(PUBLISHED, schedule="stock"),
     "published-as-run":     dict(PUBLISHED, schedule="stock", strength=.8, guidance=1.,
                                  brackets=True, jpeg=75)}
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #31f584fc
+# %% ../../../nbs/studies/bench/370_runs.ipynb #86e695e9
 KNOBS = dict(img2img=("strength", (.4, .6, .8, 1.)),
              ddcm=("strength", (.5, .6, .7, .85, 1.)),
              chord=("strength", (.5, .7, .9)),
@@ -44,7 +44,7 @@ def knob_of(method: str # key in the registry
     "Name the setting that moves a method between keeping and changing, and a few values of it."
     return KNOBS.get(method, ("guidance", (2., 4., 7.)))
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #6cf0cd0b
+# %% ../../../nbs/studies/bench/370_runs.ipynb #19eaea19
 @dataclass(frozen=True)
 class Run:
     "One line of the table: a method with its settings on a model."
@@ -68,10 +68,10 @@ class Run:
                     settings=self.settings, knob=self.knob, value=self.value,
                     oracle=self.oracle, control=self.control)
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #a1c94118
+# %% ../../../nbs/studies/bench/370_runs.ipynb #132a2d66
 OURS = dict(mask=("given",), brackets=(True, False), jpeg=range(1, 101))
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #b93898e8
+# %% ../../../nbs/studies/bench/370_runs.ipynb #3ce43bcf
 _ASKED = tuple(f.name for f in fields(EditRequest) if f.name not in OURS)
 _TAKEN = ("prompt", "source_prompt", "method", "model", "image", "options", "negative_prompt",
           "precision")   # what a job fills in itself
@@ -82,7 +82,7 @@ def sort_settings(settings: dict) -> tuple:
     options = {k: v for k, v in settings.items() if k not in _ASKED and k not in OURS}
     return asked, options
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #323bf696
+# %% ../../../nbs/studies/bench/370_runs.ipynb #ded09b31
 def _check_names(run, method):
     "Refuse settings that neither the request nor the method has."
     asked, options = sort_settings(run.settings)
@@ -107,7 +107,7 @@ def _check_run(run: Run):
                           f"it has {', '.join(method.schedules)}")
     EditRequest(prompt="a prompt", method=method.key, options=options, **asked)
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #9b02bfc6
+# %% ../../../nbs/studies/bench/370_runs.ipynb #9ef275a1
 def default_model(method: str,        # key in the registry
                   settings: dict=None # of the run; its steps decide
                  ) -> str:            # name in the registry of models
@@ -117,14 +117,14 @@ def default_model(method: str,        # key in the registry
     steps = (settings or {}).get("steps") or m.steps
     return "mini" if m.few_step and steps <= 12 else "mini-teacher"
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #714bc29e
+# %% ../../../nbs/studies/bench/370_runs.ipynb #9fc5a12f
 def make_list(methods # text with commas, or a list
              ) -> list:
     "Names as a list, from text with commas or a list."
     if not isinstance(methods, str): return list(methods)
     return [m.strip() for m in methods.split(",") if m.strip()]
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #1b153996
+# %% ../../../nbs/studies/bench/370_runs.ipynb #aca32ebc
 def _named() -> dict:
     "All that may be asked for by name: {name: method and settings}."
     return {**{k: dict(method=k) for k in method_names()}, **VARIANTS, **PRESETS}
@@ -146,7 +146,7 @@ def _check_form(m, named):
         raise OptionError(f"{m!r} is no method: give a name, or a table with method, settings "
                           "and a label")
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #ab7b0814
+# %% ../../../nbs/studies/bench/370_runs.ipynb #b32bbd0d
 def _part_settings(settings, named, asked) -> tuple:
     "Settings for all and those of one method each; raises `OptionError`."
     settings = settings or {}
@@ -170,7 +170,7 @@ def _settings_of(m, named, general, own) -> tuple:
     elif not fixed: given = {**general, **given}
     return name, method, model, given
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #b931c847
+# %% ../../../nbs/studies/bench/370_runs.ipynb #bf40b0c7
 def _short(v) -> str: return f"{v:g}" if isinstance(v, float) else str(v)
 
 def _points(name, given):
@@ -196,7 +196,7 @@ def _refuse_twins(runs):
                               "another label")
         seen.add((r.label, r.model))
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #35f5d0bf
+# %% ../../../nbs/studies/bench/370_runs.ipynb #b9983007
 def make_runs(methods="all",        # "all", names (list or text with commas), or dicts, see above
               models=None,          # names or folders; None: for each method its embedded one
               settings: dict=None,  # for all methods; {method: {...}} inside for one

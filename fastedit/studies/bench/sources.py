@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_dataset', 'bench_request']
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #3a7a2d97
+# %% ../../../nbs/studies/bench/372_sources.ipynb #1a990cab
 import secrets, shutil
 from pathlib import Path
 from ...core import FastEditError, PromptError, content_hash
@@ -15,7 +15,7 @@ from ...methods import find_method
 from .runs import Run, sort_settings
 from ...world import write_benchmark
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #0d52613d
+# %% ../../../nbs/studies/bench/372_sources.ipynb #9d413fac
 def _draw(out, per_type, seed, size) -> Path:
     "Write a drawn benchmark once; raises `FastEditError` if there is no room."
     folder = out/"data"/f"picturebook-{seed}-{per_type}-{size}"
@@ -38,7 +38,7 @@ def _rename(part, folder):
     except OSError:
         if not _is_whole(folder): raise
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #7f4fc6d0
+# %% ../../../nbs/studies/bench/372_sources.ipynb #2518285f
 def open_dataset(dataset="picturebook",  # "picturebook", a folder, or a CSV or JSONL
                  out="fastedit-bench",   # results folder; the drawn benchmark is written below it
                  per_type: int=10,       # with "picturebook": edits of each type
@@ -53,12 +53,12 @@ def open_dataset(dataset="picturebook",  # "picturebook", a folder, or a CSV or 
     else: data = read_data(dataset, skip_bad=skip_bad, size=size)
     return data.pick(types, ids, sample, seed, limit)
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #2a8c8b77
+# %% ../../../nbs/studies/bench/372_sources.ipynb #d4a84aed
 def entry_hash(e) -> str:
     return content_hash(e.id, e.raw_source, e.raw_target, e.instruction, e.edit_type,
                         e.blended_word, e.runs)
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #d195f7d2
+# %% ../../../nbs/studies/bench/372_sources.ipynb #04517f5b
 def _prompts(entry, brackets: bool) -> tuple:
     "Source and target prompt, with the brackets around what changes where they are asked for."
     if not brackets: return entry.source_prompt, entry.target_prompt
@@ -67,7 +67,7 @@ def _prompts(entry, brackets: bool) -> tuple:
 def _noise_seed(seed, entry) -> int:
     return int(content_hash("noise", seed, entry.id, length=12), 16)
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #6414a2c0
+# %% ../../../nbs/studies/bench/372_sources.ipynb #ebb7dcb5
 def bench_request(run: Run,       # what is asked of the editor
                   entry,          # `measure.Entry`
                   seed: int=0,    # of the benchmark

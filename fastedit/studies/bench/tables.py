@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['current_rows', 'flat_rows', 'summarise', 'Bench', 'read_bench']
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #38a3a587
+# %% ../../../nbs/studies/bench/375_tables.ipynb #abe7c939
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from .judging import HEADLINE
 from .rows import read_rows, read_run
 from ...world import EDIT_TYPES
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #f41f6477
+# %% ../../../nbs/studies/bench/375_tables.ipynb #7ab8b594
 def current_rows(rows,     # from `read_rows`
                  run: dict # from `read_run`
                 ) -> list:
@@ -35,7 +35,7 @@ def _belongs(r, line, run) -> bool:
             and r["versions"]["fastedit"] == run["versions"]["fastedit"]
             and r["request"].get("precision", run["precision"]) == run["precision"])
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #fcfe37cf
+# %% ../../../nbs/studies/bench/375_tables.ipynb #92c03b4f
 _TOLD = ("type", "seed", "label", "method", "model", "knob", "value", "nfe", "control_nfe",
          "steps", "seconds", "network_seconds")
 
@@ -48,7 +48,7 @@ def _flat(r) -> dict:
     head = {k: None if m is None else r["metrics"].get(m) for k, m in figures.items()}
     return dict(image=r["id"], **{k: r[k] for k in _TOLD}, **head)
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #3b8b0480
+# %% ../../../nbs/studies/bench/375_tables.ipynb #b61412fb
 _NUMBERS = ("success", "ignored", "background_psnr", "structure_error", "target_psnr", "seconds")
 TIMES = ("seconds", "network_seconds", "overhead")   # how columns begin that differ every time
 
@@ -68,7 +68,7 @@ def _pictures(rows) -> tuple:
     parts = [{k: _mean(r[k] for r in rs) for k in keys} for rs in seeds]
     return parts, [rs[0]["type"] for rs in seeds]
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #e16388e8
+# %% ../../../nbs/studies/bench/375_tables.ipynb #e30700b1
 def _head(rows) -> dict:
     "What a line is about, before its figures."
     r = rows[0]
@@ -91,7 +91,7 @@ def _line(rows) -> dict:
     overhead = row["overhead"] if row["network_seconds"] else None
     return {**_head(rows), **row, "overhead": overhead}
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #a4f8ad63
+# %% ../../../nbs/studies/bench/375_tables.ipynb #7c44b492
 def summarise(rows,             # from `read_rows`
               order=None        # (label, model) in the order of the table; None: as they come
              ) -> list:         # of dicts, one a line
@@ -103,7 +103,7 @@ def summarise(rows,             # from `read_rows`
         lines = dict(sorted(lines.items(), key=lambda kv: rank.get(kv[0][:2], len(rank))))
     return [_line(rs) for rs in lines.values()]
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #1ef541ec
+# %% ../../../nbs/studies/bench/375_tables.ipynb #bb06e6e9
 @dataclass
 class Bench:
     "What a results folder says about the last command in it."
@@ -135,14 +135,14 @@ class Bench:
     def __repr__(self): return f"{self.table()!r}\n{self.cost}"
     def _repr_markdown_(self): return self.table()._repr_markdown_()+f"\n\n{self.cost}"
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #ee386788
+# %% ../../../nbs/studies/bench/375_tables.ipynb #208ebd74
 def read_bench(folder # results folder
               ) -> Bench:
     "Read a results folder back: what the last command asked for and its rows."
     run = read_run(folder)
     return Bench(Path(folder), run, current_rows(read_rows(folder), run))
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #ce91de5c
+# %% ../../../nbs/studies/bench/375_tables.ipynb #5cc176c8
 _COLUMNS = dict(success=        ("success", "{:.0%}"),
                 ignored=        ("ignored", "{:.0%}"),
                 background_psnr=("background dB", "{:.1f}"),
@@ -158,7 +158,7 @@ def _cell(line, key) -> str:
     if low is None or high is None: return form(value)
     return f"{form(value)} [{form(low)}, {form(high)}]"
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #e6b19d4f
+# %% ../../../nbs/studies/bench/375_tables.ipynb #032cc3a4
 @patch
 def table(self: Bench,
           times: bool=True # with seconds
@@ -176,7 +176,7 @@ def table(self: Bench,
              *(["failed"] if failed else []))
     return Table(heads, tuple(map(cells, lines)), "", self._note(times))
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #ef786393
+# %% ../../../nbs/studies/bench/375_tables.ipynb #b615ea11
 @patch
 def _note(self: Bench, times) -> str:
     return "; ".join([*_about_pictures(self), *(_about_seconds(self.rows) if times else [])])
@@ -204,7 +204,7 @@ def _about_seconds(rows):
     threads = sorted({r["threads"] for r in rows})
     if len(threads) > 1: yield f"with {', '.join(map(str, threads))} threads"
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #e1bebcc0
+# %% ../../../nbs/studies/bench/375_tables.ipynb #52097770
 def _type_cell(values, key) -> str:
     n = int(np.isfinite(values).sum())
     if not n: return "-"
@@ -224,7 +224,7 @@ def types(self: Bench) -> Table:
     heads = ("method", "model", *(EDIT_TYPES[int(t)] for t in kinds))
     return Table(heads, tuple(map(cells, self.run["runs"])), f"{key.replace('_', ' ')} per type")
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #7f61fb02
+# %% ../../../nbs/studies/bench/375_tables.ipynb #11fbf7ca
 @patch(as_prop=True)
 def cost(self: Bench) -> str:
     "Where the time of this process went."
@@ -234,7 +234,7 @@ def cost(self: Bench) -> str:
             f"networks: wall/network {s['wall']/max(s['network'], 1e-9):.2f} "
             f"(loading {s['loading']:.1f} s beside)")
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #14f90948
+# %% ../../../nbs/studies/bench/375_tables.ipynb #760a420f
 @patch
 def pictures(self: Bench,
              ids=None,      # entries; None: the first `most`
@@ -259,7 +259,7 @@ def _cells_of(found, entry, runs):
         made = load_image(found.folder/row["image"]) if row and row["image"] else None
         yield made, r["label"]
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #16920ca2
+# %% ../../../nbs/studies/bench/375_tables.ipynb #79936ce6
 @patch
 def to_dict(self: Bench,
             times: bool=True # with seconds and this session

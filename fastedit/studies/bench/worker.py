@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sink']
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #b82ada05
+# %% ../../../nbs/studies/bench/374_worker.ipynb #ec577bfd
 import io, json, secrets, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from ...pictures import load_image, save_image
 from .rows import RowFile, read_rows
 from .sources import bench_request, entry_hash
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #5ec2280b
+# %% ../../../nbs/studies/bench/374_worker.ipynb #c6eba86a
 class Sink:
     "Write pictures, scores and rows while the next edit runs; errors come with the next `put`."
     def __init__(self, work,            # called with each job's arguments
@@ -54,7 +54,7 @@ class Sink:
         "Finish what is queued."
         if self.pool: self.pool.shutdown(wait=True)
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #2937382a
+# %% ../../../nbs/studies/bench/374_worker.ipynb #d1ce017d
 class Editors:
     "Editors by model; small ones stay, of the large ones only the last."
     def __init__(self, make # model -> editor
@@ -77,7 +77,7 @@ def _is_large(editor) -> bool:
     parameters = (p for m in editor.parts.modules().values() for p in m.parameters())
     return sum(p.numel()*p.element_size() for p in parameters) > 1 << 30
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #5bc39926
+# %% ../../../nbs/studies/bench/374_worker.ipynb #c7bebf6b
 def possible_runs(runs, editors, strict) -> tuple:
     "Part runs into those that their models can do and (run, reason) for the others."
     good, refused, broken = [], [], {}
@@ -102,7 +102,7 @@ def _on_its_model(run, editor):
     check_model(m, editor.parts, check_options(m, options))
     return replace(run, model=editor.spec.key)
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #dfbe0603
+# %% ../../../nbs/studies/bench/374_worker.ipynb #1e142c5e
 @dataclass(frozen=True)
 class Share:
     "One process's part of a run, and what holds for each of its jobs."
@@ -120,7 +120,7 @@ def rows_path(out, index, of) -> Path:
     "The file of rows of the `index`-th of `of` shares."
     return Path(out)/("rows.jsonl" if of == 1 else f"rows-{index:04}-of-{of:04}.jsonl")
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #ac41db63
+# %% ../../../nbs/studies/bench/374_worker.ipynb #2ca56a11
 torch = Later("torch")
 
 class Worker:
@@ -152,7 +152,7 @@ class Worker:
         "Finish what is queued."
         self.sink.close()
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #255e9e7e
+# %% ../../../nbs/studies/bench/374_worker.ipynb #b1a19806
 @patch
 def jobs(self: Worker, runs):
     "Yield (run, entry, seed, picture or error), model by model, picture by picture."
@@ -172,7 +172,7 @@ def run(self: Worker, runs):
         yield
     self.sink.wait()
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #eb85704c
+# %% ../../../nbs/studies/bench/374_worker.ipynb #bf3b0725
 @patch
 def _request(self: Worker, run, entry, source, seed) -> tuple:
     "What is asked of the editor, the same with the hashes of what it works on, and the mask."
@@ -185,7 +185,7 @@ def _request(self: Worker, run, entry, source, seed) -> tuple:
                    loras=getattr(self.editors(run.model), "loras", ()))
     return ask, full, mask
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #f25f30f1
+# %% ../../../nbs/studies/bench/374_worker.ipynb #670a6c10
 _MADE = dict(seconds=None, network_seconds=None, nfe=None, control_nfe=None, steps=None,
              timesteps=[], image=None, notes=[])   # what an edit fills in
 
@@ -201,8 +201,8 @@ def _row(self: Worker, run, entry, seed, request, revision, error=None) -> dict:
                 revision=revision, versions=self.versions, shard=self.share.name,
                 session=self.session, threads=self.threads, error=error, **run.to_dict())
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #4924892b
-def _in_words(e) -> str: return f"{type(e).__name__}: {' '.join(str(e).split())}"
+# %% ../../../nbs/studies/bench/374_worker.ipynb #53bd9749
+def _error_text(e) -> str: return f"{type(e).__name__}: {' '.join(str(e).split())}"
 
 @patch
 def _one(self: Worker, run, entry, seed, source):
@@ -214,7 +214,7 @@ def _one(self: Worker, run, entry, seed, source):
         row = self._row(run, entry, seed, request, revision)
     except FastEditError as e:
         request = dict(entry=entry_hash(entry), run=run.to_dict(), seed=seed)
-        return self._fail(self._row(run, entry, seed, request, revision, _in_words(e)))
+        return self._fail(self._row(run, entry, seed, request, revision, _error_text(e)))
     if row["row"] in self.done: return self.on_row(self.done[row["row"]], False)
     if row["key"] in self.busy: self.sink.wait()
     if twin := self.pictures.get(row["key"]):
@@ -227,7 +227,7 @@ def _fail(self: Worker, row):
     if row["row"] in self.done: self.on_row(self.done[row["row"]], False)
     else: self.sink.put(row, None, None)
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #4e5bcb8a
+# %% ../../../nbs/studies/bench/374_worker.ipynb #53bc3eaa
 @patch
 def _edit(self: Worker, run, row, entry, source, ask, mask):
     "Edit a picture and hand it over to be written and scored."
@@ -237,7 +237,7 @@ def _edit(self: Worker, run, row, entry, source, ask, mask):
     try:
         result = editor(source, request=ask, mask=mask)
         image = _scored_picture(run, result.image)
-    except Exception as e: return self._fail({**row, "error": _in_words(e)})
+    except Exception as e: return self._fail({**row, "error": _error_text(e)})
     self.network += result.network_seconds
     self.edits += 1
     self.busy.add(row["key"])
@@ -259,7 +259,7 @@ def _told_by(result) -> dict:
                 control_nfe=result.control_nfe, steps=len(result.timesteps),
                 timesteps=list(result.timesteps), notes=[*result.notes, *result.fallbacks])
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #cad7ec1d
+# %% ../../../nbs/studies/bench/374_worker.ipynb #65bd7c8a
 @patch
 def _warm_up(self: Worker, editor, run, source, ask, mask):
     "Start an edit and give up after its first step, once a run; the edit itself says what fails."
@@ -274,7 +274,7 @@ def _warm_up(self: Worker, editor, run, source, ask, mask):
     except Exception: pass
     finally: self.warm.add((run.label, run.model))
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #ad589333
+# %% ../../../nbs/studies/bench/374_worker.ipynb #5ede5e15
 _KEPT = ("request", "timesteps", "nfe", "control_nfe", "notes", "revision", "versions")
 
 @patch
@@ -284,7 +284,7 @@ def _finish(self: Worker, row, entry, image):
         if image is not None: self._save(image, row)
         try: self._score(row, entry, image)
         except (FastEditError, RuntimeError, ValueError) as e:
-            row |= dict(error=_in_words(e), image=None, metrics={})
+            row |= dict(error=_error_text(e), image=None, metrics={})
     self.file.add(row)
     self._know(row)
     self.busy.discard(row["key"])
