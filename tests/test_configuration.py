@@ -226,3 +226,8 @@ def test_a_tokenizer_without_its_vocabulary_is_found_early(base, tmp_path, broke
     else: (t/"vocab.json").write_text("{}" if broken == "empty" else '{"a":')
     state = {f.component: f.state for f in M.diagnose(folder).findings}; assert state["tokenizer_2"] == "damaged" and state["tokenizer"] == "ok"
     with pytest.raises(ModelError, match="tokenizer_2"): M.load_model(folder, device="cpu")
+
+def test_a_repository_without_a_vocabulary_is_refused_before_it_is_fetched():
+    src, names = M.Source("x/y", "tokenizer"), ["tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+    assert M._wanted(names, "CLIPTokenizer", src, "fp16") == names
+    with pytest.raises(ModelError, match="vocabulary"): M._wanted(names[:2], "CLIPTokenizer", src, "fp16")

@@ -1,7 +1,9 @@
 "Memory: the meter, predictions against real runs and against the table, plans, policies, the ladder on a simulated device."
 import pytest, torch
 from hypothesis import given, settings, strategies as st
+from dataclasses import replace
 from fastedit import memory as Q, models as M
+from fastedit.memory.trace import EmptyInputs
 from fastedit.core import MemoryPlanError, NumericalError, OptionError
 
 GIB = 2**30
@@ -30,7 +32,7 @@ def test_meter_limit_raises_out_of_memory():
 
 def real_and_fake(arch, part, side, batch, factor):
     m = M.build(arch, "cpu"); E = lambda *s, d=None: torch.zeros(s, dtype=d or torch.float32)
-    call = Q._call(m, part, side, side, batch, factor, E, torch)
+    call = EmptyInputs(m, E, side, side, batch, factor).call(part)
     with torch.no_grad(), Q.live_tensors().ignore(*m.parameters(), *m.buffers()) as real: call()
     return real, Q.trace(arch, part, side, batch=batch, dtype="float32", factor=factor)
 
@@ -119,7 +121,7 @@ BETTER = lambda p: (p.vae_tile is not None, p.precision == "fp8")   # what chang
 @pytest.mark.parametrize("model", ["ssd-1b", "ssd-1b-lora", "sdxl", "sd15-lcm", "sdxl-turbo", "sd15", "instruct-pix2pix"])
 def test_no_plan_that_fits_is_faster_and_as_good(model):
     "Over budgets and cards, against every combination, each predicted anew."
-    size = (Q.find_spec(model).resolution,)*2; tile = Q.tile_for(size)
+    size = (M.find_spec(model).resolution,)*2; tile = Q.tile_for(size)
     every = [Q.predict_memory(model, p, r, vae_tile=t) for p in ("fp16", "fp8") for r in Q.RESIDENCIES for t in (None, tile)]
     for card in Q.CARDS.values():
         seconds = {id(p): Q.estimate_seconds(p, card) for p in every}
@@ -151,8 +153,8 @@ def test_time_follows_the_work():
 
 def test_layers_come_ahead_only_from_the_second_call_on():
     card = Q.CARDS["RTX 3060 Laptop 6GB"]; s = Q.StageMemory("denoise", 0, 0, 0, int(1e12), int(6e9), calls=4, leaves=True); c, b = 1e12/(card.tflops*1e12/2), .5
-    assert Q._stage_seconds(s, card, False) == pytest.approx(c+b) and Q._stage_seconds(s, card, True) == pytest.approx((c+b)/4+.75*b)
-    whole = Q.replace(s, leaves=False); assert Q._stage_seconds(whole, card, True) == pytest.approx(c+b), "what comes whole is waited for"
+    assert Q.stage_seconds(s, card, False) == pytest.approx(c+b) and Q.stage_seconds(s, card, True) == pytest.approx((c+b)/4+.75*b)
+    whole = replace(s, leaves=False); assert Q.stage_seconds(whole, card, True) == pytest.approx(c+b), "what comes whole is waited for"
 
 @pytest.mark.parametrize("policy", ["model-offload", "group-offload", "sequential"])
 def test_the_vae_comes_whole_under_every_policy(parts, policy):

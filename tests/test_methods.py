@@ -7,7 +7,7 @@ from fastedit.core import Cancelled, FastEditError, ModelError, OptionError
 from fastedit.denoiser import Denoiser, Noise
 from fastedit.editor import FastEditor
 from fastedit.methods.base import STEPPERS, Job, changed_region, check_model, check_options, cost, find_method, many_grid, method_names, pairs, posterior, work
-from fastedit.models import MODELS, load_model, random_model
+from fastedit.models import ARCHITECTURES, MODELS, load_model, random_model
 from fastedit.schedules import NoiseSchedule, even_grid, lcm_grid
 
 torch.set_num_threads(1)
@@ -326,5 +326,5 @@ def test_the_planner_is_told_what_runs(name, model):
 @pytest.mark.parametrize("model", [k for k, s in MODELS.items() if s.family != "flow"])
 def test_where_no_method_is_named_it_is_the_editors(model):
     from fastedit import memory as Q
-    conf = Q.configurations(model)["unet"]; channels = (Q.ARCHITECTURES[conf].config if isinstance(conf, str) else conf[1])["in_channels"]
+    conf = Q.configurations(model)["unet"]; channels = (ARCHITECTURES[conf].config if isinstance(conf, str) else conf[1])["in_channels"]
     assert Q.default_work(MODELS[model], channels) == work(find_method("instruct" if channels == 8 else "ddcm"), MODELS[model])

@@ -2,15 +2,14 @@
 import json, warnings
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
 from fastedit import picturebook as pb
 from fastedit.cli import app
-from fastedit.core import DataError, FastEditError, ImageError, MaskError
+from fastedit.core import DataError, ImageError, MaskError
 from fastedit.denoiser import Memo
-from fastedit.editor import EditRequest, FastEditor, pixel_hash
+from fastedit.editor import EditRequest, FastEditor
 from fastedit.images import pack_mask, read_image, read_metadata, save_image, unpack_mask
 from fastedit.models import load_model, random_model
 from fastedit.reproduce import find_source, reproduce
