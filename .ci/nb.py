@@ -1,5 +1,5 @@
 """Execute the notebooks, write README.md from one of them, and check that notebooks, modules and README belong together."""
-import argparse, ast, base64, filecmp, hashlib, json, os, posixpath, re, shutil, subprocess, sys, tempfile, time
+import argparse, ast, base64, filecmp, hashlib, io, json, os, posixpath, re, shutil, subprocess, sys, tempfile, time, tokenize
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,6 +132,33 @@ def check_layers(root: Path) -> list:
                 elif at >= rank: bad.append(f"{p.relative_to(root)}: imports fastedit.{owner} of {where.name}, which is not an earlier notebook")
     return list(dict.fromkeys(bad))
 
+COLUMNS, CELL_LINES, MODULE_LINES = 100, 60, 400
+
+def crowded(src: str):
+    "Yield what makes an exported cell hard to read: long lines, several statements in one, too many lines."
+    lines = src.splitlines()
+    if len(lines) > CELL_LINES: yield f"has {len(lines)} lines, more than {CELL_LINES}"
+    for i, line in enumerate(lines, 1):
+        if len(line) > COLUMNS: yield f"line {i} has {len(line)} columns, more than {COLUMNS}"
+    try: tokens = list(tokenize.generate_tokens(io.StringIO(src).readline))
+    except (tokenize.TokenError, SyntaxError): return
+    for t in tokens:
+        if t.type == tokenize.OP and t.string == ";": yield f"line {t.start[0]} holds several statements"
+
+def check_lines(root: Path) -> list:
+    "exported cells of the packages can be read: 100 columns, one statement a line, 60 lines a cell, 400 a module"
+    bad = []
+    for p in find_notebooks(root):
+        if p.parent == root/"nbs": continue
+        total = 0
+        for c in code_cells(load(p)):
+            found, src = split_directives(source(c))
+            if not {"export", "exporti"} & set(found): continue
+            total += len(src.splitlines()) + 2
+            bad += [f"{p.relative_to(root)}: cell {c.get('id')} {why}" for why in crowded(src.strip("\n"))]
+        if total > MODULE_LINES: bad.append(f"{p.relative_to(root)}: exports {total} lines, more than {MODULE_LINES}")
+    return bad
+
 def check_size(root: Path) -> list:
     "notebooks are under 1.5 MB"
     return [f"{p.relative_to(root)}: {p.stat().st_size/1e6:.1f} MB" for p in find_notebooks(root) if p.stat().st_size > MAX_BYTES]
@@ -191,7 +218,7 @@ def check_notebooks(root: Path) -> list:
                         OMP_NUM_THREADS="1", TQDM_DISABLE="1", XDG_CONFIG_HOME=tmp)
     return [tail(done, 60)] if done.returncode else []
 
-CHECKS = {f.__name__.removeprefix("check_"): f for f in (check_clean, check_executed, check_layers, check_size, check_paths, check_readme, check_export,
+CHECKS = {f.__name__.removeprefix("check_"): f for f in (check_clean, check_executed, check_layers, check_lines, check_size, check_paths, check_readme, check_export,
                                                          check_ruff, check_imports, check_notebooks)}
 
 def check(root: Path, names: list) -> int:

@@ -690,7 +690,7 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
     """
     if json_file and json_file != "-": _writable(Path(json_file))
     _check_models(model); _check_device(device); _heavy(quiet)
-    from fastedit import speed
+    from fastedit.studies import speed
     found = speed.bench_speed(tuple(model or ("mini", "mini-s")), repeats, steps, sd15, side, ("packed", "channels_last", *(["compile"] if compiled else [])), device, quiet)
     if json_file: _write_json(found.to_dict(), json_file)
     if json_file != "-": print(found)
@@ -702,7 +702,7 @@ def bench_startup(json_file: Annotated[str, typer.Option("--json", metavar="FILE
                   quiet: _Quiet=False):
     "Time whole commands in new processes against `import torch` alone; promised is an edit within 2.5 times of it."
     if json_file and json_file != "-": _writable(Path(json_file))
-    with _waiting("starting", quiet): from fastedit import speed
-    found = speed.SpeedReport(speed.startup_timings(repeats, quiet), (), speed._machine("cpu"))
+    with _waiting("starting", quiet): from fastedit.studies import speed
+    found = speed.SpeedReport(speed.startup_timings(repeats, quiet), (), speed.machine_of("cpu"))
     if json_file: _write_json(found.to_dict(), json_file)
     if json_file != "-": print(found)

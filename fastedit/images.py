@@ -526,8 +526,15 @@ def shading(image  # picture, anything that `load_image` takes
 def looks_photographic(image,             # picture, anything that `load_image` takes
                        limit: float=.45   # drawn scenes stayed below .4
                       ) -> bool:
-    "Guess whether a picture is a photograph and no drawing, from its `shading`."
-    return shading(image) > limit
+    "Guess whether a picture is a photograph and no drawing, from its `shading`; mere noise is none."
+    return shading(image) > limit and _coherent(image)
+
+def _coherent(image) -> bool:
+    "Whether neighbouring pixels have to do with each other, as in every photograph and in no noise."
+    grey = load_image(image).convert("L").resize((64, 64), Image.BILINEAR)
+    a = np.asarray(grey).astype(float)
+    a -= a.mean()
+    return bool((a[:, 1:]*a[:, :-1]).sum() > .3*(a*a).sum())
 
 # %% ../nbs/00_images.ipynb #cd1bbaf8
 def feather(mask: np.ndarray,  # float32 (H,W) in [0,1], 1 = edit

@@ -285,7 +285,7 @@ class Sweep:
     def editor_for(self, request) -> FastEditor:
         "The editor that a request asks for; one is kept at a time."
         want = self._wants(request)
-        if self.editor is not None and (self.editor.spec.key, self.editor.parts.precision) == want[:2]: return self.editor
+        if self.editor is not None and want[0] == self.editor.spec.key and want[1] in (None, self.editor.parts.precision): return self.editor
         if want not in self._editors: self._editors = {want: FastEditor(want[0], precision=want[1], **(dict(loras=request.loras) if request.loras else {}))}
         return self._editors[want]
 
@@ -594,7 +594,7 @@ def stock_loop(editor: FastEditor, schedule: str):
     "Make a function that runs one setting as a user of diffusers would, on the same networks."
     from diffusers import LCMScheduler
     from fastedit.conditions import canny
-    from fastedit.speed import stock_pipeline
+    from fastedit.studies.speed import stock_pipeline
     class Continuous(LCMScheduler):
         "Start where the strength says and take all the steps."
         share = 1.

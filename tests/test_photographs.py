@@ -43,7 +43,7 @@ def test_photographs_are_recognised():
     for x in (p, p.resize((64, 64), 2), p.resize((1500, 1800)), jpeg(p, 50), p.crop((0, 0, w*6//10, h*6//10)), p.crop((w//4, h//4, w*3//4, h*3//4)), p.transpose(0)): assert looks_photographic(x), shading(x)
     assert sum(looks_photographic(shades(s, a)) for s in range(10) for a in (1., 1.2, 1.5)) >= 27
     g = np.random.default_rng(0); y, x = np.mgrid[:128, :128]/127
-    assert looks_photographic(np.stack([x, y, 1-x], -1)) and looks_photographic(g.integers(0, 256, (96, 128, 3), dtype=np.uint8))
+    assert looks_photographic(np.stack([x, y, 1-x], -1)) and not looks_photographic(g.integers(0, 256, (96, 128, 3), dtype=np.uint8))
     for plain in (Image.new("RGB", (64, 64), "teal"), Image.new("RGB", (8, 8)), Image.new("L", (300, 20), 128)): assert not looks_photographic(plain)
 
 def run(*args):
@@ -69,3 +69,9 @@ def test_a_sweep_warns_too(mini):
     from fastedit.sweep import Sweep
     E._warned.clear()
     with pytest.warns(UserWarning, match="picture-book"): list(Sweep(shades(4), "a cup", editor=mini, method="img2img", steps=1, strength=[.4, .6]).results())
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 96), (512, 512)])
+def test_mere_noise_is_no_photograph(size):
+    for seed in range(3):
+        noise = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
+        assert not looks_photographic(Image.fromarray(noise))

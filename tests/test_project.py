@@ -143,6 +143,19 @@ def test_check_layers_wants_one_module_a_notebook(project):
     bad = nb_tool.check_layers(project(_00_both=both, _01_other=other, _02_a=module("a", "x = 1"), _03_homeless=notebook(code("#| export\nx = 1"))))
     assert [b.partition(":")[0][4:6] for b in bad] == ["00", "01", "02", "03"]
 
+@pytest.mark.parametrize("src, reason", [("x = 1", None), ("x = "+"1"*120, "124 columns"), ("x = 1; y = 2", "several statements"),
+                                         ('x = "a; b"  # c; d', None), ("if x: y = 1", None), ("x = 1\n"*61, "61 lines")])
+def test_check_lines_reads_the_cells_of_packages(project, src, reason):
+    root = project(_00_old=module("old", src)); (root/"nbs"/"a").mkdir()
+    assert nb_tool.check_lines(root) == []   # what has not moved yet
+    (root/"nbs"/"00_old.ipynb").rename(root/"nbs"/"a"/"00_old.ipynb"); bad = nb_tool.check_lines(root)
+    assert [b.partition(":")[0] for b in bad] == ["nbs/a/00_old.ipynb"]*bool(reason) and all(reason in b for b in bad)
+
+def test_check_lines_bounds_a_module(project):
+    cells = [code(f"#| export\n{'x = 1'+chr(10)*1}"*1+"y = 2\n"*50) for _ in range(9)]
+    root = project(_00_long=notebook(code("#| default_exp a.long"), *cells)); (root/"nbs"/"a").mkdir(); (root/"nbs"/"00_long.ipynb").rename(root/"nbs"/"a"/"00_long.ipynb")
+    [bad] = nb_tool.check_lines(root); assert "more than 400" in bad
+
 def test_check_size_and_paths(project):
     home = "/" + "home/somebody/x.py"
     root = project(_00_big=notebook(prose("x"*1_600_000)), _01_path=notebook(code("1", [dict(output_type="stream", name="stderr", text=f"{home}:1: UserWarning")])),

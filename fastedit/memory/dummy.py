@@ -11,8 +11,8 @@ from ..configuration import zeros_for_empty
 from ..core import OptionError
 from .residency import vae_precision
 from .trace import import_torch
-from ..models import (Components, build, check_precision, clip_tokenizer, compute_dtype, find_spec,
-                             quantize)
+from ..models import (Components, build, check_precision, clip_tokenizer, compute_dtype,
+                             find_spec, quantize)
 
 # %% ../../nbs/memory/069b_dummy.ipynb #58718997
 def _architectures(spec, controlnet) -> dict:

@@ -76,9 +76,7 @@ def whole_again(m):
 
 # %% ../../nbs/memory/067_mover.ipynb #c2e2cec7
 class Mover:
-    """Keep a model's networks where a residency policy wants them.
-
-    The model knows its mover, so that whoever asks a network finds it on the device."""
+    "Keep a model's networks where a residency policy wants them; the model knows its mover."
     def __init__(self,
                  parts: Components,          # loaded on the CPU, or wherever they are
                  residency: str="resident",  # key of `RESIDENCIES`

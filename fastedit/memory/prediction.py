@@ -13,8 +13,8 @@ from functools import cached_property
 from fastcore.basics import patch
 from ..core import OptionError
 from .costs import arch_key, call_cost
-from .residency import (RESIDENCIES, STAGES, configurations, find_residency, leaf_bytes,
-                                       network_bytes, vae_precision)
+from .residency import (RESIDENCIES, STAGES, configurations, find_residency,
+                                       leaf_bytes, network_bytes, vae_precision)
 from .trace import Trace, import_torch
 from .work import Work, default_work
 from ..models import ARCHITECTURES, PRECISIONS, Components, compute_dtype, find_spec

@@ -60,7 +60,8 @@ def _ellipse(cx, cy, rx, ry, start=0, end=360):
     return np.stack([cx+rx*np.cos(t), cy+ry*np.sin(t)], 1)
 
 def _star(points=5, inner=.42):
-    k = np.arange(2*points); t, radius = -math.pi/2+k*math.pi/points, np.where(k % 2, inner, 1.)
+    k = np.arange(2*points)
+    t, radius = -math.pi/2+k*math.pi/points, np.where(k % 2, inner, 1.)
     return np.stack([radius*np.cos(t), radius*np.sin(t)+.06], 1)
 
 def _heart():

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from ..core import OptionError
 from .drawing import check_size, object_masks, png_bytes, render
-from .scenes import (BACKGROUNDS, COLOURS, EDIT_SEEDS, MATERIALS, NOUNS, PLURALS, SIZES,
-                                   STYLES, SYMMETRIC, TILTS, Scene, check_seed, pick, sample_scene)
+from .scenes import (BACKGROUNDS, COLOURS, EDIT_SEEDS, MATERIALS, NOUNS, PLURALS,
+                                   SIZES, STYLES, SYMMETRIC, TILTS, Scene, check_seed, pick,
+                                   sample_scene)
 from .words import alike, groups, phrase, sentence, slots, terse
 
 # %% ../../nbs/world/033_edits.ipynb #0224510f

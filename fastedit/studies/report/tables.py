@@ -157,10 +157,13 @@ class Layout:
         mine = [m for m in self.every if m.name in rivals]
         return self.grid(mine, cell, title, note, rivals)
 
+# %% ../../../nbs/studies/report/383_tables.ipynb #s4c4d317
 def shortened(rows) -> str:
     "Say how many prompts a text encoder of a metric has cut."
     n = len({r["id"] for r in rows if any("context" in note for note in r.get("notes") or ())})
-    return f" {n} prompts were cut at a text encoder's context: their CLIP scores are of what was left." if n else ""
+    if not n: return ""
+    return (f" {n} prompts were cut at a text encoder's context: their CLIP scores are of what "
+            "was left.")
 
 def missing(s: Section) -> str:
     "Say which control is missing."
@@ -177,7 +180,7 @@ def types(self: Layout) -> list:
     def cell(m):
         if m is None: return Cell("-")
         if not m.n: return Cell("-", m.rows)
-        yes = short(m.metric) in ("reader-success", "reader-ignored")   # counts, since few pictures make no share
+        yes = short(m.metric) in ("reader-success", "reader-ignored")   # few make no share
         text = f"{m.mean*m.n:.3g} of {m.n}" if yes else f"{number(m.mean)} (n={m.n})"
         return Cell(text, m.rows, self.look(m))
     for metric in dict.fromkeys(m.metric for m in self.found):
