@@ -113,7 +113,7 @@ def test_what_is_given_goes_before_a_preset(editor):
     assert r.request.steps == 2 and r.request.strength == .8 and r.request.options["region"] == "words"
 
 def test_presets_with_equal_prompts_return_the_source(editor):
-    r = editor(IMAGE, "a red ball", source_prompt="a red ball", method="ddcm-words", guidance=2.)
+    r = editor(IMAGE, "a red ball", source_prompt="a red ball", method="ddcm-words", guidance=2., source_guidance=2.)
     assert (r.latents-editor.denoiser().encode(editor.pixels(IMAGE))).abs().max() == 0
 
 def test_a_preset_of_ones_own(editor):
