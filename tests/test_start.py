@@ -124,8 +124,9 @@ print("torch" in sys.modules)"""
     assert in_python(src) == ["False"]
 
 def test_profiles_are_those_of_the_metrics():
-    from fastedit import cli, metrics
-    assert set(cli._PROFILES) == set(metrics.PROFILES)
+    from fastedit.cli import checks
+    from fastedit.measure import PROFILES
+    assert set(checks.PROFILES) == set(PROFILES)
 
 def test_later_and_pages_on_demand():
     sqrt = Later("math").sqrt; assert sqrt(4) == 2
