@@ -114,7 +114,7 @@ def test_a_users_own_way_to_wait_stays():
     assert told() == ["PASSIVE", "0", "0"] and told(GOMP_SPINCOUNT="99") == ["None", "99", "None"] and told(OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", "None", "None"]
 
 def test_data_sets_reports_and_requests_are_read_without_torch():
-    src = """import sys, fastedit.bench, fastedit.report, fastedit.editor, fastedit.memory
+    src = """import sys, fastedit.studies.bench, fastedit.report, fastedit.editor, fastedit.memory
 from fastedit.measure import read_data
 from fastedit.methods.base import find_method, method_names
 from fastedit.denoise import lcm_grid

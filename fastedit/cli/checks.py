@@ -100,7 +100,7 @@ def check_sweep(image, dataset, model, method, metrics):
 # %% ../../nbs/cli/903_checks.ipynb #a887202a
 def check_bench(asked: dict):
     "Refuse a benchmark of models, methods, data or a profile that are not there."
-    from fastedit.bench import make_runs
+    from fastedit.studies.bench import make_runs
     check_models(asked.get("models"))
     check_profile(asked.get("profile"))
     check_machine(asked.get("device"), asked.get("precision"))

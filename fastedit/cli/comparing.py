@@ -71,7 +71,7 @@ def method_settings(given) -> dict:
 # %% ../../nbs/cli/909_comparing.ipynb #02cef751
 def merged(config, typed: dict) -> dict:
     "Settings of a file, overruled by what was typed."
-    from fastedit.bench import read_config
+    from fastedit.studies.bench import read_config
     said = {k: v for k, v in typed.items() if v is not None}
     asked = {**(read_config(config) if config else {}), **said}
     asked.setdefault("out", "fastedit-bench")
@@ -79,7 +79,7 @@ def merged(config, typed: dict) -> dict:
 
 def run_to_the_end(asked: dict, quiet: bool):
     "Run a benchmark; Ctrl-C says how to go on."
-    from fastedit.bench import run_bench
+    from fastedit.studies.bench import run_bench
     try: return run_bench(**asked, quiet=quiet)
     except KeyboardInterrupt:
         say("\nfastedit: interrupted; nothing is lost: the same command goes on from what is in "
@@ -89,7 +89,7 @@ def run_to_the_end(asked: dict, quiet: bool):
 # %% ../../nbs/cli/909_comparing.ipynb #a4673c68
 def take_in(folder, others: list, quiet: bool):
     "Merge other results folders into this one."
-    from fastedit.bench import merge_runs
+    from fastedit.studies.bench import merge_runs
     n = merge_runs(folder, *others)
     if not quiet: say(f"note: {n} rows taken in")
 
