@@ -23,7 +23,7 @@ from .methods.base import check_model, check_options, find_method, method_names
 from .models import diagnose, find_spec
 from .world import EDIT_TYPES, write_benchmark
 from .measure import DataSet, read_data
-from .stats import Table, scores, trade_off
+from .measure import Table, scores, trade_off
 
 # %% ../nbs/37_bench.ipynb #877b0b35
 CONTROLS = ("identity", "vae")
@@ -126,8 +126,8 @@ def structure_error(source, edited, reader=None) -> float:
     "Compare how two pictures hang together: the mean squared difference of the self-similarities (Tumanyan et al. 2022) of the drawn world's reader's features."
     import torch
     from fastedit.images import to_tensor
-    from fastedit.metrics import structure_distance
-    from fastedit.reader import load_reader
+    from fastedit.measure import structure_distance
+    from fastedit.measure import load_reader
     reader = reader or load_reader()
     with torch.no_grad():
         a, b = (reader.trunk(to_tensor(im if im.size == (64, 64) else im.resize((64, 64), Image.LANCZOS))).flatten(2).mT for im in (load_image(source), load_image(edited)))
@@ -136,7 +136,7 @@ def structure_error(source, edited, reader=None) -> float:
 class Judge:
     "Score edited pictures of a data set under one profile, one at a time, so that a score does not depend on its neighbours."
     def __init__(self, profile: str="drawn", device: str="cpu", **scorer):
-        from fastedit.metrics import Scorer
+        from fastedit.measure import Scorer
         if profile not in PROFILES: raise OptionError(f"no profile is called {profile!r}: choose among {', '.join(PROFILES)}")
         self.scorer, self.lock = Scorer(profile, device=device, **scorer), threading.Lock()
         if profile == "drawn": self.scorer.net("reader")    # missing weights are said before anything runs
@@ -149,14 +149,14 @@ class Judge:
         return self.scorer.describe()+own
     def __call__(self, entry, image) -> dict:
         "Give {metric name: number, or None where there is none}."
-        from fastedit.metrics import Pair
+        from fastedit.measure import Pair
         with self.lock:
             pair = Pair.of(entry, image); found = self.scorer([pair])[0]
             if self.scorer.profile == "drawn": found["drawn/reader-structure"] = structure_error(Image.fromarray(pair.source), image, self.scorer.net("reader"))
         return {k: None if v is None or not np.isfinite(v) else float(v) for k, v in found.items()}
     def notes(self, entry, image) -> list:
         "Say what has no value and why, and which prompts were cut, see `metrics.Scorer.notes`."
-        from fastedit.metrics import Pair
+        from fastedit.measure import Pair
         with self.lock: return self.scorer.notes(Pair.of(entry, image))
 
 # %% ../nbs/37_bench.ipynb #2df9a8b7

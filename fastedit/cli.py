@@ -452,7 +452,7 @@ def doctor(model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Name, f
         raise typer.Exit(0 if d.ok else 1)
     with _waiting("looking around", quiet): s = survey()
     if as_json: print(json.dumps(s, indent=1)); return
-    from fastedit.stats import Table
+    from fastedit.measure import Table
     for k, v in (*s["versions"].items(), ("device", "; ".join(s["device"])), ("memory", s["memory"]), *s["folders"].items()): print(f"{k:14}{v}")
     print(); print(Table(("model", "offline", "GB (fp16)", "licence"), tuple((m["model"], m["state"], m["gb"], m["licence"]) for m in s["models"])))
     print(f"\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts; so for the parts {', '.join([*_parts()])}")
@@ -478,10 +478,10 @@ def _fetch_metrics(quiet):
     import logging
     from fastedit.core import ModelError
     _heavy(quiet)
-    from fastedit import metrics
+    from fastedit import measure
     try:
         logging.disable(logging.ERROR)   # each library's own words; ours follow
-        with _waiting("fetching", quiet): found = metrics.fetch_backbones()
+        with _waiting("fetching", quiet): found = measure.fetch_backbones()
     finally: logging.disable(logging.NOTSET)
     for name, where in found.items(): print(f"{name}: {where}")
     if bad := [n for n, where in found.items() if isinstance(where, str)]:
@@ -581,7 +581,7 @@ def plan(model: _Model="ssd-1b",
     kw = dict(size=_size(size), steps=steps, precision=precision, controlnet=controlnet, work=asked, card=card)
     with _waiting("planning", quiet): chosen = None if budget is None else memory.plan(model, budget, **kw); rows = memory.plan_table(model, **kw)
     if as_json: print(json.dumps(dict(model=model, table=rows, chosen=chosen and chosen.to_dict(), assumptions=memory.ASSUMPTIONS), indent=1, allow_nan=False)); return
-    from fastedit.stats import Table
+    from fastedit.measure import Table
     def row(r):
         if "refused" in r: return (r["budget_gb"], "does not fit", *[""]*6)
         return (r["budget_gb"], r["precision"], r["residency"], r["vae_tile"] or "whole", r["needs_gb"], r["peak_stage"], r["moved_gb"], ", ".join(f"{s:.1f} s {c}" for c, s in r["seconds_estimate"].items()))
@@ -613,7 +613,7 @@ def bench_memory(model: Annotated[str, typer.Option(help="Name in the registry, 
         d = editor.bench_memory(model, shape, steps, controlnet, residency=policies if len(policies) > 1 else policies[0], precision=precision, device=device)
     if json_file: _write_json(d, json_file)
     if json_file == "-": return
-    from fastedit.stats import Table
+    from fastedit.measure import Table
     mb = lambda b: f"{b/1e6:.2f}"
     if cuda:
         gib = lambda b: f"{b/2**30:.2f}"
@@ -651,17 +651,17 @@ def bench_metrics(profile: Annotated[list[str], typer.Option(help="drawn, correc
     "Time the scoring of edits, with nothing known and with sources and prompts known."
     if json_file and json_file != "-": _writable(Path(json_file))
     for p in profile or (): _check_profile(p)
-    with _waiting("starting", quiet): from fastedit import measure, metrics
-    from fastedit.stats import Table
-    for p in profile or (): metrics.profile_metrics(p)
+    with _waiting("starting", quiet): from fastedit import measure
+    from fastedit.measure import Table
+    for p in profile or (): measure.profile_metrics(p)
     if pie_standin:
         d = measure.check_standin(quiet=quiet); keys = [k for k in d["types"][0] if "/" in k]
         table = Table(("type", "name", "n", "with background", *keys), tuple((t["type"], t["name"], t["n"], t["with_background"], *(t[k] for k in keys)) for t in d["types"]), f"{d['entries']} stand-in entries",
                       f"read, checked and scored in {d['seconds']:.1f} s ({d['entries']/d['seconds']:.0f} per second); memory grew by {'an unknown amount' if d['growth_mb'] is None else format(d['growth_mb'], '.0f')+' MiB'}")
     else:
         rows = []
-        for p in profile or metrics.PROFILES:
-            with _waiting(f"timing {p}", quiet): rows.append(metrics.throughput(p, n or (200 if p == "drawn" else 2), None if p == "drawn" else 0))
+        for p in profile or measure.PROFILES:
+            with _waiting(f"timing {p}", quiet): rows.append(measure.throughput(p, n or (200 if p == "drawn" else 2), None if p == "drawn" else 0))
         d = dict(profiles=rows, unit="edits per second")
         table = Table(("profile", "edits", "size", "uncached", "cached", "gain", "networks"), tuple((r["profile"], r["n"], r["size"], r["uncached"], r["cached"], r["cached"]/r["uncached"],
                       ", ".join(r["networks"])+(" (random weights)" if r["random_weights"] else "")) for r in rows), "edits scored per second", f"{rows[0]['threads']} threads; loading the networks is not counted; cached: a further method on the same edits")
@@ -690,7 +690,7 @@ def bench_speed(json_file: Annotated[str, typer.Option("--json", metavar="FILE",
     """
     if json_file and json_file != "-": _writable(Path(json_file))
     _check_models(model); _check_device(device); _heavy(quiet)
-    from fastedit import speed
+    from fastedit.studies import speed
     found = speed.bench_speed(tuple(model or ("mini", "mini-s")), repeats, steps, sd15, side, ("packed", "channels_last", *(["compile"] if compiled else [])), device, quiet)
     if json_file: _write_json(found.to_dict(), json_file)
     if json_file != "-": print(found)
@@ -702,7 +702,7 @@ def bench_startup(json_file: Annotated[str, typer.Option("--json", metavar="FILE
                   quiet: _Quiet=False):
     "Time whole commands in new processes against `import torch` alone; promised is an edit within 2.5 times of it."
     if json_file and json_file != "-": _writable(Path(json_file))
-    with _waiting("starting", quiet): from fastedit import speed
-    found = speed.SpeedReport(speed.startup_timings(repeats, quiet), (), speed._machine("cpu"))
+    with _waiting("starting", quiet): from fastedit.studies import speed
+    found = speed.SpeedReport(speed.startup_timings(repeats, quiet), (), speed.machine_of("cpu"))
     if json_file: _write_json(found.to_dict(), json_file)
     if json_file != "-": print(found)

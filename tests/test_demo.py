@@ -70,7 +70,6 @@ def test_no_weights(reader, monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="reader"): run_demo(1, quiet=True)
 
 def test_the_table_carries_intervals_and_the_types_count():
-    import math
     from fastedit.demo import Demo, _gap, average_row
     from fastedit.stats import difference_interval, mean_interval
     kinds, steps = [0, 0, 1, 1, 2, 2, 3, 3], iter(range(99)); one = lambda ok: dict(success=bool(ok), ignored=False, background_psnr=20.+ok+next(steps)/8, target_psnr=15., nfe=4, seconds=1., network_seconds=.9)

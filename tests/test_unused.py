@@ -63,7 +63,7 @@ def test_defaults_and_recalled_requests_say_nothing(editors):
 def test_stock_schedule_equals_the_stock_pipeline_below_one(editors, guidance):
     import torch
     from fastedit.conditions import canny
-    from fastedit.speed import stock_pipeline
+    from fastedit.studies.speed import stock_pipeline
     from PIL import Image
     for model in ("mini", "mini-s"):
         source = Image.fromarray(IMAGE); pipe = stock_pipeline(editors[model].parts)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'load_backbone', 'fetch_backbones']
 
-# %% ../../nbs/measure/305_backbones.ipynb #bcb0c834
+# %% ../../nbs/measure/305_backbones.ipynb #d71e0a49
 import json, os, warnings
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ BACKBONES = {"clip-vit-b16": "CLIP ViT-B/16, OpenAI weights, open_clip",
              "clip-mini": "CLIP trained on the drawn world, open_clip",
              "reader": "the drawn world's reader"}
 
-# %% ../../nbs/measure/305_backbones.ipynb #00ff7dd4
+# %% ../../nbs/measure/305_backbones.ipynb #3cdbaa24
 CLIPS = {"clip-vit-b16": "ViT-B-16-quickgelu",   # OpenAI's weights need QuickGELU
          "clip-vit-l14": "ViT-L-14-quickgelu"}
 TRUNKS = {"lpips-squeeze": ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights"),
@@ -33,7 +33,7 @@ TRUNKS = {"lpips-squeeze": ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights")
           "lpips-vgg": ("vgg", "vgg16", "VGG16_Weights")}
 OWN = ("reader", "clip-mini")   # the drawn world's, which lie in the package
 
-# %% ../../nbs/measure/305_backbones.ipynb #82c7d8a1
+# %% ../../nbs/measure/305_backbones.ipynb #2c446f40
 def _folders(folder) -> list:
     torch_home = Path(os.environ.get("TORCH_HOME") or Path.home()/".cache"/"torch")
     own = Path(folder).expanduser() if folder else cache_dir()/"metrics"
@@ -64,7 +64,7 @@ def _fill(model, state, path):
         raise ModelError(f"{path.name} does not fit its network ({str(e).splitlines()[0]}): "
                          "fetch it again") from e
 
-# %% ../../nbs/measure/305_backbones.ipynb #3d87d894
+# %% ../../nbs/measure/305_backbones.ipynb #bfc3b186
 def _public_clip(name, path) -> Clip:
     import open_clip
     model = open_clip.create_model(CLIPS[name], pretrained=None if path is None else str(path))
@@ -86,11 +86,12 @@ def _lpips(name, path):
         model = lpips.LPIPS(net=TRUNKS[name][0], pnet_rand=True, verbose=False)
     if path:
         try: trunk = {k: state["features."+k.split(".", 1)[1]] for k in model.net.state_dict()}
-        except KeyError as e: raise ModelError(f"{path.name} has no {e}: fetch it again") from None
+        except KeyError as e:
+            raise ModelError(f"{path.name} has no {e}: fetch it again") from None
         _fill(model.net, trunk, path)
     return model.eval().requires_grad_(False)
 
-# %% ../../nbs/measure/305_backbones.ipynb #9b0c3a70
+# %% ../../nbs/measure/305_backbones.ipynb #2b47221e
 def _folder_tokenizer(folder, length) -> tuple:
     "Give a folder's tokenizer, or open_clip's if it has none, and what counts tokens."
     if any((folder/f).is_file() for f in ("tokenizer.json", "vocab.json")):
@@ -116,7 +117,7 @@ def _folder_clip(folder) -> Clip:
     tokenizer, count = _folder_tokenizer(folder, cfg["text_cfg"].get("context_length", 77))
     return Clip(model, tokenizer, cfg["vision_cfg"]["image_size"], count)
 
-# %% ../../nbs/measure/305_backbones.ipynb #f780cb6e
+# %% ../../nbs/measure/305_backbones.ipynb #b051b458
 def _build(name, folder, random):
     if name == "reader": return load_reader()
     if name == "clip-mini": return _folder_clip(weights_dir()/"mini-clip")
@@ -130,7 +131,7 @@ def load_backbone(name: str,          # a key of `BACKBONES`
                   device: str="cpu",  # where it runs
                   random: int=None    # seed of random weights, for tests; None: real weights
                  ):
-    "Load a metric's network, once; raises `ModelError` where the library or the weights are missing."
+    "Load a metric's network, once; raises `ModelError` where library or weights are missing."
     if name not in BACKBONES:
         raise OptionError(f"no backbone is called {name!r}: choose among {', '.join(BACKBONES)}")
     try:
@@ -147,7 +148,7 @@ def load_backbone(name: str,          # a key of `BACKBONES`
     (net if isinstance(net, torch.nn.Module) else net.model).to(device)
     return net
 
-# %% ../../nbs/measure/305_backbones.ipynb #365bff6a
+# %% ../../nbs/measure/305_backbones.ipynb #38741099
 def _save(model, file: Path):
     "Write weights under a name that only a whole file gets."
     from safetensors.torch import save_file
@@ -163,7 +164,8 @@ def _download(name, place: Path):
                                            check_hash=True, progress=False)
     elif name in CLIPS:
         import open_clip
-        _save(open_clip.create_model(CLIPS[name], pretrained="openai"), place/f"{name}.safetensors")
+        model = open_clip.create_model(CLIPS[name], pretrained="openai")
+        _save(model, place/f"{name}.safetensors")
     else:
         import timm
         model = timm.create_model("vit_base_patch8_224.dino", pretrained=True, num_classes=0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scores', 'scores', 'summary', 'Comparison', 'compare']
 
-# %% ../../nbs/measure/323_comparison.ipynb #d6e60a5d
+# %% ../../nbs/measure/323_comparison.ipynb #472edbbe
 import math
 from dataclasses import dataclass, field
 import numpy as np
@@ -15,7 +15,7 @@ from .intervals import mean_interval
 from .resampling import FEWEST
 from .tables import Table
 
-# %% ../../nbs/measure/323_comparison.ipynb #81198355
+# %% ../../nbs/measure/323_comparison.ipynb #bbdccc62
 @dataclass(frozen=True)
 class Scores:
     "One metric of several methods on the same pictures."
@@ -25,8 +25,8 @@ class Scores:
     values: dict = field(hash=False) # {method: (n,)}, NaN where a picture has no value
 
     def __repr__(self) -> str:
-        return (f"Scores({self.metric}: {len(self.images)} pictures, {len(set(self.types))} types, "
-                f"{', '.join(self.values)})")
+        counts = f"{len(self.images)} pictures, {len(set(self.types))} types"
+        return f"Scores({self.metric}: {counts}, {', '.join(self.values)})"
 
 def _value(row, metric) -> list:
     "A row's number in a list, empty if it has none."
@@ -62,7 +62,7 @@ def scores(rows,                   # dicts with the fields below, one per pictur
     values = {k: np.array([_mean(c.get(i, [])) for i in images]) for k, c in cells.items()}
     return Scores(metric, images, tuple(kind[i] for i in images), values)
 
-# %% ../../nbs/measure/323_comparison.ipynb #70858114
+# %% ../../nbs/measure/323_comparison.ipynb #635ede43
 def no_field(i: int, row: dict, name) -> DataError:
     "Say that row `i` lacks a field."
     return DataError(f"row {i} has no field {name}: it has {', '.join(map(str, row))}")
@@ -74,12 +74,14 @@ def summary(scores: Scores,          # one metric
             seed: int=0              # of the resampling
            ) -> Table:
     "Tabulate each method's mean with its interval and n."
-    found = {m: mean_interval(v, scores.types, draws, level, seed) for m, v in scores.values.items()}
-    rows = tuple((m, y.mean, y.low, y.high, y.n) for m, y in found.items())
-    return Table(("method", f"mean {scores.metric}", "low", "high", "n"), rows,
-                 note=f"{level:.0%} intervals over pictures, stratified by type; exact for yes and no.")
+    def row(method, values):
+        y = mean_interval(values, scores.types, draws, level, seed)
+        return method, y.mean, y.low, y.high, y.n
+    note = f"{level:.0%} intervals over pictures, stratified by type; exact for yes and no."
+    return Table(("method", f"mean {scores.metric}", "low", "high", "n"),
+                 tuple(row(*item) for item in scores.values.items()), note=note)
 
-# %% ../../nbs/measure/323_comparison.ipynb #36b48a60
+# %% ../../nbs/measure/323_comparison.ipynb #ed6954da
 @dataclass(frozen=True)
 class Comparison:
     "Method a minus method b in one metric: overall, and per type with Holm-adjusted p values."
@@ -108,10 +110,10 @@ class Comparison:
     def _repr_markdown_(self) -> str: return self.table()._repr_markdown_()
     def _repr_html_(self) -> str: return self.table()._repr_html_()
 
-_NOTE = ("Paired, stratified by type; p of the types after Holm's correction, and a type's verdict "
-         "needs both. A type of fewer than four pictures is not tested.")
+_NOTE = ("Paired, stratified by type; p of the types after Holm's correction, and a type's "
+         "verdict needs both. A type of fewer than four pictures is not tested.")
 
-# %% ../../nbs/measure/323_comparison.ipynb #a5fa7a16
+# %% ../../nbs/measure/323_comparison.ipynb #5847e28b
 def compare(scores: Scores,         # one metric
             a: str, b: str,         # two of its methods: the result is a - b
             draws: int=10_000,      # resamples

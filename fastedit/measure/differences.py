@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Difference', 'difference_interval', 'holm']
 
-# %% ../../nbs/measure/322_differences.ipynb #fd01a970
+# %% ../../nbs/measure/322_differences.ipynb #9836278b
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ from .intervals import (Interval, bounded, check_level, finite, is_binary, limit
 from .resampling import FEWEST
 from .tables import fmt
 
-# %% ../../nbs/measure/322_differences.ipynb #2ea2c601
+# %% ../../nbs/measure/322_differences.ipynb #eaca8f67
 def _paired_shares(plus: int, minus: int, n: int, level: float) -> tuple:
     """Give low, high and p of a difference of two shares on the same pictures.
 
@@ -61,7 +61,7 @@ class Difference(Interval):
         return (f"{fmt(self.mean)} [{fmt(self.low)}, {fmt(self.high)}] "
                 f"(n={self.n}, p={self.p:.2g}): {self.verdict}")
 
-# %% ../../nbs/measure/322_differences.ipynb #df32d03f
+# %% ../../nbs/measure/322_differences.ipynb #2b76039c
 def _gap(d, binary, types, draws, level, seed) -> tuple:
     "Choose how to give low, high and p of differences."
     if binary: return _paired_shares(int((d > 0).sum()), int((d < 0).sum()), len(d), level)
@@ -81,7 +81,7 @@ def _pairs(a, b) -> np.ndarray:
     pairs = [(u, v) if given(u) and given(v) else (math.nan, math.nan) for u, v in zip(a, b)]
     return np.array(pairs, float).reshape(-1, 2)
 
-# %% ../../nbs/measure/322_differences.ipynb #745e16b5
+# %% ../../nbs/measure/322_differences.ipynb #198b7342
 def difference_interval(a, b,                # (n,) values of two methods on the same pictures
                         types=None,          # (n,) edit types, or None
                         draws: int=10_000,   # resamples
@@ -101,7 +101,8 @@ def difference_interval(a, b,                # (n,) values of two methods on the
     if len(d) < FEWEST: return Difference(mean, math.nan, math.nan, len(d), level)
     binary = is_binary(both[np.isfinite(both[:, 0])].ravel())
     low, high, p = _gap(d, binary, t, draws, level, seed)
-    if 0 <= np.nanmin(both) and np.nanmax(both) <= 1: low, high = _as_shares(low, high, p, d, level)
+    if 0 <= np.nanmin(both) and np.nanmax(both) <= 1:
+        low, high = _as_shares(low, high, p, d, level)
     return Difference(mean, limit(low), limit(high), len(d), level, float(p))
 
 # %% ../../nbs/measure/322_differences.ipynb #f7e4f762

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['edit_request', 'measure_edit']
 
-# %% ../../nbs/measure/326_drawn.ipynb #0f788543
+# %% ../../nbs/measure/326_drawn.ipynb #81896e90
 from .entries import strip_brackets
 from .pixels import psnr
 from .verdict import judge_edit
 from ..methods import find_method
 from ..world import Edit
 
-# %% ../../nbs/measure/326_drawn.ipynb #9594ff62
+# %% ../../nbs/measure/326_drawn.ipynb #ce558bef
 def edit_request(edit: Edit,     # what shall be changed
                  settings: dict  # of the editor, with a "method"
                 ) -> dict:       # to be given to a `FastEditor` beside the picture
     "Write a drawn edit as an editor's arguments."
-    source = strip_brackets(edit.source_prompt) if find_method(settings["method"]).source_prompt else None
+    told = find_method(settings["method"]).source_prompt
+    source = strip_brackets(edit.source_prompt) if told else None
     return dict(settings, prompt=strip_brackets(edit.target_prompt), source_prompt=source)
 
 # %% ../../nbs/measure/326_drawn.ipynb #fbdcb63a

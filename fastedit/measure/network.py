@@ -11,12 +11,12 @@ from fastcore.basics import patch
 from torch import nn
 from ..world import BACKGROUNDS, COLOURS, MATERIALS, NOUNS, SIZES, STYLES
 
-# %% ../../nbs/measure/301_network.ipynb #a6fde1f5
+# %% ../../nbs/measure/301_network.ipynb #c0e490a3
 HEADS = {"count": ("0", "1", "2"), "colour": tuple(COLOURS), "material": MATERIALS,
          "size": tuple(SIZES), "pose": ("upright", "tilted")}
 GROUNDS, LOOKS = tuple(BACKGROUNDS), tuple(STYLES)
 
-# %% ../../nbs/measure/301_network.ipynb #2ae391c3
+# %% ../../nbs/measure/301_network.ipynb #44331919
 class _Block(nn.Module):
     "Two convolutions around which the input is carried past."
     def __init__(self, cin, cout, stride=1):
@@ -60,7 +60,7 @@ class Reader(nn.Module):
         where, cells = self.where(features), features.flatten(2)
         return self._things(where.flatten(2), cells) | self._scenery(cells), where
 
-# %% ../../nbs/measure/301_network.ipynb #d0d7404d
+# %% ../../nbs/measure/301_network.ipynb #cd722290
 @patch
 def _things(self: Reader, maps, cells) -> dict:
     "Answer the questions about each noun from its map (B, 12, 64) and the cells (B, width, 64)."

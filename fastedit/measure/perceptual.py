@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lpips_distance', 'dino_input', 'self_similarity', 'structure_distance', 'clip_score', 'directional_similarity']
 
-# %% ../../nbs/measure/306_perceptual.ipynb #1c59b330
+# %% ../../nbs/measure/306_perceptual.ipynb #2c00bd3a
 import torch
 import torch.nn.functional as F
 from .embeddings import Dino
@@ -31,7 +31,7 @@ def lpips_distance(model,            # from `load_backbone("lpips-...")`
     finally: model.spatial = spatial
     return ((d*weight).sum((1, 2, 3))/weight.sum((1, 2, 3))).cpu()
 
-# %% ../../nbs/measure/306_perceptual.ipynb #78111fe1
+# %% ../../nbs/measure/306_perceptual.ipynb #a8cc1ae7
 def dino_input(x,                     # (B, 3, H, W) in 0..1
                side: int=224,         # of the network's input
                benchmark: bool=False  # as the benchmark's code: values 0..255, no antialiasing
@@ -54,7 +54,7 @@ def structure_distance(keys_a, keys_b) -> torch.Tensor:
     "Give the mean squared difference of two self-similarities, (B,)."
     return (self_similarity(keys_a) - self_similarity(keys_b)).square().mean((1, 2))
 
-# %% ../../nbs/measure/306_perceptual.ipynb #38d1dc8f
+# %% ../../nbs/measure/306_perceptual.ipynb #252b53da
 def clip_score(image, text) -> torch.Tensor:
     "Give 100 max(cos, 0) of unit embeddings (n, d) (Hessel et al. 2021)."
     return (100*(image*text).sum(-1)).clamp_min(0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['standard_error', 'minimal_difference', 'images_needed']
 
-# %% ../../nbs/measure/324_power.ipynb #c6faa1a7
+# %% ../../nbs/measure/324_power.ipynb #fbc2d8d2
 import math
 from statistics import NormalDist
 from ..core import DataError, OptionError
@@ -30,7 +30,7 @@ def _z(power, alpha, tests) -> float:
                           "and 1 and at least one test")
     return NormalDist().inv_cdf(1 - alpha/tests/2) + NormalDist().inv_cdf(power)
 
-# %% ../../nbs/measure/324_power.ipynb #941fea8a
+# %% ../../nbs/measure/324_power.ipynb #9dc29997
 def minimal_difference(differences,       # (n,) paired differences of a pilot
                        types=None,        # (n,) edit types, or None
                        power: float=.8,   # chance to find it

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read', 'load_reader', 'read_images']
 
-# %% ../../nbs/measure/302_reader.ipynb #04dd992e
+# %% ../../nbs/measure/302_reader.ipynb #fa42f8cc
 from functools import lru_cache
 from pathlib import Path
 import torch
@@ -16,7 +16,7 @@ from ..models import file_hash, weights_dir
 from ..pictures import fit, load_image, to_tensor
 from ..world import NOUNS
 
-# %% ../../nbs/measure/302_reader.ipynb #e86499f5
+# %% ../../nbs/measure/302_reader.ipynb #83377ac2
 def _sized(x):
     "Resize a batch to the 64x64 pixels that the network knows."
     if x.shape[-2:] == (64, 64): return x
@@ -27,7 +27,8 @@ def _things(best, i) -> tuple:
     "Say what is there in picture `i` by the likeliest classes."
     def traits(j): return {k: HEADS[k][best[k][i][j]] for k in HEADS if k != "count"}
     counts = best["count"][i]
-    return tuple(traits(j) | dict(noun=n, count=counts[j]) for j, n in enumerate(NOUNS) if counts[j])
+    return tuple(traits(j) | dict(noun=noun, count=counts[j])
+                 for j, noun in enumerate(NOUNS) if counts[j])
 
 @torch.no_grad()
 def read(reader: Reader, x: torch.Tensor) -> list:
@@ -39,7 +40,7 @@ def read(reader: Reader, x: torch.Tensor) -> list:
 # %% ../../nbs/measure/302_reader.ipynb #76755924
 def load_reader(folder=None  # folder with model.safetensors; None: the one in the package
                ) -> Reader:
-    "Load a trained reader, frozen and in float32; raises `ModelError` if it is absent or damaged."
+    "Load a trained reader, frozen, in float32; raises `ModelError` if absent or damaged."
     folder = weights_dir()/"reader" if folder is None else Path(folder).expanduser()
     path = folder/"model.safetensors"
     if path.is_file(): return _loaded(str(path), file_hash(path))
@@ -50,9 +51,9 @@ def load_reader(folder=None  # folder with model.safetensors; None: the one in t
 def _loaded(path, digest):
     from safetensors.torch import load_file
     try:
-        weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-        reader = Reader()
-        reader.load_state_dict(weights)
+        reader, weights = Reader(), load_file(path)
+        reader.load_state_dict({k: v.float() if v.is_floating_point() else v
+                                for k, v in weights.items()})
     except Exception as e:
         raise ModelError(f"{path} is no reader ({str(e).strip().splitlines()[0]}): fetch or copy "
                          "it again, or train one with `fastedit train reader`") from e

@@ -13,7 +13,7 @@ from ..core import DataError, OptionError
 # %% ../../nbs/measure/320_resampling.ipynb #b4c8791d
 FEWEST = 4   # values from which on a spread is believed
 
-# %% ../../nbs/measure/320_resampling.ipynb #d8f87b06
+# %% ../../nbs/measure/320_resampling.ipynb #bd5a1aaf
 def strata(types,  # edit type of each value, or None: all of one
            n: int  # values
           ) -> list:
@@ -35,7 +35,7 @@ def _with_pool(groups, pool) -> list:
     groups[k] = np.sort(np.append(groups[k], pool))
     return groups
 
-# %% ../../nbs/measure/320_resampling.ipynb #71dd1775
+# %% ../../nbs/measure/320_resampling.ipynb #cc04bfc3
 def _drawn(n: int  # pictures of a type
           ) -> int:
     "Say how many of them a resample takes."
@@ -49,7 +49,7 @@ def _picks(n: int, draws: int, seed: int, stratum: int) -> np.ndarray:
     counts = np.bincount(flat, minlength=n*draws).reshape(draws, n)
     return counts.astype(np.float32)   # small whole numbers: exact, and half the memory
 
-# %% ../../nbs/measure/320_resampling.ipynb #f1f049ec
+# %% ../../nbs/measure/320_resampling.ipynb #397143f7
 def _resampled(y, draws, seed, k) -> tuple:
     "Resample one type's centred values: means (draws,) and squared standard errors (draws,)."
     m, picks = _drawn(len(y)), _picks(len(y), draws, seed, k)

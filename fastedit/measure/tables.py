@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fmt', 'Table']
 
-# %% ../../nbs/measure/315_tables.ipynb #b3ff13c3
+# %% ../../nbs/measure/315_tables.ipynb #506b4b99
 import io, math
 from csv import writer as csv_writer
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/measure/315_tables.ipynb #66023664
+# %% ../../nbs/measure/315_tables.ipynb #ad0b8157
 def fmt(x) -> str:
     "Write a number with four significant digits, a whole one as it is, a missing one as a dash."
     number = isinstance(x, (float, np.floating))
@@ -32,7 +32,10 @@ class Table:
 
     def _cells(self): return [[fmt(v) for v in r] for r in self.rows]
     def __len__(self) -> int: return len(self.rows)
-    def __getitem__(self, column) -> list: return [r[self.columns.index(column)] for r in self.rows]
+
+    def __getitem__(self, column) -> list:
+        k = self.columns.index(column)
+        return [r[k] for r in self.rows]
 
     def __repr__(self) -> str:
         cells = [list(self.columns), *self._cells()]
@@ -40,7 +43,7 @@ class Table:
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in cells]
         return "\n".join(x for x in [self.title, *lines, self.note] if x)
 
-# %% ../../nbs/measure/315_tables.ipynb #0a0bdfd7
+# %% ../../nbs/measure/315_tables.ipynb #796e764e
 @patch
 def _repr_markdown_(self: Table) -> str:
     def line(cells): return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['throughput']
 
-# %% ../../nbs/measure/316_timing.ipynb #4f3814eb
+# %% ../../nbs/measure/316_timing.ipynb #d8d11c2e
 import time
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .metrics import Pair
 from .scorer import Scorer
 from ..world import EDIT_TYPES, sample_edit
 
-# %% ../../nbs/measure/316_timing.ipynb #e8c31a44
+# %% ../../nbs/measure/316_timing.ipynb #f864882f
 def _noisy(image, seed):
     noise = np.random.default_rng(seed).integers(-9, 10, image.shape)
     return (image.astype(int)+noise).clip(0, 255).astype(np.uint8)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pareto_front', 'Point', 'TradeOff', 'trade_off']
 
-# %% ../../nbs/measure/325_tradeoff.ipynb #3b40b5b9
+# %% ../../nbs/measure/325_tradeoff.ipynb #bf39a0b4
 import math
 from dataclasses import dataclass, replace
 import numpy as np
@@ -29,7 +29,7 @@ def pareto_front(points,            # (n, k) one row per point
         front[i] = not ((x[ok] >= x[i]).all(1) & (x[ok] > x[i]).any(1)).any()
     return front
 
-# %% ../../nbs/measure/325_tradeoff.ipynb #1b8c031d
+# %% ../../nbs/measure/325_tradeoff.ipynb #a9529e4c
 @dataclass(frozen=True)
 class Point:
     "One method at one setting of its knob: two metrics with their intervals."
@@ -67,7 +67,7 @@ class TradeOff:
     def _repr_markdown_(self) -> str: return self.table()._repr_markdown_()
     def _repr_html_(self) -> str: return self.table()._repr_html_()
 
-# %% ../../nbs/measure/325_tradeoff.ipynb #9c1f80d8
+# %% ../../nbs/measure/325_tradeoff.ipynb #317bed82
 def _settings(rows, method, knob) -> dict:
     "Group rows by method and setting, in the order of the knob."
     cells = {}

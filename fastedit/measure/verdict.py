@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Reading', 'reading_of', 'judge_edit']
 
-# %% ../../nbs/measure/300_verdict.ipynb #59309ad1
+# %% ../../nbs/measure/300_verdict.ipynb #758ae80e
 from dataclasses import dataclass
 from ..core import PromptError
 from ..world import NOUNS, Edit, Scene, read_prompt
 
-# %% ../../nbs/measure/300_verdict.ipynb #45cb9aa7
+# %% ../../nbs/measure/300_verdict.ipynb #2af78936
 @dataclass(frozen=True)
 class Reading:
     "What is read in a picture."
@@ -33,7 +33,7 @@ def reading_of(scene: Scene) -> Reading:
     ordered = tuple(things[n] for n in NOUNS if n in things)
     return Reading(ordered, scene.background, scene.style)
 
-# %% ../../nbs/measure/300_verdict.ipynb #cddc7d05
+# %% ../../nbs/measure/300_verdict.ipynb #6fab5681
 _ATTRIBUTES = ("colour", "material", "size", "pose")
 _SCENERY = ("background", "style")
 
@@ -54,7 +54,7 @@ def _wants(asked) -> dict:
     for noun, n in counts.items(): wants[noun]["count"] = {min(n, 2)}
     return wants
 
-# %% ../../nbs/measure/300_verdict.ipynb #b825f3a1
+# %% ../../nbs/measure/300_verdict.ipynb #82abffff
 def _missed(reading, target, source) -> tuple:
     "Say in words what of the target prompt is not read."
     seen, want, out = {t["noun"]: t for t in reading.things}, _wants(target), []
@@ -72,7 +72,7 @@ def _missed(reading, target, source) -> tuple:
         if asked and found != asked: out.append(f"{k} is {found}, not {asked}")
     return tuple(out)
 
-# %% ../../nbs/measure/300_verdict.ipynb #b89e68cc
+# %% ../../nbs/measure/300_verdict.ipynb #c32b08fe
 def _exchanged(was, want) -> tuple:
     "List the nouns that go and those that come."
     return [n for n in was if n not in want], [n for n in want if n not in was]
@@ -90,8 +90,8 @@ def _attributes_unchanged(seen, was, want) -> list:
     same, out = [(n, n) for n in was if n in want], []
     for x, y in same+list(zip(*_exchanged(was, want))):
         thing, old, new = seen.get(y) or seen.get(x), was[x], want[y]
-        changing = [k for k in ("count", *_ATTRIBUTES) if k in old and k in new and old[k] != new[k]]
-        out += [thing is not None and thing[k] in old[k] for k in changing]
+        both = [k for k in ("count", *_ATTRIBUTES) if k in old and k in new]
+        out += [thing is not None and thing[k] in old[k] for k in both if old[k] != new[k]]
     return out
 
 def _unchanged(reading, target, source) -> list:

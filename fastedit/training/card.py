@@ -13,7 +13,7 @@ import numpy as np, torch
 from ..core import OptionError, atomic_write, progress
 from ..denoiser import Denoiser
 from ..models import diagnose, load_model
-from ..reader import load_reader
+from ..measure import load_reader
 from .control import edge_agreement, train_controlnet
 from .distillation import train_lcm, train_lcm_lora
 from .instruct import train_instruct
@@ -89,7 +89,7 @@ def _measure_instruct(n, start, seed, reader, quiet):
     from PIL import Image
     from fastedit import demo
     from fastedit.editor import FastEditor
-    from fastedit.reader import read_images
+    from fastedit.measure import read_images
     editor = FastEditor("mini-instruct", device="cpu")
     edits = [sample_edit(i % len(EDIT_TYPES), start+i) for i in range(n)]
     bar = progress(edits, desc="mini-instruct", quiet=quiet)
