@@ -8,13 +8,12 @@ __all__ = ['PUBLISHED', 'METHODS', 'demo_edits', 'comparison', 'average_row', 'D
 # %% ../nbs/35_demo.ipynb #464bec04
 import math
 from dataclasses import dataclass
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from . import world as pb
 from .core import OptionError, progress
 from .models import diagnose
 from .measure import (Table, difference_interval, edit_request, mean_interval,
-                              measure_edit as measure, psnr)
+                              measure_edit as measure, psnr as psnr)
 
 # %% ../nbs/35_demo.ipynb #88ddf9ee
 PUBLISHED = dict(method="img2img", steps=4, strength=.5, guidance=1.5, control="canny", control_scale=.5)

@@ -124,14 +124,14 @@ print("torch" in sys.modules)"""
     assert in_python(src) == ["False"]
 
 def test_profiles_are_those_of_the_metrics():
-    from fastedit import cli, metrics
-    assert set(cli._PROFILES) == set(metrics.PROFILES)
+    from fastedit import cli, measure
+    assert set(cli._PROFILES) == set(measure.PROFILES)
 
 def test_later_and_pages_on_demand():
     sqrt = Later("math").sqrt; assert sqrt(4) == 2
     with pytest.raises(AttributeError): Later("math").nothing
     with pytest.raises(ModuleNotFoundError): Later("no_such_module").x
-    find, names = pages_on_demand("fastedit.measure", ".runs", "..stats")
+    find, names = pages_on_demand("fastedit.measure", ".runs", ".comparison")
     assert find("decode_mask").__module__ == "fastedit.measure.runs" and {"compare", "decode_mask"} <= set(names())
     with pytest.raises(AttributeError, match="fastedit.measure"): find("nothing")
 

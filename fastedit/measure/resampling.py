@@ -51,11 +51,11 @@ def _picks(n: int, draws: int, seed: int, stratum: int) -> np.ndarray:
 
 # %% ../../nbs/measure/320_resampling.ipynb #397143f7
 def _resampled(y, draws, seed, k) -> tuple:
-    "Resample one type's centred values: means (draws,) and squared standard errors (draws,)."
+    "Resample one type's centred values: means (draws,) and variances (draws,)."
     m, picks = _drawn(len(y)), _picks(len(y), draws, seed, k)
     mean = picks @ y/m
     var = (picks @ y**2/m - mean**2)*m/(m-1)
-    return mean, np.where(var < 1e-12*(y**2).max(), 0, var)/m
+    return mean, np.where(var < 1e-12*(y**2).max(), 0, var)
 
 # %% ../../nbs/measure/320_resampling.ipynb #dffe21bc
 def boot_t(values,               # (n,) one finite number per picture, at least two
@@ -71,9 +71,9 @@ def boot_t(values,               # (n,) one finite number per picture, at least 
     off, spread, tiny = np.zeros(draws), np.zeros(draws), 1e-12*np.abs(x-x.mean()).max()
     for k, rows in enumerate(strata(types, len(x))):
         share = len(rows)/len(x)
-        mean, squared = _resampled(x[rows]-x[rows].mean(), draws, seed, k)
+        mean, var = _resampled(x[rows]-x[rows].mean(), draws, seed, k)
         off += share*mean
-        spread += share**2*squared
+        spread += share**2*var/_drawn(len(rows))
     off[np.abs(off) <= tiny] = 0
     far = np.where(off == 0, 0., np.copysign(np.inf, off))
     return np.divide(off, np.sqrt(spread), out=far, where=spread > 0)
