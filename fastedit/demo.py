@@ -189,5 +189,5 @@ def _gap(parts, first, kinds) -> dict:
 
 def _through_vae(editor, image):
     from fastedit.denoiser import Denoiser
-    from fastedit.images import to_image, to_tensor
+    from fastedit.pictures import to_image, to_tensor
     d = Denoiser(editor.parts); return to_image(d.decode(d.encode(to_tensor(image))))

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
-from . import images, memory, schedules
-from .conditions import CONDITIONS, control_map
+from . import memory, pictures as images, schedules
+from .pictures import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, in_words, legible, nearest, _torch as torch
 from .flow import check_flow, open_flow
 from .lora import named_loras, other_loras
