@@ -275,7 +275,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     else: print(f"{out}: {result.summary}")
     if not quiet:
         for n in (*result.notes, *result.fallbacks):
-            if n != editor._DRAWN_ONLY: _say(f"note: {n}")   # that one was a warning already
+            if n != editor.DRAWN_ONLY: _say(f"note: {n}")   # that one was a warning already
 
 @app.command()
 def demo(n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many edits, over the ten types in turn.")]=12,
@@ -331,14 +331,14 @@ def reproduce(saved: Annotated[Path, typer.Argument(metavar="EDIT", help="Pictur
               as_json: Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]=False,
               quiet: _Quiet=False):
     "Run a saved edit again: bit-identical, or what differs and why (exit code 1)."
-    from fastedit import reproduce as again
-    told, request, source, region = again.prepare(saved, image, mask)
+    from fastedit.editor.again import compare, open_editor, prepare
+    told, request, source, region = prepare(saved, image, mask)
     adapters = _loras(lora); _heavy(quiet)
     with _waiting(f"loading {request.model}", quiet):
-        e = again.open_editor(request, device, None if model is None else str(model), **adapters)
+        e = open_editor(request, device, None if model is None else str(model), **adapters)
     bar = progress(total=request.steps, desc="editing", quiet=quiet)
     def step(s): bar.total = s["steps"]; bar.update()
-    try: found = again.compare(saved, told, e(source, mask=region, request=request, on_step=step))
+    try: found = compare(saved, told, e(source, mask=region, request=request, on_step=step))
     finally: bar.close()
     print(json.dumps(found.to_dict(), indent=1, allow_nan=False) if as_json else found)
     if not quiet:

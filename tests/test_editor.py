@@ -354,7 +354,7 @@ def test_overflow_in_fp16_is_computed_again_in_fp32(folders):
     assert p.unet.dtype == torch.float16
 
 def test_a_budget_is_planned_before_anything_is_loaded(parts, monkeypatch):
-    monkeypatch.setattr(M, "load_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("fastedit.editor.placing.load_model", lambda *a, **k: pytest.fail("loaded"))
     for kw in (dict(residency="auto", budget_gb=.2), dict(residency="resident", budget_gb=4), dict(residency="sequential", budget_gb=.3)):
         with pytest.raises(MemoryPlanError): FastEditor("ssd-1b", precision="fp16", **kw)
     for kw in (dict(residency="here"), dict(budget_gb=0), dict(budget_gb="much")):

@@ -12,7 +12,7 @@ from fastedit.denoiser import Memo
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.images import pack_mask, read_image, read_metadata, save_image, unpack_mask
 from fastedit.models import load_model, random_model
-from fastedit.reproduce import find_source, reproduce
+from fastedit.editor import find_source, reproduce
 from fastedit.state import machine, numerics, ordinary, stamp
 
 same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))

@@ -2,7 +2,7 @@
 import numpy as np, pytest
 from fastedit import FastEditor, world
 from fastedit.methods.base import find_method, method_names
-from fastedit.unused import SOURCE_GUIDED
+from fastedit.editor import SOURCE_GUIDED
 
 @pytest.fixture(scope="module")
 def editors(): return {m: FastEditor(m, device="cpu") for m in ("mini", "mini-s", "mini-teacher", "mini-instruct")}
