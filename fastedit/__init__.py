@@ -25,8 +25,11 @@ def __getattr__(name: str):
 
 class _Moved:
     "Import a module by the name that it had before it became a package: `picturebook` is `world`."
-    names = dict(picturebook="world", training_clip="training.clip", piebench="measure", report="studies.report", unused="editor.unused",
-                 reproduce="editor.again", flow="editor.flow", speed="studies.speed")
+    names = dict(picturebook="world", images="pictures", conditions="pictures.conditions",
+                 training_clip="training.clip", metrics="measure", reader="measure",
+                 stats="measure", piebench="measure", report="studies.report",
+                 speed="studies.speed", bench="studies.bench", unused="editor.unused",
+                 flow="editor.flow", reproduce="editor.again")
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):

@@ -318,7 +318,7 @@ def word_pictures(maps: WordMaps,   # after a run
                  ):
     "Draw what each word (down) looks at in each network call (along), as a PIL image; each map is scaled to its own largest value."
     from PIL import Image
-    from fastedit.images import image_grid
+    from fastedit.pictures import image_grid
     words, spans, _ = token_spans(tokenizer, prompt); maps.flush(); pics, labels = [], []
     for w, s in zip(words, spans):
         for i, m in enumerate(maps.steps):

@@ -16,13 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
-from . import images, schedules
+from . import pictures as images, schedules
 from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress, legible
 from .denoiser import Memo, Text, fingerprint
 from .editor import Draft, EditRequest, EditResult, FastEditor, StageCache, control_at, versions
 from .methods.base import cost, find_method
 from .values import Span
-from .stats import Table, difference_interval, mean_interval, scores
+from .measure import Table, difference_interval, mean_interval, scores
 
 # %% ../nbs/34_sweep.ipynb #123f7714
 _FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "options"))
@@ -66,7 +66,7 @@ class Subject:
 
     def pair(self, edited, request):
         "What metrics look at."
-        from fastedit.metrics import Pair
+        from fastedit.measure import Pair
         return Pair(**(dict(source=np.asarray(self.image), edited=np.asarray(edited), source_prompt=self.source_prompt or request.source_prompt or "", target_prompt=self.prompt or request.prompt) | self.truth))
 
 def subjects(pictures,       # a picture, a list of them, a `measure.DataSet` or entries of one, `world.Edit`s
@@ -259,7 +259,7 @@ class Sweep:
         if editor is not None: settings = dict(dict(model=editor.spec.key, precision=editor.parts.precision), **settings)
         self.names, self.settings = combinations(settings, random, random_seed)
         if metrics is None or not isinstance(metrics, str): self.scorer = metrics
-        else: from fastedit.metrics import Scorer; self.scorer = Scorer(metrics)
+        else: from fastedit.measure import Scorer; self.scorer = Scorer(metrics)
         self.jobs, self.left_out, self._done, self._editors, self.ran = [], [], {}, {}, Counter()
         for i, s in enumerate(self.subjects):
             for v in self.settings:
@@ -456,7 +456,7 @@ def grid_picture(sweep: Sweep,
     pics = {k: d.image.resize((side, round(side*d.image.height/d.image.width)), Image.BICUBIC if d.image.width < side else Image.LANCZOS) for k, (_, d) in cells.items() if d is not None and d.image is not None}
     if not pics: raise DataError(f"none of this has run yet, or there is no such setting ({', '.join(f'{k}={v}' for k, v in at.items())}): call .run(), or give other values")
     font, h = ImageFont.load_default(11), max(p.height for p in pics.values()); left = round(max(map(font.getlength, sides)))+12
-    wraps = [images._wrap(t, font, side) for t in heads]; top = 14*max(map(len, wraps))+6
+    wraps = [images.wrap_text(t, font, side) for t in heads]; top = 14*max(map(len, wraps))+6
     page = Image.new("RGB", (left+len(along)*(side+4), top+len(down)*(h+4)), "white"); draw = ImageDraw.Draw(page)
     for c, lines in enumerate(wraps):
         for k, line in enumerate(lines): draw.text((left+c*(side+4), 2+14*k), line, fill=(40, 40, 40), font=font)
@@ -593,7 +593,7 @@ class Clocked(Memo):
 def stock_loop(editor: FastEditor, schedule: str):
     "Make a function that runs one setting as a user of diffusers would, on the same networks."
     from diffusers import LCMScheduler
-    from fastedit.conditions import canny
+    from fastedit.pictures import canny
     from fastedit.studies.speed import stock_pipeline
     class Continuous(LCMScheduler):
         "Start where the strength says and take all the steps."

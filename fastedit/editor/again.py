@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from ..core import DataError, FastEditError, ImageError, MaskError, ModelError
-from .notes import pixel_hash
 from .request import EditRequest, saved_settings
 from .result import EditResult
-from ..pictures import (FORMATS, Picture, in_steps, read_image, read_mask, save_image,
-                               unpack_mask)
+from ..pictures import (FORMATS, Picture, in_steps, pixel_hash, read_image, read_mask,
+                               save_image, unpack_mask)
 
 # %% auto #0
 __all__ = ['find_source', 'changes', 'Reproduction', 'prepare', 'open_editor', 'compare', 'reproduce']
@@ -60,7 +59,7 @@ def _source(path, request, given) -> Picture:
                          f"{_hash_of(found)}, not {request.image}. Give the original")
     return found
 
-# %% ../../nbs/editor/209c_again.ipynb #6e154c28
+# %% ../../nbs/editor/209c_again.ipynb #8f4a56c6
 def _read_or_unpack(path, given, stored, size):
     "Read the given mask, or unpack the stored one."
     try:
@@ -104,7 +103,7 @@ def changes(told: dict,          # what a saved edit says of itself
     before, after = [dict(fallbacks=list(x.get("fallbacks", ()))) for x in (told, now)]
     return tuple(said + _differences(before, after))
 
-# %% ../../nbs/editor/209c_again.ipynb #22288f63
+# %% ../../nbs/editor/209c_again.ipynb #e1a9873d
 def _pixels(path) -> np.ndarray:
     with Image.open(path, formats=FORMATS) as im:
         return np.asarray(im.convert("RGBA")).astype(int)
@@ -140,7 +139,7 @@ class Reproduction:
             why = ["  nothing that the file records has changed"]
         return "\n".join([f"{self.path}: {_outcome(self)}", *why])
 
-# %% ../../nbs/editor/209c_again.ipynb #cd9aebe5
+# %% ../../nbs/editor/209c_again.ipynb #079a86de
 def _outcome(r: Reproduction) -> str:
     "Say in words whether the pixels are the same, or how many differ."
     if r.identical and r.lossy:
@@ -181,7 +180,7 @@ def open_editor(request: EditRequest,  # of a saved edit
         raise ModelError(f"the edit was made with the model {request.model!r}: {e}. If it lies "
                          "in a folder of yours, name that (--model)") from e
 
-# %% ../../nbs/editor/209c_again.ipynb #3ff6e165
+# %% ../../nbs/editor/209c_again.ipynb #503d4718
 def compare(path,               # the saved edit
             told: dict,         # what it says of itself
             result: EditResult  # its request, run again

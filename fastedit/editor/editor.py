@@ -17,7 +17,7 @@ from ..core import OptionError, PromptError, in_words
 from ..denoise import packs
 from .flow.loading import open_flow
 from .flow.rules import check_flow
-from .notes import made_for, pixel_hash, transparency_notes
+from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
 from .result import EditResult, versions
@@ -26,8 +26,8 @@ from .stores import StageCache
 from ..lora import other_loras
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
 from ..models import load_model, working_size
-from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, read_image,
-                               read_mask, unfit)
+from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_hash,
+                               read_image, read_mask, unfit)
 from ..state import machine, ordinary, stamp
 from ..threads import few_threads
 
@@ -71,7 +71,7 @@ class FastEditor(PlacedStages):
             if self.flow is not None: self.parts = self.flow
             else: self.load(model, device, precision, residency, budget_gb, **load)
 
-# %% ../../nbs/editor/209_editor.ipynb #44517e81
+# %% ../../nbs/editor/209_editor.ipynb #2c333de4
 _FIELDS = {f.name for f in fields(EditRequest)}
 
 @lru_cache(1)
@@ -89,7 +89,7 @@ def __repr__(self: FastEditor) -> str:
     return (f"FastEditor({self.spec.key!r}, device={str(where)!r}, "
             f"precision={self.parts.precision!r}{stays}): {side}x{side}")
 
-# %% ../../nbs/editor/209_editor.ipynb #0c064a69
+# %% ../../nbs/editor/209_editor.ipynb #3aa4206d
 def _written_down(editor, prompt, settings) -> EditRequest:
     "Make a request of a prompt and settings."
     if unknown := set(settings)-_FIELDS:
@@ -111,7 +111,7 @@ def _given(request, prompt, settings) -> EditRequest:
                           "dataclasses.replace(request, ...) to change a request")
     return request
 
-# %% ../../nbs/editor/209_editor.ipynb #33a815ba
+# %% ../../nbs/editor/209_editor.ipynb #ecfbbb53
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
     key, own = editor.spec.key, editor.parts.precision
@@ -126,7 +126,7 @@ def _suited(editor, r: EditRequest) -> EditRequest:
         raise OptionError(f"{words}: make FastEditor({r.model!r}, loras=[(file, weight), ...])")
     return r
 
-# %% ../../nbs/editor/209_editor.ipynb #2993bc07
+# %% ../../nbs/editor/209_editor.ipynb #cf5c656d
 @dataclass
 class _Inputs:
     "A picture and a mask as they were read."
@@ -151,7 +151,7 @@ def _read_inputs(image, mask) -> _Inputs:
     read = in_steps(read_mask(mask, picture.image.size))
     return _Inputs(picture, read.values, tuple(read.notes))
 
-# %% ../../nbs/editor/209_editor.ipynb #4487f4a7
+# %% ../../nbs/editor/209_editor.ipynb #c747454e
 def _stamp_stores(editor):
     "Have the stores know the networks as they are now; changed ones find nothing."
     if editor.flow is not None: return
@@ -175,7 +175,7 @@ def _accounted(editor, image, mask, r, on_step) -> EditResult:
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
 
-# %% ../../nbs/editor/209_editor.ipynb #6270d2b2
+# %% ../../nbs/editor/209_editor.ipynb #0d783434
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -199,7 +199,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
         return _accounted(self, image, mask, r, on_step)
 
-# %% ../../nbs/editor/209_editor.ipynb #72c87f3f
+# %% ../../nbs/editor/209_editor.ipynb #90a366b6
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
@@ -226,7 +226,7 @@ def _attempt(self: FastEditor, draft: Draft) -> EditResult:
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused)
 
-# %% ../../nbs/editor/209_editor.ipynb #475327bb
+# %% ../../nbs/editor/209_editor.ipynb #a6b0cf44
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
@@ -256,7 +256,7 @@ def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
     rungs = tuple(f"{g.key}: {g.words}" for g in used)
     return replace(result, notes=tuple(notes), fallbacks=rungs)
 
-# %% ../../nbs/editor/209_editor.ipynb #b733ad8f
+# %% ../../nbs/editor/209_editor.ipynb #80441cc2
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['EditResult', 'versions']
 
-# %% ../../nbs/editor/207_result.ipynb #277d6a9e
-import base64, html, io, json, platform, warnings
+# %% ../../nbs/editor/207_result.ipynb #0e66f17d
+import base64, html, json, platform, warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
 from .request import EditRequest
-from ..pictures import image_grid, pack_mask, save_image
+from ..pictures import encode_png, image_grid, pack_mask, save_image
 
-# %% ../../nbs/editor/207_result.ipynb #fe55caaf
+# %% ../../nbs/editor/207_result.ipynb #33126874
 @dataclass(repr=False)
 class EditResult:
     "An edited picture and the account of how it came to be."
@@ -38,7 +38,7 @@ class EditResult:
     machine: dict=field(default_factory=dict)   # what computed it, see `machine`
     mask: object=None       # float32 (H,W) in steps of 1/255, as it was used
 
-# %% ../../nbs/editor/207_result.ipynb #8cc364a2
+# %% ../../nbs/editor/207_result.ipynb #f6486d3e
 _TOLD = ("timesteps", "nfe", "control_nfe", "reused", "seconds", "network_seconds", "peak_memory",
          "notes", "fallbacks", "memory", "revision", "versions", "machine")
 
@@ -48,7 +48,7 @@ def to_dict(self: EditResult) -> dict:
     told = {k: getattr(self, k) for k in _TOLD}
     return dict(request=json.loads(self.request.json), **told)
 
-# %% ../../nbs/editor/207_result.ipynb #42600548
+# %% ../../nbs/editor/207_result.ipynb #56c21ec0
 @lru_cache(1)
 def _versions():
     from importlib.metadata import version
@@ -60,7 +60,7 @@ def versions() -> dict:
     "Versions of what computes an edit."
     return dict(_versions())
 
-# %% ../../nbs/editor/207_result.ipynb #c7ab13b4
+# %% ../../nbs/editor/207_result.ipynb #38dffff0
 def _model_words(r) -> str:
     "Name a request's model and its LoRAs with their weights."
     loras = [x["file"]+":"+format(x["weight"], "g") for x in r.loras or ()]
@@ -83,12 +83,7 @@ def __repr__(self: EditResult) -> str:
     notes = "".join("; note: "+n for n in (*self.notes, *self.fallbacks))
     return f"EditResult({self.request.prompt!r}; {self.summary}{notes})"
 
-# %% ../../nbs/editor/207_result.ipynb #45658e2d
-def _png(image) -> bytes:
-    b = io.BytesIO()
-    image.save(b, "PNG")
-    return b.getvalue()
-
+# %% ../../nbs/editor/207_result.ipynb #e9121f07
 @patch
 def pair(self: EditResult,
          side: int=256  # longer side of each, pixels
@@ -102,17 +97,17 @@ def pair(self: EditResult,
     return image_grid(shown, labels=["before", self.request.prompt])
 
 @patch
-def _repr_png_(self: EditResult): return _png(self.pair())
+def _repr_png_(self: EditResult): return encode_png(self.pair())
 
 @patch
 def _repr_html_(self: EditResult):
-    data = base64.b64encode(_png(self.pair())).decode()
+    data = base64.b64encode(encode_png(self.pair())).decode()
     notes = "".join(f"<li>{html.escape(n)}</li>" for n in (*self.notes, *self.fallbacks))
     listed = f"<ul>{notes}</ul>" if notes else ""
     return (f'<figure><img src="data:image/png;base64,{data}" alt="before and after">'
             f'<figcaption>{html.escape(self.summary)}</figcaption></figure>{listed}')
 
-# %% ../../nbs/editor/207_result.ipynb #53f9b603
+# %% ../../nbs/editor/207_result.ipynb #69586f2c
 _KEPT = ("request", "timesteps", "nfe", "control_nfe", "notes", "fallbacks", "revision",
          "versions", "machine")
 _MASK_BYTES = {".png": 1 << 20}   # of a packed mask; elsewhere it shares 65,000 characters
@@ -139,7 +134,7 @@ def _settings_inside(result, suffix: str) -> tuple:
         if stored: told["mask"] = stored
     return dict(told, notes=[*told["notes"], *said]), said
 
-# %% ../../nbs/editor/207_result.ipynb #ed314cd7
+# %% ../../nbs/editor/207_result.ipynb #d170f8fa
 @patch
 def save(self: EditResult,
          path  # .png, .jpg or .webp

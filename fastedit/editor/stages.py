@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #809f3855
+# %% ../../nbs/editor/208b_stages.ipynb #f7322e52
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,17 +16,17 @@ from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Text, finite, spread
 from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
-from .notes import DRAWN_ONLY, pixel_hash, warn_photograph
+from .notes import DRAWN_ONLY, warn_photograph
 from .request import EditRequest
 from .stores import StageCache
 from .unused import unused_notes
 from ..memory import MemorySettings
 from ..methods import Job, Method, check_model, check_options
 from ..pictures import (composite, control_map, fit_mask, load_image, looks_photographic,
-                               plan_fit, to_image, to_tensor, unfit)
+                               pixel_hash, plan_fit, to_image, to_tensor, unfit)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #d46d26f1
+# %% ../../nbs/editor/208b_stages.ipynb #1d204857
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -59,7 +59,7 @@ class Draft:
     decoded: object=None         # PIL image in the model's frame
     image: object=None           # PIL image of the picture's size
 
-# %% ../../nbs/editor/208b_stages.ipynb #554189ab
+# %% ../../nbs/editor/208b_stages.ipynb #c6428bfc
 STEPS = ("resolve", "fit", "text", "encode", "start", "denoise", "decode", "finish")
 
 class Stages:
@@ -85,7 +85,7 @@ class Stages:
         def named(a): return dict(file=a["source"], hash=a["hash"][:16], weight=a["scale"])
         return tuple(map(named, beside))
 
-# %% ../../nbs/editor/208b_stages.ipynb #d5ca3b9a
+# %% ../../nbs/editor/208b_stages.ipynb #18222f18
 @patch
 def denoiser(self: Stages, **settings) -> Denoiser:
     "Make a fresh `Denoiser` on this model, to look behind the scenes."
@@ -108,7 +108,7 @@ def kept(self: Stages, kind: str, make, *content):
     "Take an answer from the cache, or make and keep it; `content` is all that it depends on."
     return self.cache.get(content_hash(kind, self.parts.revision, *content), make)
 
-# %% ../../nbs/editor/208b_stages.ipynb #4c0bd51b
+# %% ../../nbs/editor/208b_stages.ipynb #6ae840bc
 def _source_prompt(r, method) -> tuple:
     "The source prompt that a method compares with, and what to say about it."
     if not method.source_prompt or r.source_prompt is not None: return r.source_prompt, []
@@ -131,7 +131,7 @@ def _cut_notes(stages, prompt, source_prompt) -> list:
                          "were ignored")
     return notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #e7406977
+# %% ../../nbs/editor/208b_stages.ipynb #964b4b3a
 def _photograph_notes(stages, source, seen) -> list:
     "Say that a mini model is given a photograph, and warn once."
     spec = stages.spec
@@ -150,7 +150,7 @@ def _scales(stages, r, method) -> dict:
     return dict(guidance=guidance, source_guidance=source_guidance, control=control,
                 control_scale=scale)
 
-# %% ../../nbs/editor/208b_stages.ipynb #f2a86f43
+# %% ../../nbs/editor/208b_stages.ipynb #0fcce9dd
 def _fill_in(stages, r, method, source, **found) -> EditRequest:
     "Fill in what needs no more than the rows of method and model, beside what was `found`."
     spec, parts = stages.spec, stages.parts
@@ -163,7 +163,7 @@ def _fill_in(stages, r, method, source, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #2c062bac
+# %% ../../nbs/editor/208b_stages.ipynb #4e2e0c46
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -187,7 +187,7 @@ def resolve(self: Stages,
                           self.parts.controlnet is not None)
     return filled, method, notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #e5676fc1
+# %% ../../nbs/editor/208b_stages.ipynb #78055921
 @patch
 def times(self: Stages, r: EditRequest, method: Method) -> tuple:
     "List the times that a filled-in request visits, noisiest first."
@@ -207,7 +207,7 @@ def _control_map(stages, draft, fitted):
     key = content_hash("edges", r.image, r.size, r.control)
     return draft.clock("control", lambda: stages.cache.get(key, draw))
 
-# %% ../../nbs/editor/208b_stages.ipynb #78d44167
+# %% ../../nbs/editor/208b_stages.ipynb #43a1fb55
 def _asking(stages, draft, edges) -> Denoiser:
     "Make the denoiser of a draft, which finds what is kept."
     r, s = draft.request, draft.settings
@@ -228,7 +228,7 @@ def fit(self: Stages, draft: Draft) -> Draft:
     draft.denoiser = _asking(self, draft, _control_map(self, draft, picture))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #94e3f39d
+# %% ../../nbs/editor/208b_stages.ipynb #23680390
 def _needs_negative(draft) -> bool:
     "Whether any step of a draft will need the negative prompt."
     r, n, pairs = draft.request, len(draft.grid), draft.denoiser.pairs
@@ -253,7 +253,7 @@ def text(self: Stages, draft: Draft) -> Draft:
     if negative: denoiser._negative = more.pop()
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #9939f8da
+# %% ../../nbs/editor/208b_stages.ipynb #3f2b2651
 def latent_shape(parts,         # `models.Components`
                  size: tuple    # (width, height) in pixels
                 ) -> tuple:
@@ -273,7 +273,7 @@ def encode(self: Stages, draft: Draft) -> Draft:
     draft.z0 = finite("source latents", z0)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #6705e5bf
+# %% ../../nbs/editor/208b_stages.ipynb #1292987d
 def _latent_mask(draft):
     "A draft's mask at the size of its latents, (1, 1, h, w); None if it has none."
     if draft.mask is None: return None
@@ -293,7 +293,7 @@ def start(self: Stages, draft: Draft) -> Draft:
                     prompts=(r.source_prompt or "", r.prompt), pixels=draft.pixels)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #d74e6609
+# %% ../../nbs/editor/208b_stages.ipynb #8da351d6
 @patch
 def denoise(self: Stages, draft: Draft) -> Draft:
     "Run the method."
@@ -302,7 +302,7 @@ def denoise(self: Stages, draft: Draft) -> Draft:
     draft.latents = draft.clock("denoise", run)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #6a5e5f06
+# %% ../../nbs/editor/208b_stages.ipynb #63f16f42
 @patch
 def decode(self: Stages, draft: Draft) -> Draft:
     "Decode the edited latents into a picture in the model's frame."
@@ -311,7 +311,7 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #28c14d42
+# %% ../../nbs/editor/208b_stages.ipynb #1453f458
 def _found_region(draft):
     "The region that the method found by itself, float32 (H,W) of the picture's size."
     found = draft.job.found.float().repeat(1, 3, 1, 1)*2-1
@@ -335,7 +335,7 @@ def finish(self: Stages, draft: Draft) -> Draft:
     draft.image = draft.clock("finish", lambda: _finished(draft))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #291f830d
+# %% ../../nbs/editor/208b_stages.ipynb #c51c8a06
 @patch
 def prepare(self: Stages, draft: Draft) -> Draft:
     "Run the steps before the method: fit, text, encode, start."

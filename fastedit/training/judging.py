@@ -10,7 +10,7 @@ import numpy as np, torch
 from ..denoiser import Denoiser, Text
 from ..methods.base import STEPPERS, pairs
 from ..models import MODELS, Components
-from ..reader import Reader, labels_of, load_reader
+from ..measure import Reader, labels_of, load_reader
 from ..schedules import lcm_grid
 from .architectures import LATENT, NOISE
 from .parts import find_part, frozen_parts
