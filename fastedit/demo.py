@@ -216,6 +216,6 @@ def _request(edit, settings):
     return dict(settings, prompt=plain(edit.target_prompt), source_prompt=plain(edit.source_prompt) if find_method(settings["method"]).source_prompt else None)
 
 def _through_vae(editor, image):
-    from fastedit.denoiser import Denoiser
+    from fastedit.denoise import Denoiser
     from fastedit.images import to_image, to_tensor
     d = Denoiser(editor.parts); return to_image(d.decode(d.encode(to_tensor(image))))

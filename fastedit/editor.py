@@ -11,21 +11,21 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
-from . import images, memory, schedules
+from . import denoise as schedules, images, memory
 from .conditions import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, in_words, legible, nearest, _torch as torch
 from .flow import check_flow, open_flow
 from .lora import named_loras, other_loras
 from .methods.base import Job, Method, check_model, check_options, find_method
-from .state import machine, numerics, ordinary, stamp
+from .denoise import machine, numerics, ordinary, stamp
 from .threads import few_threads
 from .unused import unused_notes
 
 def _bring_networks():
     "Import what asks the networks, once there is an editor: a request is read and refused without them."
     global Denoiser, Noise, finite, spread, forget
-    from fastedit.denoiser import Denoiser, Noise, finite, spread
-    from fastedit.quick import forget
+    from fastedit.denoise import Denoiser, Noise, finite, spread
+    from fastedit.denoise import forget
 
 # %% auto #0
 __all__ = ['EditRequest', 'check_request', 'EditResult', 'StageCache', 'pixel_hash', 'FastEditor', 'versions', 'weigh_edit',
@@ -461,7 +461,7 @@ class FastEditor:
         fitted, fit = clock("fit", lambda: images.fit(source, self.spec.resolution, self.spec.multiple, r.size)); x = images.to_tensor(fitted)
         edges = None if r.control == "none" else clock("control", lambda: self.cache.get(content_hash("edges", r.image, r.size, r.control),
             lambda: (images.to_tensor(control_map(fitted, r.control))+1)/2))
-        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, stem=lambda make: self.cache.get(content_hash("stem", self.parts.revision, r.image, r.size, r.control), make), halves=(lambda key, make: self.cache.get(content_hash("half", self.parts.revision, key.hex()), make)) if self.keep_negative else None); pair = self._pairs(d, r, len(grid))
+        d = Denoiser(self.parts, edges, drop_w=stock, tile=s.vae_tile, memo=None if s.wide else self.memo, stem=lambda make: self.cache.get(content_hash("stem", self.parts.revision, r.image, r.size, r.control), make), keep_negative=(lambda key, make: self.cache.get(content_hash("half", self.parts.revision, key.hex()), make)) if self.keep_negative else None); pair = self._pairs(d, r, len(grid))
         target, *more = clock("text", lambda: self._texts(d, [r.prompt]+[r.negative_prompt]*pair+[r.source_prompt]*method.source_prompt))
         src = more.pop() if method.source_prompt else None
         if pair: d._negative = more.pop()

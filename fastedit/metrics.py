@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from .core import FastEditError, ImageError, ModelError, OptionError, PromptError
 from .models import cache_dir, weights_dir
-from .state import ordinary
+from .denoise import ordinary
 
 # %% ../nbs/30_metrics.ipynb #22dc329a
 def mse(a, b,             # (B, 3, H, W) in 0..1

@@ -7,7 +7,7 @@ __all__ = ['SOURCE_GUIDED', 'NEVER_NEGATIVE', 'NEEDS', 'unused_notes']
 
 # %% ../nbs/19_unused.ipynb #3ed2cc98
 from .methods.base import Method
-from .schedules import curve
+from .denoise import curve
 
 # %% ../nbs/19_unused.ipynb #ab8a61bc
 SOURCE_GUIDED = ("ddcm", "edit_friendly", "leditspp")   # methods that guide their source branch

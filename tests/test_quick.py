@@ -2,9 +2,10 @@
 import threading
 import pytest, torch
 from torch import nn
-from fastedit import quick as Q
+from fastedit import denoise as Q
+from fastedit.denoise import packing, tricks
 from fastedit.core import OptionError
-from fastedit.denoiser import Denoiser
+from fastedit.denoise import Denoiser
 from fastedit.models import attach_lora, load_model, random_model
 
 KW = dict(channels=(16, 32, 32), width=16)
@@ -118,16 +119,16 @@ def test_an_error_on_the_way_in_leaves_nothing_behind(parts):
     assert torch.allclose(asked(parts, how=True), asked(parts), atol=1e-4) and not left(parts.unet)
     class Bad:
         def look(self): raise MemoryError
-    Q._PLANS[parts.unet].convs = [({}, Bad())]
+    tricks._PLANS[parts.unet].convs = [({}, Bad())]
     with torch.no_grad(), pytest.raises(MemoryError), Q.quick(parts.unet, True): pass
-    assert not left(parts.unet) and Q._PLANS[parts.unet].inside == 0
+    assert not left(parts.unet) and tricks._PLANS[parts.unet].inside == 0
 
 def test_nothing_is_kept_where_nothing_is_packed(parts):
     import weakref
     asked(parts, how=False); c = parts.unet.conv_in; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None, "weights that went away are let go"
-    asked(parts, how=True); assert Q._PLANS[parts.unet].convs; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None
-    asked(parts, how=False); assert Q._PLANS[parts.unet].convs is None
-    asked(parts, how=True); Q.forget(parts.unet); assert Q._PLANS[parts.unet].convs is None
+    asked(parts, how=True); assert tricks._PLANS[parts.unet].convs; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None
+    asked(parts, how=False); assert tricks._PLANS[parts.unet].convs is None
+    asked(parts, how=True); Q.forget(parts.unet); assert tricks._PLANS[parts.unet].convs is None
 
 def test_a_lora_on_convolutions_that_peft_merges(parts):
     asked(parts, how=True); names = [n for n, m in parts.unet.named_modules() if n.endswith("conv1")]; g1 = g(3)
@@ -184,7 +185,7 @@ def test_what_is_packed_is_decided_by_machine_and_model(parts, folders, monkeypa
     n = Q.convolution_bytes(parts); assert n == 4*sum(m.weight.numel() for k in ("unet", "controlnet", "vae") for m in getattr(parts, k).modules() if type(m) is nn.Conv2d) and Q.machine_memory() > 1 << 28
     assert Q.packs(parts) and not Q.packs(load_model(folders["cfg"], device="cpu", packed=False))
     parts.execution = torch.device("meta"); assert not Q.packs(parts); parts.execution = None
-    monkeypatch.setattr(Q, "machine_memory", lambda: 4*n-1); assert not Q.packs(load_model(folders["cfg"], device="cpu")) and Q.packs(load_model(folders["cfg"], device="cpu", packed=True))
+    monkeypatch.setattr(packing, "machine_memory", lambda: 4*n-1); assert not Q.packs(load_model(folders["cfg"], device="cpu")) and Q.packs(load_model(folders["cfg"], device="cpu", packed=True))
     with pytest.raises(OptionError, match="packed='yes'"): load_model(folders["cfg"], device="cpu", packed="yes")
     assert len({load_model(folders["cfg"], device="cpu", packed=k).revision for k in (None, True, False)}) == 3, "an option enters the revision"
 

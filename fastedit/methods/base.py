@@ -11,11 +11,12 @@ from importlib import import_module
 from ..core import ModelError, OptionError, in_words, nearest, _torch as torch
 from ..configuration import zeros_for_empty
 from ..memory import Work
-from ..schedules import even_grid, lcm_grid
+from ..denoise import STEPPERS, ddim, lcm_grid, many_grid, pairs, posterior
+_all_ = ["STEPPERS", "ddim", "many_grid", "pairs", "posterior"]   # formulas that methods share, told in package denoise
 
 # %% auto #0
-__all__ = ['STEPPERS', 'REGION', 'Job', 'smooth', 'changed_region', 'ddim', 'posterior', 'pairs', 'many_grid', 'Option', 'Method',
-           'method_names', 'find_method', 'check_options', 'check_model', 'cost', 'work', 'method_table']
+__all__ = ['REGION', 'Job', 'smooth', 'changed_region', 'Option', 'Method', 'method_names', 'find_method', 'check_options',
+           'check_model', 'cost', 'work', 'method_table', 'STEPPERS', 'ddim', 'many_grid', 'pairs', 'posterior']
 
 # %% ../../nbs/09_methods.ipynb #34746d0e
 @dataclass
@@ -74,55 +75,6 @@ def changed_region(change: torch.Tensor,  # (B, 1, h, w), not negative
     m = smooth(change); top = m.amax((-2, -1), keepdim=True)
     return smooth(((m > threshold*top) & (top > 1e-6)).to(change))
 
-# %% ../../nbs/09_methods.ipynb #c97da14e
-def ddim(schedule,              # `NoiseSchedule`
-         x0: torch.Tensor,      # predicted clean latents
-         eps: torch.Tensor,     # predicted noise
-         t: int                 # time to go to; -1 is clean
-        ) -> torch.Tensor:
-    "Go to time `t` with the noise as predicted: `x = a*x0 + s*e` (Song et al. 2021, equation 12 with sigma 0)."
-    return schedule.noised(x0, eps, t)
-
-def posterior(schedule,          # `NoiseSchedule`
-              x: torch.Tensor,   # latents at time t
-              x0: torch.Tensor,  # predicted clean latents
-              t: int, prev: int  # from where to where; -1 is clean
-             ) -> tuple:
-    "Mean and deviation of `q(x' | x, x0)`: with `r = a/a'` and `v = s^2 - r^2*s'^2`, `mu = (r*s'^2*x + a'*v*x0)/s^2`, `sigma = s'*sqrt(v)/s` (Ho et al. 2020, equation 7)."
-    (a, s), (a1, s1) = schedule.levels(t, x), schedule.levels(prev, x)
-    r = a/a1; v = s**2-r**2*s1**2
-    return (r*s1**2*x+a1*v*x0)/s**2, s1*v.clamp_min(0).sqrt()/s
-
-def pairs(grid: tuple) -> list:
-    "Pair each time of a grid with the next one; the last goes to -1, clean."
-    return list(zip(grid, (*grid[1:], -1)))
-
-def many_grid(steps: int, strength: float, consistent: bool=False) -> tuple:
-    "Spread `steps` times evenly from `strength*T` down, for many-step samplers; on a consistency model and few steps, on the grid that it was distilled on."
-    if consistent and steps <= int(50*strength): return lcm_grid(steps, strength=strength)
-    top = round(1000*strength)
-    if steps > top: raise OptionError(f"strength={strength:g} leaves {top} times, fewer than steps={steps}: use fewer steps or more strength")
-    return even_grid(steps, top)
-
-# %% ../../nbs/09_methods.ipynb #588abb6c
-def _dpmpp(sc, x, e, z, t, prev, last, noise):
-    "Second order multistep DPM-Solver++ (Lu et al. 2022, algorithm 2), first order at both ends."
-    (a, s), (a1, s1) = sc.levels(t, x), sc.levels(prev, x)
-    lam = (a/s).log(); D = z
-    if last is not None and prev >= 0: h = (a1/s1).log()-lam; r = (lam-last[1])/h; D = z+(z-last[0])/(2*r)
-    return (s1/s*x-a1*(s1*a/(s*a1)-1)*D if prev >= 0 else z), (z, lam)
-
-def _ddim(sc, x, e, z, t, prev, last, noise): return ddim(sc, z, e, prev), None
-def _ddpm(sc, x, e, z, t, prev, last, noise): mu, sigma = posterior(sc, x, z, t, prev); return (mu+sigma*noise() if prev >= 0 else mu), None
-def _lcm(sc, x, e, z, t, prev, last, noise): return (sc.noised(z, noise(), prev) if prev >= 0 else z), None
-def _tcd(sc, x, e, z, t, prev, last, noise, gamma=.3):
-    "Down to `(1-gamma)*t'` without noise, then up to `t'` with fresh noise (Zheng et al. 2024, strategic stochastic sampling)."
-    if prev < 0: return z, None
-    low = int((1-gamma)*prev); x = ddim(sc, z, e, low); (al, sl), (a1, s1) = sc.levels(low, x), sc.levels(prev, x); r = a1/al
-    return r*x+(s1**2-r**2*sl**2).clamp_min(0).sqrt()*noise(), None
-
-STEPPERS = dict(ddim=_ddim, euler=_ddim, dpmpp=_dpmpp, ddpm=_ddpm, lcm=_lcm, tcd=_tcd)   # (schedule, x, e, z, t, prev, memory, noise) -> x', memory
-
 # %% ../../nbs/09_methods.ipynb #6b9b9242
 @dataclass(frozen=True)
 class Option:
@@ -171,7 +123,7 @@ class Method:
         return self.grid(steps, strength, consistent, **options) if self.grid else lcm_grid(steps, strength=strength)
 
 def _watched(job):
-    from fastedit.attention import WordRegion, controlled
+    from fastedit.denoise import WordRegion, controlled
     tok = job.d.parts.tokenizer; job.watch = WordRegion(tok, *job.prompts, words=job.options.get("words", ""))
     return controlled(job.d, [job.watch], len(job.z0))
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/14_chord.ipynb #76e64c08
 from __future__ import annotations
 from ..core import _torch as torch
-from ..schedules import share_of, time_of
+from ..denoise import share_of, time_of
 from .base import Job, Method, Option, REGION
 
 # %% auto #0
@@ -14,7 +14,7 @@ __all__ = ['METHODS', 'chord']
 # %% ../../nbs/14_chord.ipynb #5e07b8b8
 def chord(job: Job) -> torch.Tensor:
     "`z += [d*D(t) + t*D(t-d)]/(t+d)`, `D(t) = f(a*z+s*n, tgt) - f(a*z+s*n, src)`, then `z = f(a*z+s*n, t_end, tgt)` (ChordEdit)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     dn, b, z, o = job.d, len(job.z0), job.z0, job.options; text = Text.stack(job.source.repeat(b), job.target.repeat(b))
     t_end, chords = (job.grid[-1], job.grid[:-1]) if o["proximal"] else (None, job.grid)
     T = dn.schedule.timesteps; t, low = chords[0], chords[-1]; s = share_of(t, T)

@@ -13,7 +13,7 @@ __all__ = ['METHODS', 'ddcm', 'window', 'ddcm_uac']
 # %% ../../nbs/11_ddcm.ipynb #79311852
 def ddcm(job: Job) -> torch.Tensor:
     "From `z = z0`: for each t one noise n, `xs = a*z0+s*n`, `xt = a*z+s*n`, then `z = z0 + f(xt, tgt) - f(xs, src)` (InfEdit, Xu et al. 2024, algorithm 2)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     if job.options.get("uac"): return ddcm_uac(job)
     d, z, b = job.d, job.z0, len(job.z0); text = Text.stack(job.source.repeat(b), job.target.repeat(b))
     for i, t in enumerate(job.grid):
@@ -28,8 +28,8 @@ def window(share: float, steps: int) -> int:
 
 def ddcm_uac(job: Job) -> torch.Tensor:
     "As `ddcm` with unified attention control: the target takes the source's Q, K early and its cross-attention from a mutual branch, which looks with the target's Q at the source's K, V later (InfEdit, section 4)."
-    from fastedit.attention import CrossAttention, Share, WordRegion, align, controlled, tie_nearest
-    from fastedit.denoiser import Text
+    from fastedit.denoise import CrossAttention, Share, WordRegion, align, controlled, tie_nearest
+    from fastedit.denoise import Text
     d, b, o, n, tok = job.d, len(job.z0), job.options, len(job.grid), job.d.parts.tokenizer; z = zm = job.z0
     text = Text.stack(job.source.repeat(b), job.target.repeat(b), job.source.repeat(b))   # branches: source, target, mutual
     blend = [WordRegion(tok, *job.prompts, words=o["words"])] if o["blend"] else []

@@ -13,7 +13,7 @@ __all__ = ['METHODS', 'edit_friendly']
 # %% ../../nbs/13_edit_friendly.ipynb #bacb12da
 def edit_friendly(job: Job) -> torch.Tensor:
     "`x' = mu(x, tgt) + sigma*z` with the stored noise `sigma*z = xsrc' - mu(xsrc, src)` of independent noisings of `z0` (Huberman-Spiegelglas et al. 2024)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     d, b = job.d, len(job.z0); text = Text.stack(job.source.repeat(b), job.target.repeat(b))
     path = [d.schedule.noised(job.z0, job.noise(), t) for t in job.grid]+[job.z0]; x = path[0]
     for i, (t, prev) in enumerate(pairs(job.grid)):

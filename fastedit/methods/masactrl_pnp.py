@@ -5,7 +5,7 @@
 # %% ../../nbs/17_masactrl_pnp.ipynb #4c750606
 from __future__ import annotations
 from ..core import _torch as torch
-from ..attention import Features, Share, controlled
+from ..denoise import Features, Share, controlled
 from .base import Job, Method, Option, ddim, many_grid, pairs
 from .ddim import invert
 
@@ -15,7 +15,7 @@ __all__ = ['METHODS', 'masactrl', 'pnp']
 # %% ../../nbs/17_masactrl_pnp.ipynb #626961b8
 def masactrl(job: Job) -> torch.Tensor:
     "Two branches from the inverted noise; the target's self-attention takes K, V of the source branch from `from_step` and part of the decoder on (Cao et al. 2023)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; empty = job.source or d.unconditional()
     x = invert(job, empty)[0].repeat(2, 1, 1, 1); text = Text.stack(empty.repeat(b), job.target.repeat(b))
     with controlled(d, [Share("kv", start=(o["from_step"]+.5)/n, decoder=o["decoder"])], b) as c:
@@ -28,7 +28,7 @@ def masactrl(job: Job) -> torch.Tensor:
 
 def pnp(job: Job) -> torch.Tensor:
     "Sample the target beside the inverted path of the source; inject its decoder features and its self-attention Q, K (Tumanyan et al. 2023)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; empty = job.source or d.unconditional()
     path = invert(job, empty); x = path[0]; text = Text.stack(empty.repeat(b), job.target.repeat(b))
     rules = [Features(o["features"]), Share("qk", stop=o["attention"], decoder=1/8)]

@@ -23,7 +23,7 @@ def vae(job: Job) -> torch.Tensor:
 # %% ../../nbs/19_others.ipynb #3a99f896
 def instruct(job: Job) -> torch.Tensor:
     "Sample from noise with `e = e(0,0) + si*(e(I,0)-e(0,0)) + st*(e(I,T)-e(I,0))` (Brooks et al. 2023, equation 3)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     d, b, si = job.d, len(job.z0), job.options["image_guidance"]
     I = d.unscaled(job.z0); images = torch.cat([torch.zeros_like(I), I, I])
     empty = d.negative.repeat(b); text, x = Text.stack(empty, empty, job.target.repeat(b)), job.noise()

@@ -5,7 +5,7 @@
 # %% ../../nbs/16_p2p.ipynb #9a4920d0
 from __future__ import annotations
 from ..core import _torch as torch
-from ..attention import CrossAttention, SelfAttention, WordRegion, align, controlled, find_words
+from ..denoise import CrossAttention, SelfAttention, WordRegion, align, controlled, find_words
 from .base import Job, Method, Option, ddim, many_grid, pairs
 from .ddim import invert
 
@@ -31,7 +31,7 @@ def two_branches(job: Job,
                  negatives: list=None   # `Text` per step; None: the job's negative prompt
                 ) -> torch.Tensor:
     "Sample source and target together with attention control and local blend: `x' = a'*f + s'*e` on both (Hertz et al. 2022)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     d, b, n, o = job.d, len(job.z0), len(job.grid), job.options; text = Text.stack(job.source.repeat(b), job.target.repeat(b)); x = torch.cat([x, x])
     rules, blend = rules_of(job)
     with controlled(d, rules, b) as c:
@@ -63,7 +63,7 @@ def null_text(job: Job) -> torch.Tensor:
 
 def optimise_null(job: Job, path: list) -> list:
     "Per step, minimise `|x'(null) - path'|^2` over the null embedding by Adam: a list of `Text`, one per step, for both branches."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     d, b, x, found = job.d, len(job.z0), path[0], []; null = d.negative.repeat(b).states.float()
     for i, (t, prev) in enumerate(pairs(job.grid)):
         with torch.no_grad(): e1 = d.output(x, t, job.source, 1., job.control[i])

@@ -13,7 +13,7 @@ __all__ = ['METHODS', 'turbo']
 # %% ../../nbs/12_turbo.ipynb #aa781751
 def turbo(job: Job) -> torch.Tensor:
     "`x' = c*xsrc' + (mu(x,src) - c*mu(xsrc,src)) + w*(mu(x,tgt) - mu(x,src))` on a source path that is noised for `t - shift` (Deutch et al. 2024, TurboEdit)."
-    from fastedit.denoiser import Text
+    from fastedit.denoise import Text
     d, b, w, limit = job.d, len(job.z0), job.options["w"], job.options["limit"]
     shift = round(job.options["shift"]*job.grid[0]/len(job.grid))
     path = [d.schedule.noised(job.z0, job.noise(), t-shift) if t > shift else job.z0 for t in job.grid]+[job.z0]   # clean as soon as the shifted time is
