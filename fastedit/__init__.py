@@ -25,7 +25,7 @@ def __getattr__(name: str):
 
 class _Moved:
     "Import a module by the name that it had before it became a package: `picturebook` is `world`."
-    names = dict(picturebook="world", training_clip="training.clip", piebench="measure", report="studies.report", speed="studies.speed",
+    names = dict(picturebook="world", images="pictures", conditions="pictures.conditions", training_clip="training.clip", piebench="measure", report="studies.report", speed="studies.speed",
                  schedules="denoise", quick="denoise", attention="denoise", denoiser="denoise",
                  state="denoise.state")
 

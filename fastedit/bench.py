@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from .core import DataError, FastEditError, MaskError, ModelError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress
 from .demo import PUBLISHED, average_row
-from .images import image_grid, load_image
+from .pictures import image_grid, load_image
 from .lora import asked_loras, find_lora
 from .methods.base import check_model, check_options, find_method, method_names
 from .models import diagnose, find_spec
@@ -125,7 +125,7 @@ HEADLINE = {p: dict(success="drawn/reader-success" if p == "drawn" else None, ig
 def structure_error(source, edited, reader=None) -> float:
     "Compare how two pictures hang together: the mean squared difference of the self-similarities (Tumanyan et al. 2022) of the drawn world's reader's features."
     import torch
-    from fastedit.images import to_tensor
+    from fastedit.pictures import to_tensor
     from fastedit.metrics import structure_distance
     from fastedit.reader import load_reader
     reader = reader or load_reader()
@@ -431,7 +431,7 @@ def _judged(judge, entry, image) -> list:
     return judge.notes(entry, image) if hasattr(judge, "notes") else []
 
 def _save(image, path, told):
-    from fastedit.images import save_image
+    from fastedit.pictures import save_image
     path.parent.mkdir(parents=True, exist_ok=True); save_image(image, path, told)
 
 # %% ../nbs/37_bench.ipynb #207958c7

@@ -144,7 +144,7 @@ def _check_profile(name):
 # %% ../nbs/90_cli.ipynb #cb5fba9f
 def _check_sweep(image, dataset, model, method, metrics):
     "Refuse a sweep over a picture, model, method or profile that is not there."
-    from fastedit.images import load_image
+    from fastedit.pictures import load_image
     from fastedit.methods.base import find_method
     if dataset is not None and not dataset.exists(): raise OptionError(f"{dataset} does not exist: give a folder, CSV or JSONL")
     if image is not None:
@@ -205,7 +205,7 @@ def _write_json(data, where):
 # %% ../nbs/90_cli.ipynb #71857816
 def _no_photograph(ctx: typer.Context|None, path, picture, anyway: bool):
     "Refuse a photograph where the mini model was not asked for by name."
-    from fastedit.images import looks_photographic
+    from fastedit.pictures import looks_photographic
     named = ctx is None or ctx.get_parameter_source("model").name != "DEFAULT"
     if named or anyway or not looks_photographic(picture): return
     raise OptionError(f"{path} looks like a photograph, and 'mini', the model that comes along, knows drawn picture-book scenes only: "
@@ -260,7 +260,7 @@ def edit(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, **(dict(method=method) if method else {}), steps=steps, strength=strength, guidance=_number(guidance), control=control,
                     control_scale=[_number(v) for v in control_scale.split(",")] if control_scale and "," in control_scale else _number(control_scale), schedule=schedule, size=_size(size), seed=seed, feather=feather, options=_options(option))
     adapters = _loras(lora)
-    from fastedit.images import read_image, read_mask
+    from fastedit.pictures import read_image, read_mask
     source = read_image(image); _no_photograph(ctx, image, source.image, anyway); painted = None if mask is None else read_mask(mask, source.image.size)
     lean = _check_edit(prompt, model, settings, source.image.size, device, precision, residency); editor = _heavy(quiet, lean)
     with _waiting(f"loading {model}", quiet), _loading(lean): e = editor.FastEditor(model, device=device, precision=precision, residency=residency, budget_gb=budget, allow_smaller=allow_smaller, **adapters)
@@ -289,7 +289,7 @@ def demo(n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many edits
     if json_file and json_file != "-": _writable(Path(json_file))
     _check_models(model); _heavy(quiet)
     from fastedit.demo import run_demo
-    from fastedit.images import save_image
+    from fastedit.pictures import save_image
     found = run_demo(n, seed, models=model or None, quiet=quiet)
     save_image(found.picture, picture)
     if json_file: _write_json(dict(found.to_dict(), picture=str(picture)), json_file)

@@ -217,5 +217,5 @@ def _request(edit, settings):
 
 def _through_vae(editor, image):
     from fastedit.denoise import Denoiser
-    from fastedit.images import to_image, to_tensor
+    from fastedit.pictures import to_image, to_tensor
     d = Denoiser(editor.parts); return to_image(d.decode(d.encode(to_tensor(image))))

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
-from . import denoise as schedules, images, memory
-from .conditions import CONDITIONS, control_map
+from . import denoise as schedules, memory, pictures as images
+from .pictures import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, in_words, legible, nearest, _torch as torch
 from .flow import check_flow, open_flow
 from .lora import named_loras, other_loras

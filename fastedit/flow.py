@@ -114,7 +114,7 @@ class FlowModel:
         "Run the pipeline once and count what it did; leaves no hook behind, whatever happens."
         import torch
         from fastedit.denoise import finite
-        from fastedit.images import to_image
+        from fastedit.pictures import to_image
         times, last, start = [], [None], time.perf_counter(); p, (w, h) = self.pipe, image.size
         kw = {self.rule.scale: guidance, **(dict(max_area=w*h, _auto_resize=False) if self.rule.areas else {}), **(dict(negative_prompt=" " if negative is None else negative) if self.rule.negative and guidance > 1 else {})}
         with _watched(p) as seen:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from . import world as pb
 from .core import ImageError, ModelError, PromptError
-from .images import fit, load_image, to_tensor
+from .pictures import fit, load_image, to_tensor
 from .models import file_hash, weights_dir
 
 # %% ../nbs/29_reader.ipynb #4fa78c58

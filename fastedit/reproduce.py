@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from . import images
+from . import pictures as images
 from .core import DataError, FastEditError, ImageError, MaskError, ModelError
 from .editor import EditRequest, EditResult, FastEditor, pixel_hash
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
-from . import denoise as schedules, images
+from . import denoise as schedules, pictures as images
 from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress, legible
 from .denoise import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
@@ -456,7 +456,7 @@ def grid_picture(sweep: Sweep,
     pics = {k: d.image.resize((side, round(side*d.image.height/d.image.width)), Image.BICUBIC if d.image.width < side else Image.LANCZOS) for k, (_, d) in cells.items() if d is not None and d.image is not None}
     if not pics: raise DataError(f"none of this has run yet, or there is no such setting ({', '.join(f'{k}={v}' for k, v in at.items())}): call .run(), or give other values")
     font, h = ImageFont.load_default(11), max(p.height for p in pics.values()); left = round(max(map(font.getlength, sides)))+12
-    wraps = [images._wrap(t, font, side) for t in heads]; top = 14*max(map(len, wraps))+6
+    wraps = [images.wrap_text(t, font, side) for t in heads]; top = 14*max(map(len, wraps))+6
     page = Image.new("RGB", (left+len(along)*(side+4), top+len(down)*(h+4)), "white"); draw = ImageDraw.Draw(page)
     for c, lines in enumerate(wraps):
         for k, line in enumerate(lines): draw.text((left+c*(side+4), 2+14*k), line, fill=(40, 40, 40), font=font)
@@ -593,7 +593,7 @@ class Clocked(Memo):
 def stock_loop(editor: FastEditor, schedule: str):
     "Make a function that runs one setting as a user of diffusers would, on the same networks."
     from diffusers import LCMScheduler
-    from fastedit.conditions import canny
+    from fastedit.pictures import canny
     from fastedit.studies.speed import stock_pipeline
     class Continuous(LCMScheduler):
         "Start where the strength says and take all the steps."

@@ -4,7 +4,7 @@ import cv2, numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fastedit.conditions import CONDITIONS, auto_thresholds, canny, control_map, edge_f1, edge_match, hybrid, soft_edges, tile
+from fastedit.pictures import CONDITIONS, auto_thresholds, canny, control_map, edge_f1, edge_match, hybrid, soft_edges, tile
 from fastedit.core import ImageError, OptionError
 
 quick = settings(deadline=None, max_examples=60, derandomize=True, database=None)

@@ -2,7 +2,7 @@
 from dataclasses import replace
 import pytest, torch
 from fastedit.core import ModelError, NumericalError, OptionError, PromptError
-from fastedit.denoise import Count, Denoiser, Memo, Noise, Text, fingerprint, finite, guidance_embedding
+from fastedit.denoise import Count, Denoiser, Memo, Noise, Store, Text, fingerprint, finite, guidance_embedding, switched_off
 from fastedit.models import load_model, random_model
 
 KW = dict(channels=(16, 32, 32), width=16)
@@ -175,3 +175,20 @@ def test_encoding_draws_anew_from_a_shared_posterior(parts):
 def test_fingerprints_tell_apart_shapes_types_and_order():
     a = torch.arange(4.); things = [(a,), (a.view(2, 2),), (a.double(),), (a.int(),), (a, 1), (1, a), (a.bfloat16(),), (a.flip(0),), ("a", "b"), ("ab",), (1,), (1.,), (None,), (torch.tensor(1),)]
     assert len({fingerprint(*t) for t in things}) == len(things) and fingerprint(a.view(2, 2).T.contiguous().T) == fingerprint(a.view(2, 2))
+
+# --- the store
+
+def test_a_store_lets_go_what_was_not_used_for_longest():
+    s = Store(3000); made = []
+    for k in "abacab": s.get(k, lambda k=k: made.append(k) or torch.zeros(256))
+    assert made == ["a", "b", "c", "b"] and (s.hits, s.misses, s.bytes, s.peak) == (2, 4, 2048, 3072) and "a" in s and "c" not in s
+    s.clear(); assert s.bytes == 0 and not s.items and "a" not in s
+
+def test_a_store_keeps_the_last_value_however_large_it_is():
+    s = Store(1); assert torch.equal(s.get("a", lambda: torch.ones(9)), torch.ones(9)) and "a" in s
+
+def test_what_is_kept_depends_on_networks_and_on_the_trick_that_moves_bits():
+    s = Store(); s.get("a", lambda: 1); s.stamp = 7; assert "a" not in s
+    s.stamp = None; assert "a" in s
+    with switched_off("weights"): assert "a" not in s
+    with switched_off("layers", "versions"): assert "a" in s

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from fastedit.core import DataError, FastEditError, ImageError, MaskError, NumericalError, OptionError
-from fastedit.images import (Fit, buckets, choose_size, composite, feather, fit, fit_mask, image_grid, load_image, load_mask, plan_fit,
+from fastedit.pictures import (Fit, buckets, choose_size, composite, feather, fit, fit_mask, image_grid, load_image, load_mask, plan_fit,
                              read_metadata, save_image, to_image, to_tensor, unfit)
 
 quick = settings(deadline=None, max_examples=60, derandomize=True, database=None)
@@ -172,7 +172,7 @@ def test_bombs_are_refused_before_they_are_decoded(kind, monkeypatch):
     with pytest.raises(ImageError, match="8192x8192|40000"): load_image(_bombs()[kind])
 
 def test_a_bomb_costs_no_memory():
-    code = ("import resource, sys; from fastedit.images import load_image; from fastedit.core import ImageError; data = sys.stdin.buffer.read()\n"
+    code = ("import resource, sys; from fastedit.pictures import load_image; from fastedit.core import ImageError; data = sys.stdin.buffer.read()\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "try: load_image(data)\nexcept ImageError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
     assert int(fresh(code, _png(30000, 30000))) < 20_000  # KB; the pixels would take 2.7 GB
@@ -409,22 +409,23 @@ def test_grid_shows_every_picture_in_its_place():
         with pytest.raises(OptionError): image_grid(**bad)
 
 def test_import_stays_light():
-    code = "import sys, fastedit.images; print([m for m in ('torch', 'cv2', 'diffusers', 'matplotlib') if m in sys.modules])"
+    code = "import sys, fastedit.pictures, fastedit.pictures.conditions; print([m for m in ('torch', 'cv2', 'diffusers', 'matplotlib') if m in sys.modules])"
     assert fresh(code).strip() == b"[]"
 
 # ---- colours, transparency, what a file holds beside
 
 from PIL import ImageCms
-from fastedit.images import Mask, _adobe_rgb, _matrix_profile, read_image, read_mask
+from fastedit.pictures import Mask, read_image, read_mask
+from fastedit.pictures.colours import adobe_rgb, matrix_profile
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-P3 = _matrix_profile("P3", ((.5151, .2412, -.0011), (.2919, .6922, .0419), (.1571, .0666, .7841)), 2.2)
+P3 = matrix_profile("P3", ((.5151, .2412, -.0011), (.2919, .6922, .0419), (.1571, .0666, .7841)), 2.2)
 
 def managed(im, icc, mode="RGB"):
     "What a colour-managed program shows of numbers with a profile, in sRGB."
     return np.asarray(ImageCms.profileToProfile(im, ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB"), outputMode=mode)).astype(int)
 
 @pytest.mark.parametrize("fmt, kw", [("PNG", {}), ("JPEG", dict(quality=100)), ("WEBP", dict(lossless=True)), ("TIFF", {})])
-@pytest.mark.parametrize("icc", [_adobe_rgb(), P3])
+@pytest.mark.parametrize("icc", [adobe_rgb(), P3])
 def test_colours_with_a_profile_become_srgb(fmt, kw, icc):
     data = stored(picture(), fmt, icc_profile=icc, **kw); plain = Image.open(io.BytesIO(data)); got = read_image(data)
     assert np.abs(np.asarray(got.image).astype(int)-managed(plain, icc)).max() <= 1 and not same(got.image, plain.convert("RGB"))
@@ -434,7 +435,7 @@ def test_colours_with_a_profile_become_srgb(fmt, kw, icc):
 
 def test_adobe_rgb_has_its_published_colours():
     "By the matrices of the two standards, without any profile."
-    data = stored(np.full((8, 8, 3), (200, 100, 100), np.uint8), icc_profile=_adobe_rgb())
+    data = stored(np.full((8, 8, 3), (200, 100, 100), np.uint8), icc_profile=adobe_rgb())
     v = (np.array([200, 100, 100])/255)**(563/256); adobe = np.array([[.57667, .18556, .18823], [.29734, .62736, .07529], [.02703, .07069, .99134]])
     back = np.array([[3.2406, -1.5372, -.4986], [-.9689, 1.8758, .0415], [.0557, -.2040, 1.0570]])@adobe@v
     want = np.where(back <= .0031308, 12.92*back, 1.055*back**(1/2.4)-.055)*255
@@ -449,8 +450,8 @@ def test_grey_cmyk_lab_and_palette_profiles():
     a = picture(); im = Image.fromarray(a)
     grey = im.convert("L"); g = read_image(stored(grey, icc_profile=P3)).image
     assert np.abs(np.asarray(g).astype(int)-managed(grey.convert("RGB"), P3)).max() <= 1                      # a grey picture that kept its RGB profile
-    pal = im.quantize(16); got = read_image(stored(pal, icc_profile=_adobe_rgb())).image
-    assert np.abs(np.asarray(got).astype(int)-managed(pal.convert("RGB"), _adobe_rgb())).max() <= 1
+    pal = im.quantize(16); got = read_image(stored(pal, icc_profile=adobe_rgb())).image
+    assert np.abs(np.asarray(got).astype(int)-managed(pal.convert("RGB"), adobe_rgb())).max() <= 1
     lab = ImageCms.profileToProfile(im, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
     p = read_image(stored(lab, "TIFF")); assert np.abs(np.asarray(p.image).astype(int)-a).mean() < 3 and "Lab" in p.notes[0]
     p = read_image(stored(im.convert("CMYK"), "TIFF")); assert same(p.image, a) and "without a profile" in p.notes[0]
@@ -471,7 +472,7 @@ def test_adobe_rgb_by_exif_alone(space, index, adobe):
     exif = Image.Exif(); ifd = exif.get_ifd(0x8769); ifd[0xA001] = space
     if index: ifd[0xA005] = {1: index}
     a = cv2.blur(picture(), (5, 5)); data = stored(a, "JPEG", quality=100, exif=exif); plain = Image.open(io.BytesIO(data)).convert("RGB"); p = read_image(data)
-    if adobe: assert np.abs(np.asarray(p.image).astype(int)-managed(plain, _adobe_rgb())).max() <= 1 and "Adobe RGB" in p.notes[0]
+    if adobe: assert np.abs(np.asarray(p.image).astype(int)-managed(plain, adobe_rgb())).max() <= 1 and "Adobe RGB" in p.notes[0]
     else: assert same(p.image, plain) and not p.notes and bool(p.aside) == (adobe is None)
     assert same(read_image(stored(a, "JPEG", quality=100, exif=exif, icc_profile=SRGB)).image, plain)   # a profile counts more
 
@@ -500,7 +501,7 @@ def test_transparency_is_kept_beside_and_written_again(tmp_path):
 def test_foreign_formats_are_named(head, words):
     with pytest.raises(ImageError, match=words): load_image(head)
 
-@pytest.mark.skipif("AVIF" not in __import__("fastedit.images").images.FORMATS, reason="this Pillow reads no AVIF")
+@pytest.mark.skipif("AVIF" not in __import__("fastedit.pictures").pictures.FORMATS, reason="this Pillow reads no AVIF")
 def test_avif_is_read():
     a = cv2.blur(picture(), (5, 5)); assert np.abs(np.asarray(load_image(stored(a, "AVIF", quality=95))).astype(int)-a).mean() < 4
 
@@ -556,8 +557,8 @@ def test_captions_of_neighbours_keep_apart(labels, width, gap):
 
 def test_a_long_caption_ends_in_dots():
     from PIL import ImageFont
-    from fastedit.images import _wrap
+    from fastedit.pictures import wrap_text
     font = ImageFont.load_default(11)
     for text in ("a very long story "*40, "z"*900):
-        lines = _wrap(text, font, 90); assert len(lines) == 6 and lines[-1].endswith("...") and all(font.getlength(t) <= 90 for t in lines)
-    assert _wrap("short", font, 90) == ["short"] and "".join(_wrap("q"*30, font, 60)) == "q"*30
+        lines = wrap_text(text, font, 90); assert len(lines) == 6 and lines[-1].endswith("...") and all(font.getlength(t) <= 90 for t in lines)
+    assert wrap_text("short", font, 90) == ["short"] and "".join(wrap_text("q"*30, font, 60)) == "q"*30

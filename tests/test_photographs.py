@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from fastedit import picturebook as pb
 from fastedit.cli import app
 from fastedit import editor as E
-from fastedit.images import looks_photographic, shading
+from fastedit.pictures import looks_photographic, shading
 
 def jpeg(im, quality, kind="JPEG"): b = io.BytesIO(); im.save(b, kind, quality=quality); return Image.open(io.BytesIO(b.getvalue())).convert("RGB")
 def drawn(seed, size): return Image.fromarray(pb.render(pb.sample_scene(seed), size))

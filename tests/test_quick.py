@@ -217,3 +217,24 @@ def test_after_layers_came_and_went_it_is_quick_again(parts, overlap):
     meanwhile = asked(parts, how=True); assert torch.allclose(meanwhile, want, atol=1e-4)
     whole_again(parts.unet); assert not left(parts.unet) and torch.equal(asked(parts, how=True), want)
     with torch.no_grad(), Q.quick(parts.unet, True): assert len(left(parts.unet)) > 50
+
+# --- switches
+
+def test_each_trick_has_a_switch(parts):
+    with torch.no_grad():
+        with Q.switched_off("layers"), Q.quick(parts.unet, True): assert set(left(parts.unet)) == {n for n, m in parts.unet.named_modules() if type(m) is nn.Conv2d}
+        with Q.switched_off("weights"), Q.quick(parts.unet, True): assert left(parts.unet) and not any(type(parts.unet.get_submodule(n)) is nn.Conv2d for n in left(parts.unet))
+        with Q.switched_off(*Q.TRICKS), Q.quick(parts.unet, True): assert not left(parts.unet)
+    assert all(map(Q.in_use, Q.TRICKS)) and not left(parts.unet)
+
+def test_a_trick_switched_off_gives_diffusers_own_bits(parts):
+    want = asked(parts)
+    with Q.switched_off("weights"): assert torch.equal(asked(parts, how=True), want)
+    with Q.switched_off(*Q.TRICKS), torch.no_grad():
+        d = Denoiser(parts)
+        with d._asked(parts.unet): assert not torch.is_inference_mode_enabled()
+    with torch.no_grad(), d._asked(parts.unet): assert torch.is_inference_mode_enabled()
+
+def test_a_trick_that_is_unknown_is_refused():
+    with pytest.raises(OptionError, match="use one of layers, weights, versions"), Q.switched_off("speed"): pass
+    assert all(map(Q.in_use, Q.TRICKS))

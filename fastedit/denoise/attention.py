@@ -34,7 +34,7 @@ def sites(unet) -> list:
              for (place, cross), names in groups.items() for i, name in enumerate(names)}
     return [found[name.removesuffix(".processor")] for name in unet.attn_processors]
 
-# %% ../../nbs/denoise/059_attention.ipynb #6a16ed88
+# %% ../../nbs/denoise/059_attention.ipynb #74c4305e
 class Control:
     "Where an edit stands, for rules: which step, which rows of the batch are which branch."
     def __init__(self, denoiser, rules, pictures: int=1):
@@ -68,7 +68,7 @@ class Control:
                 for n in (False, True)]
         return [(a, b) for a, b in both if len(a) == len(b) > 0]
 
-# %% ../../nbs/denoise/059_attention.ipynb #84d5c8dd
+# %% ../../nbs/denoise/059_attention.ipynb #be1df6da
 class Rule:
     "Change nothing. Rules override what they need."
     def qkv(self, site: Site, q, k, v, c: Control) -> tuple:
@@ -95,7 +95,7 @@ def _put(x, rows, value):
     x[rows] = value.to(x)
     return x
 
-# %% ../../nbs/denoise/059_attention.ipynb #6f02e47c
+# %% ../../nbs/denoise/059_attention.ipynb #d712a8b9
 class CrossAttention(Rule):
     "Give the target branch the source's cross-attention: refine, replace, reweight."
     def __init__(self, alignment: Alignment, until: float=.4, mode: str="refine",
@@ -127,7 +127,7 @@ class CrossAttention(Rule):
         free = 1-own.sum(-1, keepdim=True)
         return kept*free/kept.sum(-1, keepdim=True).clamp_min(1e-8)+own
 
-# %% ../../nbs/denoise/059_attention.ipynb #a1a85aa0
+# %% ../../nbs/denoise/059_attention.ipynb #87fd2371
 class SelfAttention(Rule):
     "Give the target branch the source's self-attention maps, at small sites."
     def __init__(self, until: float=.6,
@@ -140,7 +140,7 @@ class SelfAttention(Rule):
 
     def maps(self, site, p, c): return _put(p, c.rows(self.target), p[c.rows(self.source)])
 
-# %% ../../nbs/denoise/059_attention.ipynb #75f52d7b
+# %% ../../nbs/denoise/059_attention.ipynb #e0324a59
 class Share(Rule):
     """Give the target branch the source's queries, keys or values in self-attention, between two
     shares of the steps, from a share of the decoder on (or everywhere)."""
@@ -161,7 +161,7 @@ class Share(Rule):
             out |= {x: _put(out[x], b, out[x][a]) for x in self.what}
         return out["q"], out["k"], out["v"]
 
-# %% ../../nbs/denoise/059_attention.ipynb #90f08fc0
+# %% ../../nbs/denoise/059_attention.ipynb #58136af6
 class Features(Rule):
     "Give the other branches the source's features in one residual block of the decoder."
     def __init__(self, until: float=.8, where: float=1/3, source: int=0):
@@ -179,7 +179,7 @@ class Features(Rule):
             for a, b in c.pairs(self.source, i): out = _put(out, b, out[a])
         return out
 
-# %% ../../nbs/denoise/059_attention.ipynb #18be0726
+# %% ../../nbs/denoise/059_attention.ipynb #7ecdcbcd
 class _Processor:
     "Attention as diffusers' `AttnProcessor2_0` computes it, with rules."
     def __init__(self, site, control): self.site, self.control = site, control
@@ -205,7 +205,7 @@ class _Processor:
         if len(shape) == 4: x = x.transpose(-1, -2).reshape(shape)
         return ((x+residual) if attn.residual_connection else x)/attn.rescale_output_factor
 
-# %% ../../nbs/denoise/059_attention.ipynb #7cab741d
+# %% ../../nbs/denoise/059_attention.ipynb #bd0b702b
 def _context(attn, x, words):
     "What a layer looks at: the words, or its own positions."
     if words is None: return x

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['lcm_grid', 'stock_grid', 'continuous_grid', 'even_grid', 'many_grid', 'pairs', 'time_of', 'share_of', 'curve']
 
-# %% ../../nbs/denoise/051_grids.ipynb #7d7f03a9
+# %% ../../nbs/denoise/051_grids.ipynb #12f47fb4
 import math
 from ..core import OptionError
 
-# %% ../../nbs/denoise/051_grids.ipynb #f198c4f8
+# %% ../../nbs/denoise/051_grids.ipynb #b4fbc642
 def _whole(name, v):
     if isinstance(v, bool) or not isinstance(v, int) or v < 1:
         raise OptionError(f"{name}={v!r}: give a whole number of at least 1")
@@ -42,7 +42,7 @@ def lcm_grid(steps: int,           # how many times to visit, 1..`original`
     # in this order, as `linspace` rounds
     return tuple(own[math.floor(i*(len(own)/steps))] for i in range(steps))
 
-# %% ../../nbs/denoise/051_grids.ipynb #1febbc83
+# %% ../../nbs/denoise/051_grids.ipynb #54206cf9
 def stock_grid(steps: int, strength: float, original: int=50, timesteps: int=1000) -> tuple:
     """List the times that stock img2img runs: the last `int(steps*strength)` of the full grid;
     raises `OptionError` where it would silently run none."""
@@ -58,7 +58,7 @@ def continuous_grid(steps: int, strength: float, original: int=50, timesteps: in
     "Take all steps from where the strength says; it has a resolution of `1/original`."
     return lcm_grid(steps, original, timesteps, strength)
 
-# %% ../../nbs/denoise/051_grids.ipynb #a587cb80
+# %% ../../nbs/denoise/051_grids.ipynb #7ef99968
 def even_grid(steps: int,               # 1..T
               timesteps: int=1000,      # T
               spacing: str="trailing",  # ends at T-1; or "leading", as DDIM's default

@@ -69,7 +69,7 @@ class _Plan:
             if own.get("forward") is forward: del own["forward"]
         self.exchanged = ()
 
-# %% ../../nbs/denoise/054c_tricks.ipynb #0f4385c8
+# %% ../../nbs/denoise/054c_tricks.ipynb #a5474c8f
 _PLANS, _LOCK = weakref.WeakKeyDictionary(), threading.RLock()
 
 @contextmanager
@@ -103,7 +103,7 @@ def forget(net: nn.Module  # any network
         plan = _PLANS.get(net)
         if plan is not None and not plan.inside: plan.convs = None
 
-# %% ../../nbs/denoise/054c_tricks.ipynb #ffdb27a1
+# %% ../../nbs/denoise/054c_tricks.ipynb #b6bcd1c6
 def without_versions(wanted: bool=True):
     "Have torch keep no account of views and versions while inside, where no gradients are wanted."
     off = not wanted or torch.is_grad_enabled() or not in_use("versions")

@@ -10,3 +10,4 @@ from .mover import *
 from .ladder import *
 from .settings import *
 from .dummy import *
+from .residency import vae_precision as _vae_precision  # noqa: F401 (its name before the package)

@@ -8,7 +8,7 @@ __all__ = ['canny_map', 'edges_of', 'control_residuals', 'edge_agreement', 'trai
 # %% ../../nbs/training/611_control.ipynb #34d128c3
 import cv2
 import numpy as np, torch
-from ..conditions import edge_f1
+from ..pictures import edge_f1
 from ..denoise import Denoiser
 from .architectures import SCHEDULE, new_controlnet, predict, time_ids
 from .judging import Judge, as_components, draw_pictures
