@@ -4,9 +4,7 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
-from fastedit import bench as B
 from fastedit import world as pb
-from fastedit.bench import HEADLINE, PRESETS, Judge, RowFile, bench_request, draw_trade_off, make_runs, merge_runs, open_dataset, read_bench, read_config, read_rows, read_run, run_bench, structure_error
 from fastedit.cli import app
 from fastedit.core import DataError, FastEditError, ModelError, OptionError, PromptError
 from fastedit.editor import FastEditor
@@ -14,6 +12,8 @@ from fastedit.images import read_metadata
 from fastedit.methods.base import method_names
 from fastedit.models import random_model
 from fastedit.measure import Entry, write_standin
+from fastedit.studies.bench import (HEADLINE, PRESETS, Judge, RowFile, bench_request, draw_trade_off, make_runs, merge_runs,
+                                    open_dataset, read_bench, read_config, read_rows, read_run, run_bench, structure_error)
 
 TABLES = ("table.md", "table.csv", "table.json", "types.md")
 
@@ -101,11 +101,11 @@ def test_full_disk(whole, go, tmp_path, monkeypatch):
         if n[0] > 3: raise OSError(errno.ENOSPC, "No space left on device")
         return write(fd, data)
     with monkeypatch.context() as m:
-        m.setattr(B.os, "write", full)
+        m.setattr(os, "write", full)
         with pytest.raises(FastEditError, match="No space left.*the same command goes on"): go(tmp_path)
     assert len(unique(tmp_path)) == 2 and (tmp_path/"rows.jsonl").read_bytes().endswith(b"\n")
     with monkeypatch.context() as m:
-        m.setattr(B, "_save", lambda *a: (_ for _ in ()).throw(FastEditError("cannot write x.png: No space left on device")))
+        m.setattr("fastedit.studies.bench.worker.save_image", lambda *a: (_ for _ in ()).throw(FastEditError("cannot write x.png: No space left on device")))
         with pytest.raises(FastEditError, match="No space"): go(tmp_path)
     assert not [r for r in unique(tmp_path) if r["error"]]     # a full disk is no failure of a picture
     go(tmp_path); assert tables(tmp_path) == tables(whole) and len(unique(tmp_path)) == 8
@@ -125,6 +125,37 @@ def test_two_at_a_time_are_refused(whole, go):
     try:
         with pytest.raises(OptionError, match="another process"): go(whole)
     finally: f.close()
+
+def files(out): return {p: p.read_bytes() for p in Path(out).rglob("*") if p.is_file()}
+
+@pytest.mark.parametrize("kw", [dict(methods=["turbo"]), dict(seeds=(0, 1)), dict(seed=4), dict(types=["2"])])
+def test_a_refused_command_changes_nothing(whole, go, kw):
+    "Neither run.json, nor rows, nor tables, nor the drawn pictures of the command that works there."
+    before = files(whole); f = RowFile(whole/"rows.jsonl")
+    try:
+        with pytest.raises(OptionError, match="another process"): go(whole, **kw)
+    finally: f.close()
+    assert files(whole) == before
+
+def test_rows_are_locked_before_run_json_is_written(whole, go, tmp_path, monkeypatch):
+    "Also where the other command came in between: after the first look at its rows."
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True); monkeypatch.setattr("fastedit.studies.bench.running.refuse_if_held", lambda path: None)
+    before = files(tmp_path); f = RowFile(tmp_path/"rows.jsonl")
+    try:
+        with pytest.raises(OptionError, match="another process"): go(tmp_path, methods=["turbo"])
+    finally: f.close()
+    assert files(tmp_path) == before
+
+def test_shares_of_another_command_are_refused(go, tmp_path):
+    "While a share is at work, others of the same command may start; whoever asks for something else may not."
+    go(tmp_path, shard="1/2"); before = files(tmp_path); f = RowFile(tmp_path/"rows-0001-of-0002.jsonl")
+    try:
+        with pytest.raises(OptionError, match="another process"): go(tmp_path, methods=["turbo"], shard="2/2")
+        assert files(tmp_path) == before
+        go(tmp_path, shard="2/2")
+    finally: f.close()
+    assert len(unique(tmp_path)) == 8
+    go(tmp_path, methods=["turbo"], shard="2/2")    # nobody is there any more
 
 def _command(model, out, *args):
     return [sys.executable, "-m", "fastedit", "bench", "--model", str(model), "--methods", "ddcm,img2img", "--set", "steps=1", "--set", "strength=1.0", "--per-type", "1", "--types", "1,6", "--seed", "3", "--out", str(out), "--quiet", *args]
@@ -225,7 +256,11 @@ def test_settings_grids_and_knobs():
     assert runs[2].settings == dict(steps=3) and runs[3].settings == {} and [r.value for r in make_runs("turbo", curves=True)][:4] == [.5, 1., 1.5, 2.]
     assert make_runs([dict(method="ddcm", label="mine", steps=2)])[0].label == "mine" and make_runs([dict(method="ddcm", steps=2)])[0].label == "ddcm steps=2"
 
-@pytest.mark.parametrize("kw, says", [(dict(methods="x"), "unknown"), (dict(methods=""), "no method"), (dict(methods="ddcm", settings=dict(flux=1)), "flux"), (dict(methods="ddcm,turbo", settings=dict(uac=True)), "METHOD.NAME"),
+def test_curves_leave_a_table_of_its_own_a_point():
+    runs = make_runs(["turbo", dict(method="ddcm", label="mine", strength=.7)], curves=True)
+    assert [r.value for r in runs if r.label.startswith("turbo")] == [.5, 1., 1.5, 2.] and [(r.knob, r.settings) for r in runs if r.method == "ddcm"] == [(None, dict(strength=.7))]
+
+@pytest.mark.parametrize("kw, says", [(dict(methods=[3]), "no method"), (dict(methods=[dict(method="ddcm", label=3)]), "no method"), (dict(methods="x"), "unknown"), (dict(methods=""), "no method"), (dict(methods="ddcm", settings=dict(flux=1)), "flux"), (dict(methods="ddcm,turbo", settings=dict(uac=True)), "METHOD.NAME"),
     (dict(methods="ddcm", settings=dict(steps=0)), "steps"), (dict(methods="ddcm", settings=dict(mask="mine")), "mask"), (dict(methods="ddcm", settings=dict(turbo=dict(w=1.))), "takes no part"), (dict(methods="ddcm,ddcm"), "twice"),
     (dict(methods=[dict(label="a")]), "no method"), (dict(methods="ddcm", settings=dict(guidance=[1., -1.])), "guidance"), (dict(methods="ddcm", settings=dict(prompt="x")), "prompt"), (dict(methods="ddcm", settings=dict(schedule="stock")), "continuous")])
 def test_bad_runs(kw, says):

@@ -126,7 +126,7 @@ def test_null_text_with_no_iterations_is_p2p(models, model):
 def test_null_text_and_direct_hold_the_source_better_than_ddim(models, model):
     from fastedit.methods.base import ddim as step_to
     from fastedit.methods.ddim import invert
-    from fastedit.methods.p2p import optimise_null
+    from fastedit.methods.null_text import optimise_null
     with torch.no_grad():
         _, job = make_job(models[model], "null_text", tgt=SRC, steps=6, strength=.6, guidance=3.); path = invert(job); nulls = optimise_null(job, path)
         def back(negatives=None, restore=False):

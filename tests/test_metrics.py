@@ -345,10 +345,11 @@ def test_the_standin_is_scored_per_type_in_little_memory():
 def test_fetching_metrics_offline_ends_in_words(monkeypatch):
     from pathlib import Path
     from typer.testing import CliRunner
+    from fastedit import measure
     from fastedit.cli import app
-    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth"), "clip-vit-l14": "failed: OSError: no network"})
+    monkeypatch.setattr(measure, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth"), "clip-vit-l14": "failed: OSError: no network"})
     r = CliRunner().invoke(app, ["fetch", "metrics", "-q"]); assert r.exit_code == 1 and "clip-vit-l14: failed: OSError: no network" in r.output and "1 of 2 networks" in r.output and "Traceback" not in r.output
-    monkeypatch.setattr(metrics, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth")}); assert CliRunner().invoke(app, ["fetch", "metrics", "-q"]).exit_code == 0
+    monkeypatch.setattr(measure, "fetch_backbones", lambda: {"lpips-alex": Path("alexnet.pth")}); assert CliRunner().invoke(app, ["fetch", "metrics", "-q"]).exit_code == 0
 
 # --- small pictures, long prompts, odd masks
 def _tiny(side, **kw):

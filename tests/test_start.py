@@ -114,7 +114,7 @@ def test_a_users_own_way_to_wait_stays():
     assert told() == ["PASSIVE", "0", "0"] and told(GOMP_SPINCOUNT="99") == ["None", "99", "None"] and told(OMP_WAIT_POLICY="ACTIVE") == ["ACTIVE", "None", "None"]
 
 def test_data_sets_reports_and_requests_are_read_without_torch():
-    src = """import sys, fastedit.bench, fastedit.report, fastedit.editor, fastedit.memory
+    src = """import sys, fastedit.studies.bench, fastedit.report, fastedit.editor, fastedit.memory
 from fastedit.measure import read_data
 from fastedit.methods.base import find_method, method_names
 from fastedit.denoise import lcm_grid
@@ -124,8 +124,9 @@ print("torch" in sys.modules)"""
     assert in_python(src) == ["False"]
 
 def test_profiles_are_those_of_the_metrics():
-    from fastedit import cli, metrics
-    assert set(cli._PROFILES) == set(metrics.PROFILES)
+    from fastedit.cli import checks
+    from fastedit.measure import PROFILES
+    assert set(checks.PROFILES) == set(PROFILES)
 
 def test_later_and_pages_on_demand():
     sqrt = Later("math").sqrt; assert sqrt(4) == 2

@@ -1,2 +1,11 @@
-"Editing methods: what a method is, the registry, and one module a method."
-from .base import *
+"""Editing methods: what a method is, how it is found by name, and one module a method.
+
+A method's module has the name of its function (`fastedit.methods.ddcm.ddcm`), so it is not
+imported here: `find_method("ddcm")` finds it, and your own."""
+from .regions import *
+from .job import *
+from .steps import *
+from .method import *
+from .needs import *
+from .presets import *
+from .registry import *

@@ -10,7 +10,7 @@ import base64, hashlib, io, math
 from html import escape
 from pathlib import Path
 from PIL import Image
-from ...bench import read_bench
+from ..bench import read_bench
 from ...core import FastEditError
 from .sections import Section
 from .tables import type_name

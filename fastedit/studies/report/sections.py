@@ -8,7 +8,7 @@ __all__ = ['Section', 'gather']
 # %% ../../../nbs/studies/report/380_sections.ipynb #9eb8d4b6
 from dataclasses import dataclass
 from pathlib import Path
-from ...bench import HEADLINE, read_bench
+from ..bench import HEADLINE, read_bench
 from ...core import DataError, OptionError, legible
 from ...measure import scores
 
