@@ -25,15 +25,10 @@ def __getattr__(name: str):
 
 class _Moved:
     "Import a module by the name that it had before it became a package: `picturebook` is `world`."
-<<<<<<< HEAD
-    names = dict(picturebook="world", images="pictures", conditions="pictures.conditions", training_clip="training.clip", piebench="measure", report="studies.report", speed="studies.speed",
-                 schedules="denoise", quick="denoise", attention="denoise", denoiser="denoise",
-                 state="denoise.state")
-=======
-    names = dict(picturebook="world", images="pictures", conditions="pictures.conditions", training_clip="training.clip",
-                 piebench="measure", report="studies.report", speed="studies.speed",
-                 bench="studies.bench")
->>>>>>> main
+    names = dict(picturebook="world", images="pictures", conditions="pictures.conditions",
+                 training_clip="training.clip", piebench="measure", report="studies.report",
+                 speed="studies.speed", bench="studies.bench", schedules="denoise",
+                 quick="denoise", attention="denoise", denoiser="denoise", state="denoise.state")
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
