@@ -26,7 +26,8 @@ def __getattr__(name: str):
 class _Moved:
     "Import a module by the name that it had before it became a package: `picturebook` is `world`."
     names = dict(picturebook="world", images="pictures", conditions="pictures.conditions",
-                 training_clip="training.clip", piebench="measure", report="studies.report",
+                 training_clip="training.clip", metrics="measure", reader="measure",
+                 stats="measure", piebench="measure", report="studies.report",
                  speed="studies.speed", bench="studies.bench", schedules="denoise",
                  quick="denoise", attention="denoise", denoiser="denoise", state="denoise.state")
 

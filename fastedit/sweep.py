@@ -22,7 +22,7 @@ from .denoise import Denoiser, Memo, Text, fingerprint
 from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
 from .methods.base import cost, find_method
 from .values import Span
-from .stats import Table, difference_interval, mean_interval, scores
+from .measure import Table, difference_interval, mean_interval, scores
 
 # %% ../nbs/34_sweep.ipynb #123f7714
 _FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "options"))
@@ -66,7 +66,7 @@ class Subject:
 
     def pair(self, edited, request):
         "What metrics look at."
-        from fastedit.metrics import Pair
+        from fastedit.measure import Pair
         return Pair(**(dict(source=np.asarray(self.image), edited=np.asarray(edited), source_prompt=self.source_prompt or request.source_prompt or "", target_prompt=self.prompt or request.prompt) | self.truth))
 
 def subjects(pictures,       # a picture, a list of them, a `measure.DataSet` or entries of one, `world.Edit`s
@@ -258,7 +258,7 @@ class Sweep:
         if editor is not None: settings = dict(dict(model=editor.spec.key, precision=editor.parts.precision), **settings)
         self.names, self.settings = combinations(settings, random, random_seed)
         if metrics is None or not isinstance(metrics, str): self.scorer = metrics
-        else: from fastedit.metrics import Scorer; self.scorer = Scorer(metrics)
+        else: from fastedit.measure import Scorer; self.scorer = Scorer(metrics)
         self.jobs, self.left_out, self._done, self._editors, self.ran = [], [], {}, {}, Counter()
         for i, s in enumerate(self.subjects):
             for v in self.settings:

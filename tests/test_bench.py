@@ -310,6 +310,6 @@ def test_curves(go, tmp_path):
     assert draw_trade_off(found, "target_psnr", "structure_error", size=(4, 3)).size == (440, 330)
 
 def test_structure_error_against_its_formula():
-    e = pb.sample_edit(1, 4); a, b = (Image.fromarray(x) for x in (e.source_image(), e.target_image())); from fastedit.reader import load_reader; from fastedit.images import to_tensor
+    e = pb.sample_edit(1, 4); a, b = (Image.fromarray(x) for x in (e.source_image(), e.target_image())); from fastedit.measure import load_reader; from fastedit.images import to_tensor
     f = [torch.nn.functional.normalize(load_reader().trunk(to_tensor(x)).flatten(2)[0].T, dim=-1) for x in (a, b)]
     assert structure_error(a, b) == pytest.approx(float(((f[0]@f[0].T-f[1]@f[1].T)**2).mean()), rel=1e-4) and structure_error(a, a) == pytest.approx(0, abs=1e-9)

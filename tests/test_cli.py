@@ -103,7 +103,7 @@ def test_help_and_version(place):
     says(run("frobnicate"), 2, "frobnicate")
 
 def test_demo(place, monkeypatch):
-    from fastedit.reader import Reader
+    from fastedit.measure import Reader
     w = random_weights(place.parent/"w"); (w/"reader").mkdir(); torch.manual_seed(0); monkeypatch.setenv("FASTEDIT_WEIGHTS", str(w))
     save_file({k: v.half() if v.is_floating_point() else v for k, v in Reader().state_dict().items()}, w/"reader"/"model.safetensors")
     r = run("demo", "--n", 1, "--out", "o", "--json", "-", "--model", "mini", "--seed", 4); assert r.exit_code == 0, r.output

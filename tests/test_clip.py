@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from fastedit import world as pb
 from fastedit.training import clip as tc
-from fastedit.metrics import Clip, Pair, Scorer, load_backbone
+from fastedit.measure import Clip, Pair, Scorer, load_backbone
 from fastedit.models import weights_dir
 from fastedit.training import caption_words, held_out, load_tokenizer, write_tokenizer
 

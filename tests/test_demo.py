@@ -6,7 +6,7 @@ from fastedit import world as pb
 from fastedit.core import ModelError, OptionError
 from fastedit.demo import METHODS, comparison, demo_edits, measure, psnr, run_demo
 from fastedit.models import random_weights
-from fastedit.reader import Reader, Reading, reading_of
+from fastedit.measure import Reader, Reading, reading_of
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory): return random_weights(tmp_path_factory.mktemp("weights"))
@@ -71,7 +71,7 @@ def test_no_weights(reader, monkeypatch, tmp_path):
 
 def test_the_table_carries_intervals_and_the_types_count():
     from fastedit.demo import Demo, _gap, average_row
-    from fastedit.stats import difference_interval, mean_interval
+    from fastedit.measure import difference_interval, mean_interval
     kinds, steps = [0, 0, 1, 1, 2, 2, 3, 3], iter(range(99)); one = lambda ok: dict(success=bool(ok), ignored=False, background_psnr=20.+ok+next(steps)/8, target_psnr=15., nfe=4, seconds=1., network_seconds=.9)
     first, other = [one(k % 2) for k in range(8)], [one(1) for _ in range(8)]
     rows = (average_row("a", "m", first, kinds)|_gap(first, first, kinds), average_row("b", "m", other, kinds)|_gap(other, first, kinds))

@@ -4,9 +4,10 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from fastedit.core import ImageError, ModelError, OptionError
-from fastedit.metrics import (BACKBONES, PROFILES, Clip, Dino, Pair, Scorer, clip_score, dino_input, directional_similarity, fetch_backbones, load_backbone,
+from fastedit.measure import (BACKBONES, PROFILES, Clip, Dino, Pair, Scorer, clip_score, dino_input, directional_similarity, fetch_backbones, load_backbone,
                               lpips_distance, mse, profile_metrics, psnr, self_similarity, ssim, ssim_map, structure_distance)
-import fastedit.metrics as metrics
+from fastedit import measure as metrics
+from fastedit.measure.backbones import CLIPS
 
 warnings.filterwarnings("ignore")
 g = torch.Generator().manual_seed(0)
@@ -142,7 +143,7 @@ def test_clip_preprocessing_equals_open_clips(clip):
 
 def test_public_clips_are_built_with_quick_gelu():
     import open_clip
-    assert all(open_clip.get_model_config(m)["quick_gelu"] for m in metrics._CLIPS.values())
+    assert all(open_clip.get_model_config(m)["quick_gelu"] for m in CLIPS.values())
 
 def test_clip_score_is_never_negative_and_direction_by_hand():
     e = torch.eye(3); assert clip_score(e[:1], -e[:1]).item() == 0 and clip_score(e[:1], e[:1]).item() == 100

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from fastedit import world as pb
 from fastedit.core import ImageError, ModelError, PromptError
-from fastedit.reader import GROUNDS, HEADS, LOOKS, Reader, Reading, judge_edit, labels_of, load_reader, places_of, read, read_images, reading_of
+from fastedit.measure import GROUNDS, HEADS, LOOKS, Reader, Reading, judge_edit, labels_of, load_reader, places_of, read, read_images, reading_of
 
 def seen(*things, background="meadow", style="flat"): return Reading(tuple(things), background, style)
 def thing(noun, colour="red", material="plain", size="large", pose="upright", count=1):

@@ -178,6 +178,17 @@ def test_the_command_line_takes_files_and_presets(mine):
     done = fastedit(place, "edit", "a.png", "a blue ball", "-o", "b.png", "--method", "mine.py:LSAT")
     assert done.returncode and "'LAST'" in done.stderr and "Traceback" not in done.stderr
 
+def test_the_benchmark_takes_own_methods_presets_and_files(mine):
+    from fastedit.studies.bench import VARIANTS, make_runs
+    register_method(method())
+    register_preset("mine-late", "mine", strength=.9)
+    runs = {r.label: r for r in make_runs(["mine", "mine-late", f"{mine}:LAST", "turbo-words"])}
+    assert [r.method for r in runs.values()] == ["mine", "mine-late", f"{mine}:LAST", "turbo", "identity", "vae"]
+    assert runs["turbo-words"].settings == dict(region="words", strength=.8) and runs["mine"].model == "mini"
+    assert VARIANTS == {k: dict(method=p.method, **p.settings) for k, p in PRESETS.items()}
+    with pytest.raises(OptionError, match="did you mean 'LAST'"): make_runs(f"{mine}:LSAT")
+    with pytest.raises(OptionError, match="unknown"): make_runs("mine-early")
+
 # ---- without torch
 
 def test_presets_and_files_are_looked_up_without_torch(mine):

@@ -8,7 +8,7 @@ from fastedit import report as R
 from fastedit.core import DataError, OptionError
 from fastedit.world import write_benchmark
 from fastedit.measure import read_data
-from fastedit.stats import difference_interval, holm, mean_interval, minimal_difference
+from fastedit.measure import difference_interval, holm, mean_interval, minimal_difference
 
 METRICS = {"drawn": (("reader-success", "more"), ("reader-ignored", "less"), ("psnr-bg", "more"), ("psnr-truth", "more"), ("mse-truth", "less")), "pnp": (("clip-vit-l14", "more"), ("psnr-bg", "more"))}
 SKILL = dict(identity=0, vae=0, plain=.2, good=.9)

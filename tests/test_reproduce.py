@@ -168,7 +168,7 @@ def test_ordinary_restores_even_after_an_error():
     assert numerics() == before
 
 def test_scores_do_not_depend_on_autocast_either():
-    from fastedit.metrics import Pair, Scorer
+    from fastedit.measure import Pair, Scorer
     pair = Pair(A, np.ascontiguousarray(A[:, ::-1]), REGION, "a red ball", "a blue ball"); fresh = Scorer("drawn")([pair]); s = Scorer("drawn")
     with torch.autocast("cpu", dtype=torch.bfloat16): inside = s([pair])
     assert inside == fresh == s([pair])

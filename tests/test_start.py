@@ -132,7 +132,7 @@ def test_later_and_pages_on_demand():
     sqrt = Later("math").sqrt; assert sqrt(4) == 2
     with pytest.raises(AttributeError): Later("math").nothing
     with pytest.raises(ModuleNotFoundError): Later("no_such_module").x
-    find, names = pages_on_demand("fastedit.measure", ".runs", "..stats")
+    find, names = pages_on_demand("fastedit.measure", ".runs", ".comparison")
     assert find("decode_mask").__module__ == "fastedit.measure.runs" and {"compare", "decode_mask"} <= set(names())
     with pytest.raises(AttributeError, match="fastedit.measure"): find("nothing")
 

@@ -3,8 +3,9 @@ import csv, io, math
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from fastedit.core import DataError, OptionError
-from fastedit.stats import (Difference, Interval, Table, boot_t, compare, difference_interval, fmt, holm, images_needed, mean_interval,
-                            minimal_difference, pareto_front, Scores, scores, standard_error, summary, trade_off, _strata)
+from fastedit.measure import (Difference, Interval, Table, boot_t, compare, difference_interval, fmt, holm, images_needed, mean_interval,
+                            minimal_difference, pareto_front, Scores, scores, standard_error, summary, trade_off)
+from fastedit.measure.resampling import strata
 
 numbers = st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=2, max_size=30)
 
@@ -38,10 +39,10 @@ def test_levels_of_the_types_are_no_uncertainty():
     y = mean_interval(x, kinds); assert 1.9*se < (y.high - y.low)/2 < 2.6*se
 
 def test_small_types_are_pooled():
-    assert [list(g) for g in _strata(list("abccccc"), 7)] == [[0, 1, 2, 3, 4, 5, 6]]
-    assert [list(g) for g in _strata(list("abbaacccc"), 9)] == [[5, 6, 7, 8], [0, 1, 2, 3, 4]]
-    assert [list(g) for g in _strata(list("accccbbbbb"), 10)] == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4]]
-    assert [list(g) for g in _strata(list("abc"), 3)] == [[0, 1, 2]]
+    assert [list(g) for g in strata(list("abccccc"), 7)] == [[0, 1, 2, 3, 4, 5, 6]]
+    assert [list(g) for g in strata(list("abbaacccc"), 9)] == [[5, 6, 7, 8], [0, 1, 2, 3, 4]]
+    assert [list(g) for g in strata(list("accccbbbbb"), 10)] == [[5, 6, 7, 8, 9], [0, 1, 2, 3, 4]]
+    assert [list(g) for g in strata(list("abc"), 3)] == [[0, 1, 2]]
 
 def test_missing_values_are_left_out_and_counted():
     y = difference_interval([1, 2, None, float("inf"), 5, *range(6)], [0, 1, 1, 1, float("nan"), *range(-1, 5)], list("aabbbcccccc"))
@@ -194,7 +195,7 @@ def test_tables_escape_and_round_trip():
     assert "n=3" in repr(Interval(1., 0., 2., 3)) and "b is higher" in repr(Difference(-1., -2., -.5, 3, .95, .01))
 
 def test_perfect_pictures_count_in_the_mean():
-    from fastedit import demo, metrics
+    from fastedit import demo, measure as metrics
     rng = np.random.default_rng(0); a, b = rng.integers(0, 256, (2, 16, 16, 3), np.uint8); found = [r["corrected/psnr"] for r in metrics.Scorer("corrected", only="psnr")([metrics.Pair(a, a), metrics.Pair(a, b)])]
     assert found == pytest.approx([demo.psnr(a, a), demo.psnr(a, b)], abs=1e-4) and found[0] == metrics.BEST_PSNR
     m = mean_interval(found); assert m.n == 2 and m.mean == pytest.approx(sum(found)/2)

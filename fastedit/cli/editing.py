@@ -28,7 +28,8 @@ Mask = option(Path, "Picture that is white where the edit may go; "
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
 # %% ../../nbs/cli/904_editing.ipynb #48d65a1b
-Method = option(str, "ddcm (if not given), img2img, ...; flow models have one way only.")
+Method = option(str, "ddcm (if not given), img2img, ..., a preset such as edit_friendly-4, or "
+                "FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
 Control = option(str, "Control map: canny, canny-auto, none, ...")

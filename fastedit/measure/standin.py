@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ..core import atomic_write, progress
 from .datasets import read_data
-from ..metrics import Pair, Scorer
+from .metrics import Pair
 from .runs import SIDE, encode_mask
+from .scorer import Scorer
 from ..world import EDIT_TYPES
 
 # %% ../../nbs/measure/314_standin.ipynb #c7f14402

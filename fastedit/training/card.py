@@ -13,7 +13,7 @@ import numpy as np, torch
 from ..core import OptionError, atomic_write, progress
 from ..denoise import Denoiser
 from ..models import diagnose, load_model
-from ..reader import load_reader
+from ..measure import load_reader, measure_edit, read_images
 from .control import edge_agreement, train_controlnet
 from .distillation import train_lcm, train_lcm_lora
 from .instruct import train_instruct
@@ -87,15 +87,13 @@ def _measure_control(name, captions, shown, seed):
 def _measure_instruct(n, start, seed, reader, quiet):
     "Share of drawn edits that `mini-instruct` carries out, and what it does to the rest."
     from PIL import Image
-    from fastedit import demo
     from fastedit.editor import FastEditor
-    from fastedit.reader import read_images
     editor = FastEditor("mini-instruct", device="cpu")
     edits = [sample_edit(i % len(EDIT_TYPES), start+i) for i in range(n)]
     bar = progress(edits, desc="mini-instruct", quiet=quiet)
     images = [editor(Image.fromarray(e.source_image()), e.instruction, method="instruct", steps=25,
                      seed=seed+i).image for i, e in enumerate(bar)]
-    rows = [demo.measure(*row) for row in zip(edits, images, read_images(images, reader))]
+    rows = [measure_edit(*row) for row in zip(edits, images, read_images(images, reader))]
     kept = [r["background_psnr"] for r in rows if r["background_psnr"] is not None]
     return dict(success=float(np.mean([r["success"] for r in rows])),
                 ignored=float(np.mean([r["ignored"] for r in rows])),

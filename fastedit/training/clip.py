@@ -13,7 +13,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import atomic_write
-from ..metrics import Clip
+from ..measure import Clip
 from .architectures import SIZE
 from .data import held_out, pictures, to_batch
 from .loop import fit

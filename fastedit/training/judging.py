@@ -10,7 +10,7 @@ import numpy as np, torch
 from ..denoise import Denoiser, Text
 from ..methods.base import STEPPERS, pairs
 from ..models import MODELS, Components
-from ..reader import Reader, labels_of, load_reader
+from ..measure import Reader, labels_of, load_reader
 from ..denoise import lcm_grid
 from .architectures import LATENT, NOISE
 from .parts import find_part, frozen_parts

@@ -9,7 +9,7 @@ __all__ = ['spoiled', 'reader_accuracy', 'train_reader']
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
-from ..reader import Reader, labels_of, places_of
+from ..measure import Reader, labels_of, places_of
 from .loop import fit
 from .parts import frozen_parts
 from .data import held_out, pictures, to_batch

@@ -7,6 +7,7 @@ __all__ = ['psnr', 'train_vae']
 
 # %% ../../nbs/training/606_vae.ipynb #78d0f49e
 import numpy as np, torch
+from .. import measure
 from .architectures import LATENT, new_vae
 from .loop import fit
 from .parts import save_part
@@ -15,7 +16,7 @@ from .data import held_out, pictures, to_batch
 # %% ../../nbs/training/606_vae.ipynb #679bf2f8
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     "Peak signal-to-noise ratio per picture in dB, tensors (B, 3, H, W) in [-1, 1]."
-    return 10*torch.log10(4/((a-b)**2).mean((1, 2, 3)).clamp_min(1e-10))
+    return measure.psnr(a, b, span=2)
 
 # %% ../../nbs/training/606_vae.ipynb #4bd6ecf1
 def _vae_loss(vae, x):

@@ -12,18 +12,13 @@ from pathlib import Path
 from ...core import OptionError
 from ...demo import PUBLISHED
 from ...editor import EditRequest
-from ...methods import check_options, find_method, method_names
+from ...methods import (check_options, find_method, find_preset, method_names,
+                              preset_names)
 
 # %% ../../../nbs/studies/bench/370_runs.ipynb #83c875b1
 CONTROLS = ("identity", "vae")
-VARIANTS = {
-    "img2img-4":       dict(method="img2img", steps=4, strength=.8, guidance=1., control="none"),
-    "ddcm-whole":      dict(method="ddcm", strength=1.),
-    "ddcm-words":      dict(method="ddcm", region="words"),
-    "ddcm-uac":        dict(method="ddcm", uac=True, steps=12, strength=1.),
-    "turbo-words":     dict(method="turbo", region="words", strength=.8),
-    "edit_friendly-4": dict(method="edit_friendly", steps=4, strength=.8, guidance=1.,
-                            source_guidance=1.)}
+VARIANTS = {p.key: dict(method=p.method, **p.settings)
+            for p in map(find_preset, preset_names())}
 
 # %% ../../../nbs/studies/bench/370_runs.ipynb #46dd1cae
 PRESETS = {
@@ -138,9 +133,11 @@ def _asked_for(methods, named) -> list:
     return [*asked, *(c for c in CONTROLS if c not in asked)]
 
 def _check_form(m, named):
-    if isinstance(m, str) and m not in named:
-        raise OptionError(f"method {m!r} is unknown: use all, or some of {', '.join(named)}")
-    if isinstance(m, str): return
+    if isinstance(m, str):
+        if m in named: return
+        if ".py" in m or find_preset(m): return find_method(m)   # of one's own
+        raise OptionError(f"method {m!r} is unknown: use all, or some of {', '.join(named)}, or "
+                          "FILE.py:NAME")
     if not isinstance(m, dict) or not isinstance(m.get("method"), str) \
             or not isinstance(m.get("label", ""), str):
         raise OptionError(f"{m!r} is no method: give a name, or a table with method, settings "
@@ -160,7 +157,7 @@ def _part_settings(settings, named, asked) -> tuple:
 
 def _settings_of(m, named, general, own) -> tuple:
     "Name (None: not given), method, model (None: not given) and settings of what was asked for."
-    given = dict(named[m] if isinstance(m, str) else m)
+    given = dict(named.get(m, dict(method=m)) if isinstance(m, str) else m)
     name = m if isinstance(m, str) else given.pop("label", None)
     method, model = given.pop("method"), given.pop("model", None)
     find_method(method)
@@ -185,7 +182,7 @@ def _points(name, given):
 
 def _has_curve(m, method, given) -> bool:
     "Whether the knob of what was asked for is varied: it is a plain method without a grid."
-    if not isinstance(m, str) or m in PRESETS or m in VARIANTS or method in CONTROLS: return False
+    if not isinstance(m, str) or m in PRESETS or find_preset(m) or method in CONTROLS: return False
     return not any(isinstance(v, list) for v in given.values())
 
 def _refuse_twins(runs):

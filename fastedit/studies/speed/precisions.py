@@ -6,10 +6,10 @@
 __all__ = ['find_side', 'precision_costs']
 
 # %% ../../../nbs/studies/speed/337_precisions.ipynb #16721eff
-import math, statistics, time
-import numpy as np
+import statistics, time
 from PIL import Image
 from ...core import OptionError, progress
+from ...measure import psnr
 from ...models import PRECISIONS, check_precision, default_device, find_spec
 
 # %% ../../../nbs/studies/speed/337_precisions.ipynb #4670b0b0
@@ -17,11 +17,6 @@ def _works(key, device) -> bool:
     try: check_precision(key, device)
     except OptionError: return False
     return True
-
-def picture_psnr(a, b) -> float:
-    "Peak signal-to-noise ratio in dB, 100 for equal pictures."
-    d = ((np.asarray(a).astype(float)-np.asarray(b))**2).mean()
-    return min(100., 10*math.log10(255**2/d)) if d else 100.
 
 def _edit_all(editor, edits, side, settings) -> tuple:
     "Edit everything with empty caches, after one edit to warm up: (pictures, seconds)."
@@ -59,7 +54,7 @@ def precision_costs(edits: list,            # drawn `Edit`s to try
         editor = FastEditor(model, device=device, precision=k)
         images, seconds = _edit_all(editor, edits, find_side(model), settings)
         plain = plain or images
-        db = [picture_psnr(a, b) for a, b in zip(images, plain)]
+        db = [psnr(a, b) for a, b in zip(images, plain)]
         share = judge and sum(bool(judge(i, e)) for i, e in zip(images, edits))/len(edits)
         rows.append(dict(precision=k, bytes=sum(editor.parts.weight_bytes().values()), n=len(edits),
                          success=share, psnr=statistics.mean(db), psnr_lowest=min(db),
