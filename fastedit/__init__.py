@@ -26,6 +26,7 @@ def __getattr__(name: str):
 class _Moved:
     "Import a module by the name that it had before it became a package: `picturebook` is `world`."
     names = dict(picturebook="world", images="pictures", conditions="pictures.conditions",
+                 configuration="models", hub="models", lora="models",
                  training_clip="training.clip", metrics="measure", reader="measure",
                  stats="measure", piebench="measure", report="studies.report",
                  speed="studies.speed", bench="studies.bench", schedules="denoise",

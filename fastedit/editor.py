@@ -15,7 +15,7 @@ from . import denoise as schedules, memory, pictures as images
 from .pictures import CONDITIONS, control_map
 from .core import DataError, MemoryPlanError, OptionError, PromptError, canonical_json, content_hash, in_words, legible, nearest, _torch as torch
 from .flow import check_flow, open_flow
-from .lora import named_loras, other_loras
+from .models import named_loras, other_loras
 from .methods.base import Job, Method, check_model, check_options, find_method
 from .denoise import machine, numerics, ordinary, stamp
 from .threads import few_threads

@@ -181,7 +181,7 @@ def load_flow(name,                      # registry name, or a `ModelSpec` of fa
              ) -> FlowModel:
     "Load a flow model through diffusers' own pipeline from this machine; raises `ModelError` before anything is loaded if it is absent or damaged."
     import diffusers, torch
-    from fastedit.models import _quiet
+    from fastedit.models import quiet_libraries
     spec = find_spec(name); device = device or default_device(); precision = chosen_precision(spec, precision, device)
     if residency not in _RESIDENCY: raise OptionError(f"residency={residency!r}: a flow model runs through diffusers' own pipeline, which knows {', '.join(_RESIDENCY)}")
     if spec.pipeline not in FLOW: raise ModelError(f"model {spec.key!r} runs through {spec.pipeline or 'no pipeline'}: flow models here are those of {', '.join(FLOW)}")
@@ -192,7 +192,7 @@ def load_flow(name,                      # registry name, or a `ModelSpec` of fa
         raise ModelError(f"model {spec.key!r} ({spec.base}) is not on this machine: run `fastedit fetch {spec.key}` once while online (about {spec.disk_gb:g} GB), or use model 'mini'")
     files = _flow_files(Path(folder), spec); dtype = getattr(torch, compute_dtype(precision, device))
     try:
-        with _quiet(), warnings.catch_warnings():
+        with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning); pipe = getattr(diffusers, spec.pipeline).from_pretrained(str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype)
     except Exception as e: raise ModelError(f"{folder} cannot be loaded as {spec.pipeline}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}. Fetch or copy the model again") from e
     pipe.set_progress_bar_config(disable=True)
@@ -295,7 +295,7 @@ def random_flow(folder,                  # where to write it
                ) -> Path:
     "Write a tiny pipeline with random weights, from the very classes that the real one is made of, in the real one's folder layout."
     import torch
-    from fastedit.models import _quiet
+    from fastedit.models import quiet_libraries
     make = {"Flux2KleinPipeline": _klein, "QwenImageEditPlusPipeline": _qwen, "FluxKontextPipeline": _kontext}[find_spec(key).pipeline]
-    with torch.random.fork_rng(devices=[]), _quiet(): torch.manual_seed(seed); make(torch).save_pretrained(folder, safe_serialization=True)
+    with torch.random.fork_rng(devices=[]), quiet_libraries(): torch.manual_seed(seed); make(torch).save_pretrained(folder, safe_serialization=True)
     return Path(folder)

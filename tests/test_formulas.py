@@ -7,7 +7,7 @@ from fastedit.denoise import Denoiser, Noise, Text
 from fastedit.methods.base import Job, check_options, cost, find_method, pairs, posterior
 from fastedit.methods.ddcm import window
 from fastedit.methods.renoise import backward, corrected, forward, regularised
-from fastedit.models import _LCM_SCHED, clip_tokenizer, load_model, random_model
+from fastedit.models import LCM_SCHEDULER, clip_tokenizer, load_model, random_model
 from fastedit.denoise import NoiseSchedule, lcm_grid, share_of, time_of
 
 torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def job_of(dn, key, grid=None, z0=None, seeds=(3,), source=None, target=None, gu
 # ---- times
 
 def test_the_grid_is_the_schedulers_at_every_strength_and_number_of_steps():
-    scheduler = diffusers.LCMScheduler.from_config({k: v for k, v in _LCM_SCHED.items() if k[0] != "_"})
+    scheduler = diffusers.LCMScheduler.from_config({k: v for k, v in LCM_SCHEDULER.items() if k[0] != "_"})
     for hundredth in range(2, 101):
         for steps in range(1, int(50*(hundredth/100))+1):
             scheduler.set_timesteps(steps, strength=hundredth/100)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 import torch
 from fastcore.basics import patch
-from ..configuration import latent_shift
 from ..core import NumericalError, PromptError
 from .packing import packs
 from .store import Memo, fingerprint
-from .tiles import decode_in_tiles, vae_factor
+from .tiles import decode_in_tiles
 from .tricks import ordinary_tensor, quick, without_versions
+from ..models import latent_shift, vae_factor
 
 # %% ../../nbs/denoise/056_codec.ipynb #f9daf026
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _posterior(self: Codec, pixels):
         with self.stage("encode"), self._timed("vae"), self._asked(vae):
             return vae.encode(pixels.to(self._place(vae), dtype_of(vae))).latent_dist
     if self.memo is None: return run()
-    h, w = (side//vae_factor(vae) for side in pixels.shape[-2:])
+    h, w = (side//vae_factor(vae.config) for side in pixels.shape[-2:])
     shape = len(pixels), vae.config.latent_channels, h, w
     key = fingerprint("encode", pixels, self.dtype)
     return self.memo.ask("encode", key, len(pixels), run, shape)

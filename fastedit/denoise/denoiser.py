@@ -13,8 +13,8 @@ from ..core import ModelError, OptionError
 from .codec import Codec, Count, Text, dtype_of
 from .schedules import NoiseSchedule, boundary
 from .store import Memo, fingerprint
-from .tiles import vae_factor
 from .tricks import ordinary_tensor
+from ..models import vae_factor
 
 # %% ../../nbs/denoise/057_denoiser.ipynb #b03b0ca1
 class Denoiser(Codec):
@@ -190,7 +190,7 @@ def _question(self: Denoiser, x, t, text, w) -> bytes:
 def _conditions(self: Denoiser, text, shape) -> dict:
     "What an SDXL-shaped network is told beside the prompt: the pooled text, and the size."
     if text.pooled is None: return {}
-    h, w = (side*vae_factor(self.parts.vae) for side in shape[-2:])
+    h, w = (side*vae_factor(self.parts.vae.config) for side in shape[-2:])
     size = torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=self.dtype)
     more = dict(text_embeds=text.pooled, time_ids=size.repeat(len(text), 1))
     return dict(added_cond_kwargs=more)

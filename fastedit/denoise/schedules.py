@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from fastcore.basics import patch
-from ..configuration import CLIPPED, FLOORED, LAST, ZERO_SNR, scheduler_values
 from ..core import OptionError, _torch as torch
+from ..models import CLIPPED, FLOORED, LAST, ZERO_SNR, scheduler_values
 
 # %% auto #0
 __all__ = ['NoiseSchedule', 'boundary']
