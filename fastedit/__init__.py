@@ -26,10 +26,12 @@ def __getattr__(name: str):
 class _Moved:
     "Import a module by the name that it had before it became a package: `picturebook` is `world`."
     names = dict(picturebook="world", images="pictures", conditions="pictures.conditions",
+                 configuration="models", hub="models", lora="models",
                  training_clip="training.clip", metrics="measure", reader="measure",
                  stats="measure", piebench="measure", report="studies.report",
-                 speed="studies.speed", bench="studies.bench", unused="editor.unused",
-                 flow="editor.flow", reproduce="editor.again")
+                 speed="studies.speed", bench="studies.bench", schedules="denoise",
+                 quick="denoise", attention="denoise", denoiser="denoise", state="denoise.state",
+                 unused="editor.unused", flow="editor.flow", reproduce="editor.again")
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):

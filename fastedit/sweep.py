@@ -16,9 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
-from . import pictures as images, schedules
+from . import denoise as schedules, pictures as images
 from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress, legible
-from .denoiser import Memo, Text, fingerprint
+from .denoise import Memo, Text, fingerprint
 from .editor import Draft, EditRequest, EditResult, FastEditor, StageCache, control_at, versions
 from .methods.base import cost, find_method
 from .values import Span
@@ -318,7 +318,7 @@ class Sweep:
             if k in self._done: continue
             s, r = self.subjects[self.jobs[i][0]], self.jobs[i][2]; editor = self.editor_for(r)
             if editor is not last: self.memo, cache, last = memo(self.memo_bytes), StageCache(self.memo_bytes), editor
-            self.memo.ahead = {n: iter(w) for n, w in p.wanted[k].items()}; before = Counter(self.memo.saved)
+            self.memo.wanted_again = {n: iter(w) for n, w in p.wanted[k].items()}; before = Counter(self.memo.saved)
             with editor.using(cache, self.memo):
                 try: found = editor(s.image, mask=s.mask, request=r)
                 except FastEditError as e: found = e

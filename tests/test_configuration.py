@@ -5,12 +5,13 @@ from PIL import Image
 from transformers import CLIPTextConfig
 from fastedit import memory, models as M
 from fastedit.conditions import canny
-from fastedit.configuration import CONFIGURATION, SCHEDULERS, check_configuration, scheduler_values, upcasts
+from fastedit.models import CONFIGURATION, SCHEDULERS, check_configuration, scheduler_values, upcasts
 from fastedit.core import ModelError
-from fastedit.denoiser import Denoiser
+from fastedit.models.fetching import _wanted
+from fastedit.denoise import Denoiser
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.methods.base import ddim
-from fastedit.schedules import NoiseSchedule
+from fastedit.denoise import NoiseSchedule
 
 FILES = dict(scheduler="scheduler/scheduler_config.json", model_index="model_index.json", unet="unet/config.json", controlnet="controlnet/config.json",
              vae="vae/config.json", text_encoder="text_encoder_2/config.json", tokenizer="tokenizer/tokenizer_config.json")
@@ -229,5 +230,5 @@ def test_a_tokenizer_without_its_vocabulary_is_found_early(base, tmp_path, broke
 
 def test_a_repository_without_a_vocabulary_is_refused_before_it_is_fetched():
     src, names = M.Source("x/y", "tokenizer"), ["tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
-    assert M._wanted(names, "CLIPTokenizer", src, "fp16") == names
-    with pytest.raises(ModelError, match="vocabulary"): M._wanted(names[:2], "CLIPTokenizer", src, "fp16")
+    assert _wanted(names, "CLIPTokenizer", src, "fp16") == names
+    with pytest.raises(ModelError, match="vocabulary"): _wanted(names[:2], "CLIPTokenizer", src, "fp16")

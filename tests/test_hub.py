@@ -1,5 +1,6 @@
 "Fetching against a small hub that can be told to misbehave: said first, one bar, patience with limits, errors in words, nothing left behind."
 import errno, json, os, shutil, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -7,7 +8,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import hub as server
 import huggingface_hub.constants as constants
 import huggingface_hub.file_download as file_download
-from fastedit import hub as H, models as M
+from fastedit import models as M
+from fastedit.models import download, fetching, hub as H
+from fastedit.models.places import PARTS
 from fastedit.core import ModelError
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -53,11 +56,11 @@ def leftovers(cache): return [p for p in cache.rglob("*") if p.name.endswith((".
 
 def test_fetch_says_what_it_takes_before_taking_it(hub, model, capsys):
     text = []
-    real = H.take
+    real = download.take
     def taking(*a, **kw): text.append(capsys.readouterr()); return real(*a, **kw)
-    M_take, M.take = M.take, taking
+    fetching.take = taking
     try: d = M.fetch(model)
-    finally: M.take = M_take
+    finally: fetching.take = real
     said = text[0].out; assert d.ok and not text[0].err
     assert all(w in said for w in ("mine: ", "files to take", "someone/model", "licence: openrail++", "someone/canny", "licence: mit", WEIGHTS, "GB free", str(hub.cache)))
     need = sum(len(b) for n, b in hub.repos["someone/canny"].files.items())+sum(len(b) for n, b in hub.repos["someone/model"].files.items() if n in said)
@@ -77,7 +80,7 @@ def test_one_bar_over_all(hub, model, capsys):
 def test_bytes_count_once_however_they_come():
     "The library's other way to download tells of received and of written bytes, to one bar that it makes of our class."
     reporting = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting"); bar = SimpleNamespace(n=0); bar.update = lambda n: setattr(bar, "n", bar.n+n)
-    with reporting.XetDownloadProgressReporter(reconstruction_desc="f", total=100, log_level=40, tqdm_class=H._counter(bar)) as r:
+    with reporting.XetDownloadProgressReporter(reconstruction_desc="f", total=100, log_level=40, tqdm_class=download._counter(bar)) as r:
         for n in (40, 100): r.update_progress(SimpleNamespace(total_bytes_completed=n, total_transfer_bytes_completed=n, total_bytes=100, total_bytes_completion_rate=1., total_transfer_bytes_completion_rate=1.))
     assert bar.n == 100
 
@@ -138,10 +141,10 @@ def test_refusals_name_what_was_asked_for_and_the_way_out(hub, model):
     says(model, "someone/canny is gated", "https://huggingface.co/someone/canny", "hf auth login", "terms")
     hub.repos["someone/canny"].gated, hub.repos["someone/canny"].private = False, True
     says(model, "someone/canny", "private", "hf auth login")
-    says(M.replace(model, base=M.Source("someone/modle")), "no repository someone/modle", "private")
-    says(M.replace(model, base=M.Source("someone/model", revision="v9")), "someone/model", "no revision 'v9'")
-    says(M.replace(model, controlnet=None, lora=M.Source("someone/model", file="lcm.safetensors")), "someone/model/lcm.safetensors", "not among the files")
-    shutil.rmtree(hub.cache); hub.fault("HEAD .*unet/config.json", status=404, headers={"X-Error-Code": "EntryNotFound"}); says(M.replace(model, controlnet=None), "someone/model", "no file 'unet/config.json'", "main")
+    says(replace(model, base=M.Source("someone/modle")), "no repository someone/modle", "private")
+    says(replace(model, base=M.Source("someone/model", revision="v9")), "someone/model", "no revision 'v9'")
+    says(replace(model, controlnet=None, lora=M.Source("someone/model", file="lcm.safetensors")), "someone/model/lcm.safetensors", "not among the files")
+    shutil.rmtree(hub.cache); hub.fault("HEAD .*unet/config.json", status=404, headers={"X-Error-Code": "EntryNotFound"}); says(replace(model, controlnet=None), "someone/model", "no file 'unet/config.json'", "main")
     for status in (401, 403): hub.calm(); hub.fault("/api/models", status=status); says(model, "someone/model", str(status), "hf auth login")
     hub.calm(); hub.fault("/api/models", status=403, headers={"X-Error-Message": "Access to this resource is disabled."}); says(model, "someone/model was closed")
     hub.calm(); hub.fault("/api/models", status=200, text="<html>log in to this network"); says(model, "someone/model", "could not be fetched", "HF_ENDPOINT")
@@ -152,9 +155,9 @@ def test_no_network_is_one_clear_error(hub, model):
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_is_said_in_words(hub, model, monkeypatch, name):
-    fetch(M.replace(model, controlnet=None)); hub.calm(); monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fetch(replace(model, controlnet=None)); hub.calm(); monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False); monkeypatch.setenv(name, "1")
-    assert fetch(M.replace(model, controlnet=None)).ok and not hub.log, "what is here needs no network"
+    assert fetch(replace(model, controlnet=None)).ok and not hub.log, "what is here needs no network"
     with pytest.raises(ModelError, match=f"{name} is set.*controlnet.*unset {name}"): fetch(model)
     with pytest.raises(ModelError, match=f"{name} is set.*other/thing"): fetch("other/thing")
 
@@ -162,7 +165,7 @@ def test_offline_is_said_in_words(hub, model, monkeypatch, name):
 
 def test_the_disk_is_checked_for_what_is_missing_only(hub, model, monkeypatch):
     rest = sum(len(b) for b in hub.repos["someone/canny"].files.values())
-    assert fetch(M.replace(model, controlnet=None)).ok
+    assert fetch(replace(model, controlnet=None)).ok
     free = [rest-1]; monkeypatch.setattr(H.shutil, "disk_usage", lambda p: SimpleNamespace(free=free[0]))
     with pytest.raises(ModelError, match="needs .* more and .*hub has .* free: free some space, or set HF_HUB_CACHE"): fetch(model)
     free[0] = rest; assert fetch(model).ok
@@ -184,7 +187,7 @@ def test_a_cache_that_cannot_be_written_is_said(hub, model, monkeypatch, tmp_pat
 
 def test_the_variable_that_decides_is_named(monkeypatch):
     for k in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"): monkeypatch.delenv(k, raising=False)
-    assert "set HF_HOME to" in H._other_disk(); monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", "/x"); assert "set HUGGINGFACE_HUB_CACHE to" in H._other_disk()
+    assert "set HF_HOME to" in H.other_disk(); monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", "/x"); assert "set HUGGINGFACE_HUB_CACHE to" in H.other_disk()
 
 def test_leftovers_of_killed_downloads_are_removed_but_not_those_of_the_living(hub, model, capsys):
     from filelock import FileLock
@@ -261,16 +264,16 @@ def test_names_of_the_registry_are_found_by_their_repository():
 
 @pytest.mark.parametrize("key,part,kind", [("taesdxl", M.VAES["taesdxl"], "vae"), ("canny-sdxl", M.CONTROLNETS["canny-sdxl"], "controlnet")])
 def test_parts_can_be_fetched_by_their_key(hub, layout, key, part, kind, monkeypatch):
-    src = M.replace(part.source, revision="main"); monkeypatch.setitem(M._PARTS[kind], key, M.replace(part, source=src))
+    src = replace(part.source, revision="main"); monkeypatch.setitem(PARTS[kind], key, replace(part, source=src))
     hub.add(src.repo, {n.removeprefix(kind+"/"): b for n, b in layout.items() if n.startswith(kind+"/")})
     d = M.diagnose(key); assert not d.ok and d.command == f"fastedit fetch {key}" and d.missing_bytes > 10**6
     assert fetch(key).ok and M.diagnose(key).ok
 
 def test_previews_and_other_controlnets_come_with_a_model(hub, model, layout, monkeypatch):
     for registry, key, kind in ((M.VAES, "taesdxl", "vae"), (M.CONTROLNETS, "canny-sdxl", "controlnet")):
-        part = M.replace(registry[key], source=M.replace(registry[key].source, revision="main")); monkeypatch.setitem(registry, key, part)
+        part = replace(registry[key], source=replace(registry[key].source, revision="main")); monkeypatch.setitem(registry, key, part)
         hub.add(part.source.repo, {n.removeprefix(kind+"/"): b for n, b in layout.items() if n.startswith(kind+"/")})
-    spec = M.replace(model, preview="taesdxl"); d = fetch(spec, controlnet="canny-sdxl", preview=True)
+    spec = replace(model, preview="taesdxl"); d = fetch(spec, controlnet="canny-sdxl", preview=True)
     assert d.ok and {f.component: f.source for f in d.findings}["controlnet"] == "diffusers/controlnet-canny-sdxl-1.0" and M.locate(M.VAES["taesdxl"].source)
     with pytest.raises(ModelError, match="no tiny VAE"): fetch(model, preview=True)
 

@@ -1,5 +1,6 @@
 "Models: registry, real folder layouts with small random weights, checks before loading, LoRA, single files, fetching."
 import json, shutil, sys, threading
+from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -8,6 +9,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ldm import to_checkpoint
 from fastedit import models as M
 from fastedit.core import ModelError, OptionError
+from fastedit.models.fetching import _wanted
+from fastedit.models.files import read_json
+from fastedit.models.folders import _listing
+from fastedit.models.single_file import default_scheduler
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path_factory, monkeypatch):
@@ -86,7 +91,7 @@ def test_registry_is_complete_and_consistent():
     assert M.MODELS["ssd-1b-lora"].lora.repo.endswith("ssd-1b") and M.MODELS["sdxl"].lora.repo.endswith("sdxl"), "each UNet has its own LoRA"
     vae = 4*M.ARCHITECTURES["vae-sdxl"].parameters/1e9   # one file in fp32, whatever is asked for
     assert round(M.MODELS["ssd-1b"].size_gb("fp16"), 2) == 4.95 and M.MODELS["ssd-1b"].size_gb("fp32")-vae == pytest.approx(2*(M.MODELS["ssd-1b"].size_gb("fp16")-vae))
-    assert round(M.MODELS["sdxl"].size_gb()-M.replace(M.MODELS["sdxl"], lora=None).size_gb(), 3) == .394 and all(s.lora is None or s.lora.bytes > 10**8 for k, s in M.MODELS.items() if not k.startswith("mini"))
+    assert round(M.MODELS["sdxl"].size_gb()-replace(M.MODELS["sdxl"], lora=None).size_gb(), 3) == .394 and all(s.lora is None or s.lora.bytes > 10**8 for k, s in M.MODELS.items() if not k.startswith("mini"))
     assert "openrail++" in M.MODELS["ssd-1b"].licence and "openrail++" in M.MODELS["ssd-1b-lora"].licence and "magicbrush" not in M.MODELS
 
 def test_what_is_not_known_for_sure_is_said(folders):
@@ -150,10 +155,10 @@ def test_mirror_and_hub_cache_are_found_offline(folders, tmp_path, monkeypatch):
     monkeypatch.delenv("FASTEDIT_MODELS"); hub = tmp_path/"hub"; monkeypatch.setenv("HF_HUB_CACHE", str(hub)); repo = hub/"models--someone--model"
     (repo/"refs").mkdir(parents=True); (repo/"refs"/"main").write_text("abc123"); copy(folders["xl"], repo/"snapshots"/"abc123")
     b = M.load_model(spec); assert a.revision == b.revision and torch.equal(eps(a), eps(b))
-    with pytest.raises(ModelError): M.load_model(M.replace(spec, base=M.Source("someone/model", revision="v2")))
+    with pytest.raises(ModelError): M.load_model(replace(spec, base=M.Source("someone/model", revision="v2")))
 
 def test_absent_registry_model_is_one_error_before_loading(monkeypatch):
-    monkeypatch.setattr(M, "_load_part", lambda *a: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr("fastedit.models.load.load_network", lambda *a: pytest.fail("nothing may be loaded"))
     with pytest.raises(ModelError) as e: M.load_model("ssd-1b")
     assert all(x in str(e.value) for x in ("fastedit fetch ssd-1b", "segmind/SSD-1B/text_encoder_2", "lcm-ssd-1b", "GB"))
 
@@ -166,7 +171,7 @@ def _list(f): f.write_bytes((2).to_bytes(8, "little")+b"[]")
 @pytest.mark.parametrize("spoil", [_cut, _text, _empty, _huge, _list, Path.unlink])
 def test_damaged_weights_are_refused_before_loading(folders, tmp_path, spoil, monkeypatch):
     d = copy(folders["xl"], tmp_path/"m"); spoil(d/"vae"/"diffusion_pytorch_model.safetensors")
-    monkeypatch.setattr(M, "_load_part", lambda *a: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr("fastedit.models.load.load_network", lambda *a: pytest.fail("nothing may be loaded"))
     with pytest.raises(ModelError, match="vae"): M.load_model(d)
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "vae/config.json"])
@@ -254,7 +259,7 @@ def test_compiling_touches_the_blocks_alone_and_says_so(folders, monkeypatch):
     c = M.load_model(folders["xl"], device="cpu", compile=True); compiled = {type(m).__name__ for n in (c.unet, c.controlnet) for m in n.modules() if m._compiled_call_impl}
     assert compiled == {"BasicTransformerBlock", "ResnetBlock2D"} and "compiled" in c.notes[-1] and c.revision != M.load_model(folders["xl"], device="cpu").revision
     assert not any(m._compiled_call_impl for m in c.vae.modules())
-    monkeypatch.setattr("shutil.which", lambda name: None); monkeypatch.setattr(M, "_load_part", lambda *a: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr("shutil.which", lambda name: None); monkeypatch.setattr("fastedit.models.load.load_network", lambda *a: pytest.fail("nothing may be loaded"))
     with pytest.raises(OptionError, match="compiler"): M.load_model(folders["xl"], device="cpu", compile=True)
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------------------
@@ -355,18 +360,18 @@ def _locked(p): (p/"vae"/"config.json").chmod(0); (p/"unet").chmod(0)
     lambda p: (p/"vae"/"config.json").write_text("{"), lambda p: (p/"tokenizer"/"vocab.json").unlink(), lambda p: shutil.rmtree(p/"text_encoder"), lambda p: (p/".fastedit.json").write_text("[")])
 def test_a_damaged_assembled_model_heals_itself(weights, monkeypatch, tmp_path, spoil):
     monkeypatch.setenv("FASTEDIT_WEIGHTS", str(weights)); monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path/"c"))
-    p = M.mini_path("mini-s"); whole = M._listing(p); spoil(p)
-    assert M.mini_path("mini-s") == p and M._listing(p) == whole and M.sealed(p) and [x.name for x in p.parent.iterdir()] == [p.name]
+    p = M.mini_path("mini-s"); whole = _listing(p); spoil(p)
+    assert M.mini_path("mini-s") == p and _listing(p) == whole and M.sealed(p) and [x.name for x in p.parent.iterdir()] == [p.name]
 
 def test_a_folder_that_cannot_be_read_is_not_sealed(tmp_path, monkeypatch):
     (tmp_path/"a.json").write_text("{}"); M.seal(tmp_path); assert M.sealed(tmp_path)
     def refused(path): raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(M, "file_hash", refused); assert not M.sealed(tmp_path)
+    monkeypatch.setattr("fastedit.models.folders.file_hash", refused); assert not M.sealed(tmp_path)
 
 def test_a_damaged_vocabulary_in_the_cache_is_written_again(monkeypatch, tmp_path):
-    monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path)); p = M.openai_tokenizer(); whole = M._listing(p); (p/"vocab.json").write_text("{")
-    assert M.openai_tokenizer() == p and M._listing(p) == whole
-    q = M._default_scheduler(); (q/"scheduler_config.json").write_text(""); assert M._default_scheduler() == q and M._read_json(q/"scheduler_config.json")["num_train_timesteps"] == 1000
+    monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path)); p = M.openai_tokenizer(); whole = _listing(p); (p/"vocab.json").write_text("{")
+    assert M.openai_tokenizer() == p and _listing(p) == whole
+    q = default_scheduler(); (q/"scheduler_config.json").write_text(""); assert default_scheduler() == q and read_json(q/"scheduler_config.json")["num_train_timesteps"] == 1000
 
 def test_damaged_weights_of_the_package_are_named(weights, monkeypatch, tmp_path):
     shutil.copytree(weights, tmp_path/"w"); monkeypatch.setenv("FASTEDIT_WEIGHTS", str(tmp_path/"w")); _cut(tmp_path/"w"/"vae"/"diffusion_pytorch_model.safetensors")
@@ -423,9 +428,9 @@ def test_diagnose_names_what_is_missing(folders, tmp_path):
     ("fp16", ["config.json", "diffusion_pytorch_model.safetensors", "x.bin", "other.safetensors"], "diffusion_pytorch_model.safetensors"),
     ("fp16", ["config.json", "model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json"], "model.fp16-00001-of-00001.safetensors")])
 def test_wanted_files(precision, names, want):
-    got = M._wanted(names, "UNet2DConditionModel", M.Source("a/b"), precision)
+    got = _wanted(names, "UNet2DConditionModel", M.Source("a/b"), precision)
     assert want in got and "config.json" in got and not {"x.bin", "other.safetensors"} & set(got)
     assert sum(n.endswith(".safetensors") for n in got) == 1
 
 def test_wanted_refuses_pickles():
-    with pytest.raises(ModelError, match="run code"): M._wanted(["config.json", "pytorch_model.bin"], "CLIPTextModel", M.Source("a/b"), "fp16")
+    with pytest.raises(ModelError, match="run code"): _wanted(["config.json", "pytorch_model.bin"], "CLIPTextModel", M.Source("a/b"), "fp16")

@@ -3,10 +3,10 @@ import math
 import diffusers, numpy as np, pytest, torch
 from hypothesis import assume, given, strategies as st
 from fastedit.core import OptionError
-from fastedit.models import _LCM_SCHED
-from fastedit.schedules import NoiseSchedule, boundary, continuous_grid, curve, even_grid, lcm_grid, stock_grid
+from fastedit.models import LCM_SCHEDULER
+from fastedit.denoise import NoiseSchedule, boundary, continuous_grid, curve, even_grid, lcm_grid, stock_grid
 
-def scheduler(**kw): return diffusers.LCMScheduler.from_config({**{k: v for k, v in _LCM_SCHED.items() if k[0] != "_"}, **kw})
+def scheduler(**kw): return diffusers.LCMScheduler.from_config({**{k: v for k, v in LCM_SCHEDULER.items() if k[0] != "_"}, **kw})
 
 def theirs(steps, strength=1., original=50):
     s = scheduler(original_inference_steps=original); s.set_timesteps(steps, strength=strength); return tuple(s.timesteps.tolist())
@@ -55,7 +55,7 @@ def test_refused(call):
     with pytest.raises(OptionError): call()
 
 def test_noise_levels_are_the_schedulers():
-    s = NoiseSchedule.from_config(_LCM_SCHED); d = scheduler(); assert torch.equal(s.alphas_cumprod, d.alphas_cumprod)
+    s = NoiseSchedule.from_config(LCM_SCHEDULER); d = scheduler(); assert torch.equal(s.alphas_cumprod, d.alphas_cumprod)
     z, n = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
     for t in (0, 259, 999): assert torch.equal(s.noised(z, n, t), d.add_noise(z, n, torch.tensor([t])))
     a, b = s.levels(-1); assert a == 1 and b == 0

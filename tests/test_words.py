@@ -17,7 +17,7 @@ def editor(): return FastEditor("mini", device="cpu")
 def refused(error, make, *words):
     "Run and return the message, which is short, on one line, and shows no address in memory."
     with pytest.raises(error) as e: make()
-    text = str(e.value); assert type(e.value).__module__ == "fastedit.core"
+    text = str(e.value); assert type(e.value).__module__ == "fastedit.errors"
     assert len(text) < 900 and "\n" not in text and " at 0x" not in text and all(w in text for w in words), text
     return text
 

@@ -68,7 +68,7 @@ def check_edit(prompt, model, settings, picture, device=None, precision=None,
     default = dict(method="flow") if flow else {}
     request = EditRequest(prompt=prompt, model=model, **default | settings)
     method = check_request(request, spec, picture)
-    check_models([model])
+    check_models([spec])
     packed = precision in PRECISIONS and PRECISIONS[precision].weights
     return not (flow or method.pipeline or packed)
 

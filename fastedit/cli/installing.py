@@ -54,7 +54,7 @@ def package_versions() -> dict:
 def model_row(key: str, spec) -> dict:
     "Whether a model is here, how large it is, under which licence, and how to get it."
     from fastedit.models import diagnose
-    d = diagnose(key)
+    d = diagnose(spec)
     here = sum(f.state == "ok" for f in d.findings)
     state = "available" if d.ok else f"{here} of {len(d.findings)} parts" if here else "not here"
     return dict(model=key, available=d.ok, state=state, gb=round(spec.size_gb(), 2) or None,

@@ -67,7 +67,7 @@ def named_values(given) -> dict:
 
 def loras(given) -> dict:
     "Read and look for the LoRA files of a command line; nothing if there are none."
-    from fastedit.lora import find_lora, parse_lora
+    from fastedit.models import find_lora, parse_lora
     asked = tuple(map(parse_lora, given or ()))
     for x in asked: find_lora(x)
     return dict(loras=asked) if asked else {}

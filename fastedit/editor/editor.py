@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import OptionError, PromptError, in_words
-from ..denoise import packs
+from ..denoise import machine, ordinary, packs, stamp
 from .flow.loading import open_flow
 from .flow.rules import check_flow
 from .notes import made_for, transparency_notes
@@ -23,12 +23,10 @@ from .request import EditRequest
 from .result import EditResult, versions
 from .stages import Draft
 from .stores import StageCache
-from ..lora import other_loras
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
-from ..models import load_model, working_size
+from ..models import load_model, other_loras, working_size
 from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_hash,
                                read_image, read_mask, unfit)
-from ..state import machine, ordinary, stamp
 from ..threads import few_threads
 
 # %% ../../nbs/editor/209_editor.ipynb #43f8489a
@@ -71,7 +69,7 @@ class FastEditor(PlacedStages):
             if self.flow is not None: self.parts = self.flow
             else: self.load(model, device, precision, residency, budget_gb, **load)
 
-# %% ../../nbs/editor/209_editor.ipynb #2c333de4
+# %% ../../nbs/editor/209_editor.ipynb #8aec5fec
 _FIELDS = {f.name for f in fields(EditRequest)}
 
 @lru_cache(1)
@@ -89,7 +87,7 @@ def __repr__(self: FastEditor) -> str:
     return (f"FastEditor({self.spec.key!r}, device={str(where)!r}, "
             f"precision={self.parts.precision!r}{stays}): {side}x{side}")
 
-# %% ../../nbs/editor/209_editor.ipynb #3aa4206d
+# %% ../../nbs/editor/209_editor.ipynb #f8424bc7
 def _written_down(editor, prompt, settings) -> EditRequest:
     "Make a request of a prompt and settings."
     if unknown := set(settings)-_FIELDS:
@@ -111,7 +109,7 @@ def _given(request, prompt, settings) -> EditRequest:
                           "dataclasses.replace(request, ...) to change a request")
     return request
 
-# %% ../../nbs/editor/209_editor.ipynb #ecfbbb53
+# %% ../../nbs/editor/209_editor.ipynb #ec4fec60
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
     key, own = editor.spec.key, editor.parts.precision
@@ -126,7 +124,7 @@ def _suited(editor, r: EditRequest) -> EditRequest:
         raise OptionError(f"{words}: make FastEditor({r.model!r}, loras=[(file, weight), ...])")
     return r
 
-# %% ../../nbs/editor/209_editor.ipynb #cf5c656d
+# %% ../../nbs/editor/209_editor.ipynb #9789a6bf
 @dataclass
 class _Inputs:
     "A picture and a mask as they were read."
@@ -151,7 +149,7 @@ def _read_inputs(image, mask) -> _Inputs:
     read = in_steps(read_mask(mask, picture.image.size))
     return _Inputs(picture, read.values, tuple(read.notes))
 
-# %% ../../nbs/editor/209_editor.ipynb #c747454e
+# %% ../../nbs/editor/209_editor.ipynb #9ebc1753
 def _stamp_stores(editor):
     "Have the stores know the networks as they are now; changed ones find nothing."
     if editor.flow is not None: return
@@ -175,7 +173,7 @@ def _accounted(editor, image, mask, r, on_step) -> EditResult:
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
 
-# %% ../../nbs/editor/209_editor.ipynb #0d783434
+# %% ../../nbs/editor/209_editor.ipynb #51a9ac78
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -199,7 +197,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
         return _accounted(self, image, mask, r, on_step)
 
-# %% ../../nbs/editor/209_editor.ipynb #90a366b6
+# %% ../../nbs/editor/209_editor.ipynb #6d6bea94
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
@@ -226,7 +224,7 @@ def _attempt(self: FastEditor, draft: Draft) -> EditResult:
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused)
 
-# %% ../../nbs/editor/209_editor.ipynb #a6b0cf44
+# %% ../../nbs/editor/209_editor.ipynb #3985b310
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
@@ -256,7 +254,7 @@ def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
     rungs = tuple(f"{g.key}: {g.words}" for g in used)
     return replace(result, notes=tuple(notes), fallbacks=rungs)
 
-# %% ../../nbs/editor/209_editor.ipynb #80441cc2
+# %% ../../nbs/editor/209_editor.ipynb #8d6063e0
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."

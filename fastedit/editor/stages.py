@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #f7322e52
+# %% ../../nbs/editor/208b_stages.ipynb #4a42585f
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from ..pictures import (composite, control_map, fit_mask, load_image, looks_phot
                                pixel_hash, plan_fit, to_image, to_tensor, unfit)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #1d204857
+# %% ../../nbs/editor/208b_stages.ipynb #9e7d59b8
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -59,7 +59,7 @@ class Draft:
     decoded: object=None         # PIL image in the model's frame
     image: object=None           # PIL image of the picture's size
 
-# %% ../../nbs/editor/208b_stages.ipynb #c6428bfc
+# %% ../../nbs/editor/208b_stages.ipynb #088bc89b
 STEPS = ("resolve", "fit", "text", "encode", "start", "denoise", "decode", "finish")
 
 class Stages:
@@ -85,7 +85,7 @@ class Stages:
         def named(a): return dict(file=a["source"], hash=a["hash"][:16], weight=a["scale"])
         return tuple(map(named, beside))
 
-# %% ../../nbs/editor/208b_stages.ipynb #18222f18
+# %% ../../nbs/editor/208b_stages.ipynb #1b8f2ee9
 @patch
 def denoiser(self: Stages, **settings) -> Denoiser:
     "Make a fresh `Denoiser` on this model, to look behind the scenes."
@@ -108,7 +108,7 @@ def kept(self: Stages, kind: str, make, *content):
     "Take an answer from the cache, or make and keep it; `content` is all that it depends on."
     return self.cache.get(content_hash(kind, self.parts.revision, *content), make)
 
-# %% ../../nbs/editor/208b_stages.ipynb #6ae840bc
+# %% ../../nbs/editor/208b_stages.ipynb #f3cab810
 def _source_prompt(r, method) -> tuple:
     "The source prompt that a method compares with, and what to say about it."
     if not method.source_prompt or r.source_prompt is not None: return r.source_prompt, []
@@ -131,7 +131,7 @@ def _cut_notes(stages, prompt, source_prompt) -> list:
                          "were ignored")
     return notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #964b4b3a
+# %% ../../nbs/editor/208b_stages.ipynb #fcf33c1b
 def _photograph_notes(stages, source, seen) -> list:
     "Say that a mini model is given a photograph, and warn once."
     spec = stages.spec
@@ -150,7 +150,7 @@ def _scales(stages, r, method) -> dict:
     return dict(guidance=guidance, source_guidance=source_guidance, control=control,
                 control_scale=scale)
 
-# %% ../../nbs/editor/208b_stages.ipynb #0fcce9dd
+# %% ../../nbs/editor/208b_stages.ipynb #b455b5ee
 def _fill_in(stages, r, method, source, **found) -> EditRequest:
     "Fill in what needs no more than the rows of method and model, beside what was `found`."
     spec, parts = stages.spec, stages.parts
@@ -163,7 +163,7 @@ def _fill_in(stages, r, method, source, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #4e2e0c46
+# %% ../../nbs/editor/208b_stages.ipynb #30bc3a39
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -187,7 +187,7 @@ def resolve(self: Stages,
                           self.parts.controlnet is not None)
     return filled, method, notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #78055921
+# %% ../../nbs/editor/208b_stages.ipynb #7193a02c
 @patch
 def times(self: Stages, r: EditRequest, method: Method) -> tuple:
     "List the times that a filled-in request visits, noisiest first."
@@ -207,7 +207,7 @@ def _control_map(stages, draft, fitted):
     key = content_hash("edges", r.image, r.size, r.control)
     return draft.clock("control", lambda: stages.cache.get(key, draw))
 
-# %% ../../nbs/editor/208b_stages.ipynb #43a1fb55
+# %% ../../nbs/editor/208b_stages.ipynb #13f9d12b
 def _asking(stages, draft, edges) -> Denoiser:
     "Make the denoiser of a draft, which finds what is kept."
     r, s = draft.request, draft.settings
@@ -215,7 +215,7 @@ def _asking(stages, draft, edges) -> Denoiser:
     def half(key, make): return stages.kept("half", make, key.hex())
     return stages.denoiser(edges=edges, drop_w=r.schedule == "stock", tile=s.vae_tile,
                            memo=None if s.wide else stages.memo, stem=stem,
-                           halves=half if stages.keep_negative else None)
+                           keep_negative=half if stages.keep_negative else None)
 
 @patch
 def fit(self: Stages, draft: Draft) -> Draft:
@@ -228,7 +228,7 @@ def fit(self: Stages, draft: Draft) -> Draft:
     draft.denoiser = _asking(self, draft, _control_map(self, draft, picture))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #23680390
+# %% ../../nbs/editor/208b_stages.ipynb #3dff85c5
 def _needs_negative(draft) -> bool:
     "Whether any step of a draft will need the negative prompt."
     r, n, pairs = draft.request, len(draft.grid), draft.denoiser.pairs
@@ -250,17 +250,16 @@ def text(self: Stages, draft: Draft) -> Draft:
     if draft.method.source_prompt: prompts.append(r.source_prompt)
     draft.target, *more = draft.clock("text", lambda: _texts(self, denoiser, prompts))
     if draft.method.source_prompt: draft.source_text = more.pop()
-    if negative: denoiser._negative = more.pop()
+    if negative: denoiser.negative = more.pop()
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #3f2b2651
+# %% ../../nbs/editor/208b_stages.ipynb #f951abe9
 def latent_shape(parts,         # `models.Components`
                  size: tuple    # (width, height) in pixels
                 ) -> tuple:
     "Shape of a picture's latents without the batch, (channels, h, w)."
-    config = parts.vae.config
-    factor = 2**(len(config.block_out_channels)-1)
-    return config.latent_channels, size[1]//factor, size[0]//factor
+    factor = parts.vae_factor
+    return parts.vae.config.latent_channels, size[1]//factor, size[0]//factor
 
 @patch
 def encode(self: Stages, draft: Draft) -> Draft:
@@ -273,7 +272,7 @@ def encode(self: Stages, draft: Draft) -> Draft:
     draft.z0 = finite("source latents", z0)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #1292987d
+# %% ../../nbs/editor/208b_stages.ipynb #82db949d
 def _latent_mask(draft):
     "A draft's mask at the size of its latents, (1, 1, h, w); None if it has none."
     if draft.mask is None: return None
@@ -293,7 +292,7 @@ def start(self: Stages, draft: Draft) -> Draft:
                     prompts=(r.source_prompt or "", r.prompt), pixels=draft.pixels)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #8da351d6
+# %% ../../nbs/editor/208b_stages.ipynb #88eb21bb
 @patch
 def denoise(self: Stages, draft: Draft) -> Draft:
     "Run the method."
@@ -302,7 +301,7 @@ def denoise(self: Stages, draft: Draft) -> Draft:
     draft.latents = draft.clock("denoise", run)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #63f16f42
+# %% ../../nbs/editor/208b_stages.ipynb #039f923f
 @patch
 def decode(self: Stages, draft: Draft) -> Draft:
     "Decode the edited latents into a picture in the model's frame."
@@ -311,7 +310,7 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #1453f458
+# %% ../../nbs/editor/208b_stages.ipynb #2e487500
 def _found_region(draft):
     "The region that the method found by itself, float32 (H,W) of the picture's size."
     found = draft.job.found.float().repeat(1, 3, 1, 1)*2-1
@@ -335,7 +334,7 @@ def finish(self: Stages, draft: Draft) -> Draft:
     draft.image = draft.clock("finish", lambda: _finished(draft))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #c51c8a06
+# %% ../../nbs/editor/208b_stages.ipynb #e718d8f1
 @patch
 def prepare(self: Stages, draft: Draft) -> Draft:
     "Run the steps before the method: fit, text, encode, start."

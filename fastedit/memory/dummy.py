@@ -7,12 +7,12 @@ __all__ = ['random_parts']
 
 # %% ../../nbs/memory/069b_dummy.ipynb #bef23a09
 import tempfile
-from ..configuration import zeros_for_empty
 from ..core import OptionError
 from .residency import vae_precision
 from .trace import import_torch
-from ..models import (Components, build, check_precision, clip_tokenizer, compute_dtype,
-                             find_spec, quantize)
+from ..models import (LCM_SCHEDULER, Components, build, check_precision, clip_tokenizer,
+                             compute_dtype, find_spec, load_tokenizer, quantize,
+                             zeros_for_empty)
 
 # %% ../../nbs/memory/069b_dummy.ipynb #58718997
 def _architectures(spec, controlnet) -> dict:
@@ -23,10 +23,9 @@ def _architectures(spec, controlnet) -> dict:
 
 def _random_tokenizer():
     "A byte tokenizer; it needs its files only while it is read."
-    from fastedit.models import _load_tokenizer
     with tempfile.TemporaryDirectory() as folder:
         clip_tokenizer(folder)
-        return _load_tokenizer(folder)
+        return load_tokenizer(folder)
 
 def _wake(controlnet):
     "Let the last layers of a new ControlNet, which start at zero, say something."
@@ -42,7 +41,6 @@ def random_parts(model="sd15-lcm",        # registry name whose architectures ar
                  device: str="cpu"        # where the networks are made, and then stay
                 ) -> Components:
     "Build a model of the registry at full size with random weights: not to look at."
-    from fastedit.models import _LCM_SCHED
     torch, spec = import_torch(), find_spec(model)
     archs = _architectures(spec, controlnet)
     check_precision(precision, device)
@@ -60,5 +58,5 @@ def random_parts(model="sd15-lcm",        # registry name whose architectures ar
     second = nets.get("text_encoder_2")
     return Components(spec, nets["vae"], nets["unet"], nets.get("controlnet"), tok,
                       tok if second is not None else None, nets["text_encoder"], second,
-                      dict(_LCM_SCHED, _class_name=spec.scheduler), f"random-{seed}", precision,
+                      dict(LCM_SCHEDULER, _class_name=spec.scheduler), f"random-{seed}", precision,
                       notes=(note,), zero_negative=zeros_for_empty({}, spec.family))

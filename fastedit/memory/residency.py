@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from ..configuration import upcasts
+from ..models import upcasts
 from ..core import OptionError, in_words, nearest
 from .costs import arch_key
 from ..models import (ARCHITECTURES, Components, build, compute_dtype, find_spec, mini_path,

@@ -7,7 +7,7 @@ __all__ = ['Work', 'default_work']
 
 # %% ../../nbs/memory/063_work.ipynb #cbdccbd8
 from dataclasses import dataclass, replace
-from ..configuration import zeros_for_empty
+from ..models import zeros_for_empty
 
 # %% ../../nbs/memory/063_work.ipynb #f7837eb6
 @dataclass(frozen=True)

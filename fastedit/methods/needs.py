@@ -5,7 +5,7 @@
 # %% ../../nbs/methods/094_needs.ipynb #8b8ba452
 from __future__ import annotations
 from ..core import ModelError
-from ..configuration import zeros_for_empty
+from ..models import zeros_for_empty
 from ..memory import Work
 from .method import Method, cost
 

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['load_flow', 'open_flow']
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #08f19d87
+# %% ../../../nbs/editor/flow/203_loading.ipynb #f56c9207
 import json, warnings
 from pathlib import Path
 import torch
 from ...core import ModelError, OptionError, content_hash
 from .pipeline import FlowModel
 from .rules import FLOW
-from ...models import (PRECISIONS, ModelSpec, _quiet, check_precision, chosen_precision,
+from ...models import (PRECISIONS, ModelSpec, check_precision, chosen_precision,
                              compute_dtype, default_device, file_hash, find_spec, locate,
-                             quantize, read_header)
+                             quantize, quiet_libraries, read_header)
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #eab60989
+# %% ../../../nbs/editor/flow/203_loading.ipynb #239d7ac7
 _ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _AGAIN = "fetch or copy the model again"
 
@@ -62,13 +62,13 @@ def _flow_folder(spec) -> Path:
                      f"`fastedit fetch {spec.key}` once while online (about {spec.disk_gb:g} "
                      "GB), or use model 'mini'")
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #35626e57
+# %% ../../../nbs/editor/flow/203_loading.ipynb #74ac99c0
 def narrowed(component: str, precision: str) -> bool:
     "Whether a precision's weights concern a component."
     if component == "transformer": return True
     return component.startswith("text_encoder") and PRECISIONS[precision].weights != "float8"
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #791d4f23
+# %% ../../../nbs/editor/flow/203_loading.ipynb #fbefbc1b
 _PLACES = ("resident", "model-offload", "sequential", "auto")
 
 def _check_asked(spec, precision, residency, device):
@@ -94,12 +94,12 @@ def _place(model, device, residency):
     elif residency == "model-offload": pipe.enable_model_cpu_offload(device=device)
     else: pipe.enable_sequential_cpu_offload(device=device)
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #cd58084a
+# %% ../../../nbs/editor/flow/203_loading.ipynb #e72e3903
 def _from_folder(folder, spec, dtype):
     "Have diffusers load a pipeline from a folder; raises `ModelError` in words."
     import diffusers   # seconds, and only for those who edit with such a model
     try:
-        with _quiet(), warnings.catch_warnings():
+        with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             kind = getattr(diffusers, spec.pipeline)
             pipe = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True,
@@ -111,7 +111,7 @@ def _from_folder(folder, spec, dtype):
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #fac384ef
+# %% ../../../nbs/editor/flow/203_loading.ipynb #05e4eda6
 def load_flow(name,                      # registry name, or a `ModelSpec` of family "flow"
               device: str|None=None,     # torch device; None: CUDA if there is one, else CPU
               precision: str="bf16",     # key of `PRECISIONS`; not fp16; None or "auto": fp32
@@ -141,7 +141,7 @@ def load_flow(name,                      # registry name, or a `ModelSpec` of fa
     _place(model, device, residency)
     return model
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #5b48eaaa
+# %% ../../../nbs/editor/flow/203_loading.ipynb #69f8cb30
 def open_flow(model,                     # anything that an editor takes
               device: str|None=None,     # as for `load_flow`, as are the next two
               precision: str="bf16",

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['random_flow']
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #47e11cc3
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #278bb6f0
 import tempfile
 from pathlib import Path
-from ...models import _quiet, clip_tokenizer, find_spec
+from ...models import clip_tokenizer, find_spec, quiet_libraries
 
 # %% ../../../nbs/editor/flow/205_tiny.ipynb #aa53b9d5
 _TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -33,7 +33,7 @@ def _tiny_vae(kind, **settings):
                 down_block_types=("DownEncoderBlock2D",)*2,
                 up_block_types=("UpDecoderBlock2D",)*2, norm_num_groups=2, **settings)
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #48d33ce9
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #7eed5b0b
 def _klein():
     from diffusers import (AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler,
                            Flux2KleinPipeline, Flux2Transformer2DModel)
@@ -49,7 +49,7 @@ def _klein():
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return Flux2KleinPipeline(scheduler, vae, text, tokenizer, net, is_distilled=True)
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #a62767f1
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #52ce4be0
 def _qwen_reader(tokenizer):
     "A tiny language model with a vision tower."
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -84,7 +84,7 @@ def _qwen():
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return QwenImageEditPlusPipeline(scheduler, vae, text, tokenizer, seeing, net)
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #01988933
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #ae97c499
 def _clip_encoder():
     "A tiny CLIP text encoder and the tokenizer that it reads with."
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -119,7 +119,7 @@ def _kontext():
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return FluxKontextPipeline(scheduler, vae, clip, clip_tokens, t5, t5_tokens, net)
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #b28982b8
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #0969a9f6
 _MAKERS = dict(Flux2KleinPipeline=_klein, QwenImageEditPlusPipeline=_qwen,
                FluxKontextPipeline=_kontext)
 
@@ -131,7 +131,7 @@ def random_flow(folder,                  # where to write it
     of, in the real one's folder layout."""
     import torch
     make = _MAKERS[find_spec(key).pipeline]
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(seed)
         make().save_pretrained(folder, safe_serialization=True)
     return Path(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ...core import DataError, Later, OptionError, atomic_write, progress
 from ...editor import versions
-from ...lora import asked_loras, find_lora
+from ...models import asked_loras, find_lora
 from ...measure import Table
 from ...models import find_spec
 from ...pictures import save_image
