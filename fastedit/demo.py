@@ -188,6 +188,6 @@ def _gap(parts, first, kinds) -> dict:
     return dict(gap=plain(d.mean), gap_low=plain(d.low), gap_high=plain(d.high), gap_p=d.p)
 
 def _through_vae(editor, image):
-    from fastedit.denoiser import Denoiser
+    from fastedit.denoise import Denoiser
     from fastedit.pictures import to_image, to_tensor
     d = Denoiser(editor.parts); return to_image(d.decode(d.encode(to_tensor(image))))

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
-from . import pictures as images, schedules
+from . import denoise as schedules, pictures as images
 from .core import DataError, FastEditError, OptionError, PromptError, atomic_write, canonical_json, content_hash, progress, legible
-from .denoiser import Denoiser, Memo, Text, fingerprint
-from .editor import EditRequest, EditResult, FastEditor, StageCache, _Clock, _scale, versions
+from .denoise import Memo, Text, fingerprint
+from .editor import Draft, EditRequest, EditResult, FastEditor, StageCache, control_at, versions
 from .methods.base import cost, find_method
 from .values import Span
 from .measure import Table, difference_interval, mean_interval, scores
@@ -137,8 +137,9 @@ class Act:
 
 def _executes(r, method, editor) -> tuple:
     "What of a filled-in request reaches the method: times and scales step by step, not the numbers that they come from."
-    stock = r.schedule == "stock"; grid = schedules.stock_grid(r.steps, r.strength) if stock else method.times(r.steps, r.strength, Denoiser(editor.parts).consistent, **r.options); n = len(grid)
-    control = [_scale(r.control_scale, i, n) for i in range(n)]; on = any(any(c) if isinstance(c, tuple) else c for c in control)
+    stock, grid = r.schedule == "stock", editor.times(r, method)
+    n = len(grid)
+    control = [control_at(r.control_scale, i, n) for i in range(n)]; on = any(any(c) if isinstance(c, tuple) else c for c in control)
     off = {} if on or method.key == "leditspp" else dict(control="none")   # leditspp refuses a map even at scale 0
     return replace(r, steps=None, strength=None, guidance=None, control_scale=None, schedule="stock" if stock else None, feather=r.feather if r.mask else 0., **off), \
         list(grid), [schedules.curve(r.guidance, i, n) for i in range(n)], control if on else None
@@ -148,14 +149,14 @@ def rehearse(editor: FastEditor,     # from `rehearsed`
              acts: dict=None         # what was rehearsed before, by what reaches the method
             ) -> Act:
     "Find out what a setting will ask the networks, without asking them."
-    r, method, _ = editor._resolve(request, subject.image, subject.mask); what = _executes(r, method, editor); known = content_hash(*map(list, [what[1:]]), what[0], length=32)
+    r, method, _ = editor.resolve(request, subject.image, subject.mask); what = _executes(r, method, editor); known = content_hash(*map(list, [what[1:]]), what[0], length=32)
     if acts is not None and known in acts: return replace(acts[known], request=r)
     pairs = editor.denoiser(drop_w=r.schedule == "stock").pairs
     if _opaque(method, r): act = Act(known, None, cost(method, len(what[1]), any(map(pairs, what[2])), pairs(r.source_guidance), times=tuple(what[1]), **r.options), r)
     else:
         editor.cache.clear(); editor.memo.log = log = []; free = r.options.get("region", "given") == "given"
         editor.memo.salt = content_hash(r.model, r.precision, r.loras, *([] if free else [r.options])).encode()   # other weights answer otherwise; a threshold may find the same region in noise and another one in a picture
-        job, _ = editor._encode(r, method, subject.image, subject.mask, editor.memory, _Clock(), None); z = method(job)
+        z = method(editor.prepare(Draft(r, method, subject.image, subject.mask, editor.memory)).job)
         end = "the source" if z is None else fingerprint("decode", z); n = sum(rows for network, _, rows in log if network == "unet")
         if z is not None: log.append(("decode", end, len(z)))
         fixed = dict(options=r.options, image=r.image, mask=r.mask, feather=what[0].feather, size=r.size, model=r.model, precision=r.precision, loras=r.loras, stock=r.schedule == "stock", method=r.method)
@@ -317,11 +318,10 @@ class Sweep:
             if k in self._done: continue
             s, r = self.subjects[self.jobs[i][0]], self.jobs[i][2]; editor = self.editor_for(r)
             if editor is not last: self.memo, cache, last = memo(self.memo_bytes), StageCache(self.memo_bytes), editor
-            self.memo.ahead = {n: iter(w) for n, w in p.wanted[k].items()}; before, own = Counter(self.memo.saved), (editor.cache, editor.memo)
-            editor.cache, editor.memo = cache, self.memo
-            try: found = editor(s.image, mask=s.mask, request=r)
-            except FastEditError as e: found = e
-            finally: editor.cache, editor.memo = own
+            self.memo.wanted_again = {n: iter(w) for n, w in p.wanted[k].items()}; before = Counter(self.memo.saved)
+            with editor.using(cache, self.memo):
+                try: found = editor(s.image, mask=s.mask, request=r)
+                except FastEditError as e: found = e
             self.saved = self.memo.saved-before
             if not isinstance(found, FastEditError): self.ran += Counter(unet=found.nfe-self.saved["unet"], controlnet=found.control_nfe-self.saved["controlnet"])
             yield k, found

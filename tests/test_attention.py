@@ -1,9 +1,9 @@
 "Attention control: token alignment, each rule against a direct computation, maps as pictures, and nothing left behind."
 import pytest, torch
-from fastedit.attention import (Alignment, CrossAttention, Features, Rule, SelfAttention, Share, WordMaps, WordRegion, align, as_picture, controlled, find_words, sites, token_spans,
+from fastedit.denoise import (Alignment, CrossAttention, Features, Rule, SelfAttention, Share, WordMaps, WordRegion, align, as_picture, controlled, find_words, sites, token_spans,
                                 word_pictures)
 from fastedit.core import OptionError
-from fastedit.denoiser import Denoiser, Text
+from fastedit.denoise import Denoiser, Text
 from fastedit.models import clip_tokenizer, load_model, random_model
 
 torch.set_num_threads(1)
@@ -72,7 +72,7 @@ class Spy(Rule):
     "Keep what later rules made of the maps."
     def __init__(self): self.seen = []
     def wants(self, site, positions, c): return True
-    def maps(self, site, p, c): self.seen.append((site, p.clone(), list(c.d.rows))); return p
+    def maps(self, site, p, c): self.seen.append((site, p.clone(), list(c.denoiser.rows))); return p
 
 @pytest.mark.parametrize("guidance", [1., 2.])
 def test_cross_attention_replaces_refines_and_reweights(parts, tok, guidance):

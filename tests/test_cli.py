@@ -11,7 +11,7 @@ from fastedit.core import Cancelled
 from fastedit.images import read_metadata
 from fastedit.memory import RESIDENCIES
 from fastedit.models import random_model, random_weights
-from fastedit.schedules import lcm_grid
+from fastedit.denoise import lcm_grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -195,7 +195,7 @@ def test_ctrl_c(place, model):
     "A real interrupt in the middle of an edit: 130, one line, nothing written."
     code = f"""import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job inherits it ignored
-from fastedit import denoiser
+from fastedit import denoise as denoiser
 old = denoiser.Denoiser.decode
 def decode(self, z): os.kill(os.getpid(), signal.SIGINT); return old(self, z)
 denoiser.Denoiser.decode = decode

@@ -8,10 +8,10 @@ from fastedit.conditions import canny
 from fastedit.models import CONFIGURATION, SCHEDULERS, check_configuration, scheduler_values, upcasts
 from fastedit.core import ModelError
 from fastedit.models.fetching import _wanted
-from fastedit.denoiser import Denoiser
+from fastedit.denoise import Denoiser
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.methods.base import ddim
-from fastedit.schedules import NoiseSchedule
+from fastedit.denoise import NoiseSchedule
 
 FILES = dict(scheduler="scheduler/scheduler_config.json", model_index="model_index.json", unet="unet/config.json", controlnet="controlnet/config.json",
              vae="vae/config.json", text_encoder="text_encoder_2/config.json", tokenizer="tokenizer/tokenizer_config.json")

@@ -27,7 +27,7 @@ def test_every_policy_gives_the_same_bytes(policy):
     "What comes and goes, also by CUDA streams, must be there in time: a race would show in the picture."
     whole = editor()(A, "a blue ball", **TELL); e = editor(residency=policy)
     for _ in range(3): assert e(A, "a blue ball", **TELL).image.tobytes() == whole.image.tobytes(); e.cache.clear()
-    kept = {k for k, m in e.parts.modules().items() if next(m.parameters()).device.type == "cuda"}; assert kept == set(Q.RESIDENCIES[policy].keeps); e._release()
+    kept = {k for k, m in e.parts.modules().items() if next(m.parameters()).device.type == "cuda"}; assert kept == set(Q.RESIDENCIES[policy].keeps); e.release()
 
 @pytest.mark.parametrize("precision", [k for k in M.PRECISIONS if k != "fp32"])
 def test_every_precision_draws(precision):
@@ -53,7 +53,7 @@ def test_the_planner_and_the_ladder_on_a_6_gb_card(small_card):
     "SSD-1B's architecture at 1024x1024 with ControlNet: what the planner chose runs at once; everything resident runs out of memory, steps down and says so."
     parts, kw = Q.random_parts("ssd-1b", True, precision="fp16", device="cuda"), dict(source_prompt="a red ball", method="img2img", size=(1024, 1024), steps=2)
     for how, budget in (("auto", 6), ("resident", None)):
-        parts.to("cpu"); small_card(6); e = FastEditor(parts, device="cuda", residency=how, budget_gb=budget); r = e(pb.render(SCENE, 256), "a blue ball", **kw); e._release()
+        parts.to("cpu"); small_card(6); e = FastEditor(parts, device="cuda", residency=how, budget_gb=budget); r = e(pb.render(SCENE, 256), "a blue ball", **kw); e.release()
         assert r.memory["residency"] == "text-cached" and torch.cuda.max_memory_reserved() < 6*2**30
         assert (not r.fallbacks and r.memory["vae_tile"] is None) if budget else any("text-cached" in f for f in r.fallbacks)
 
@@ -68,7 +68,7 @@ def test_quantised_weights_come_and_go(precision, policy):
     except OptionError as e: pytest.skip(str(e))
     whole, e = editor(precision=precision)(A, "a blue ball", **TELL), editor(precision=precision, residency=policy)
     for _ in range(2): got = e(A, "a blue ball", **TELL); e.cache.clear(); assert got.image.tobytes() == whole.image.tobytes()
-    e._release()
+    e.release()
 
 def test_weights_built_on_the_gpu():
     d = bench_memory("sd15-lcm", (256, 256), 1, residency=("resident", "text-cached"), device="cuda"); a, b = d["policies"]

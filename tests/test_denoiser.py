@@ -2,7 +2,7 @@
 from dataclasses import replace
 import pytest, torch
 from fastedit.core import ModelError, NumericalError, OptionError, PromptError
-from fastedit.denoiser import Count, Denoiser, Memo, Noise, Text, fingerprint, finite, guidance_embedding
+from fastedit.denoise import Count, Denoiser, Memo, Noise, Store, Text, fingerprint, finite, guidance_embedding, switched_off
 from fastedit.models import load_model, random_model
 
 KW = dict(channels=(16, 32, 32), width=16)
@@ -131,7 +131,7 @@ def test_a_memo_gives_the_same_bits_for_fewer_calls(parts, kind):
 @pytest.mark.parametrize("kind", ["cfg", "sd15"])
 def test_halves_asked_apart_are_the_pair_and_the_unconditional_one_is_asked_once(parts, kind):
     def ask(halves, prompt, t=500, c=.5, seed=0, **kw):
-        d = Denoiser(parts[kind], EDGES, halves=halves)
+        d = Denoiser(parts[kind], EDGES, keep_negative=halves)
         with torch.no_grad(): return d.output(x(1, seed), t, d.text(prompt), 3., c, **kw), d.count
     class Kept(dict):
         def __call__(self, key, make): return self[key] if key in self else self.setdefault(key, make())
@@ -141,7 +141,7 @@ def test_halves_asked_apart_are_the_pair_and_the_unconditional_one_is_asked_once
     for other in (dict(t=480), dict(c=.25), dict(seed=1), dict(c=0.)): assert ask(halves, "a cup", **other)[1].reused == 0, other   # everything that went in is part of the question
     assert ask(halves, "a dog", c=0.)[1].reused == 1 and ask(halves, "a dog", c=0.)[1].control_nfe == 0
     for want in ((5, 4, 0), (5, 3, 1)):   # one plain question, the first pair apart, the next one in one batch; then the same with its first half known
-        d = Denoiser(parts[kind], EDGES, halves=halves); t = d.text("a ball")
+        d = Denoiser(parts[kind], EDGES, keep_negative=halves); t = d.text("a ball")
         with torch.no_grad():
             for time, g in ((500, 1.), (470, 3.), (460, 3.)): d.output(x(1, 0), time, t, g, .5)
         assert (d.count.nfe, d.count.calls, d.count.reused) == want
@@ -156,11 +156,11 @@ def test_what_leaves_is_an_ordinary_tensor(parts):
 
 def test_a_memo_forgets_what_no_one_wants_and_what_is_too_much(parts):
     memo = Memo(1); assert all(torch.equal(a, b) for a, b in zip(asked(parts["cfg"], None, PLAN), asked(parts["cfg"], memo, PLAN))) and len(memo.items) == 1
-    memo = Memo(); memo.ahead = {"unet": iter([1, 0, 0]), "controlnet": iter([0]*9), "text": iter([])}
+    memo = Memo(); memo.wanted_again = {"unet": iter([1, 0, 0]), "controlnet": iter([0]*9), "text": iter([])}
     two = asked(parts["cfg"], memo, [(0, 500, "a ball", 1., 0.)]*2); assert torch.equal(*two) and memo.ran["unet"] == memo.saved["unet"] == 1 and not memo.items and memo.bytes == 0 < memo.peak
 
 def test_a_memo_stays_out_where_an_answer_depends_on_more(parts):
-    from fastedit.attention import Share, controlled
+    from fastedit.denoise import Share, controlled
     p, memo = parts["cfg"], Memo(); d = Denoiser(p, memo=memo); t = d.text("a ball"); d.output(x(), 500, t); assert memo.ran["unet"] == 0   # gradients may be wanted
     with torch.no_grad(), controlled(d, [Share("kv", source=0, target=1)], 1): d.output(x(2), 500, t)
     assert memo.ran["unet"] == 0 and d.memo is memo
@@ -175,3 +175,20 @@ def test_encoding_draws_anew_from_a_shared_posterior(parts):
 def test_fingerprints_tell_apart_shapes_types_and_order():
     a = torch.arange(4.); things = [(a,), (a.view(2, 2),), (a.double(),), (a.int(),), (a, 1), (1, a), (a.bfloat16(),), (a.flip(0),), ("a", "b"), ("ab",), (1,), (1.,), (None,), (torch.tensor(1),)]
     assert len({fingerprint(*t) for t in things}) == len(things) and fingerprint(a.view(2, 2).T.contiguous().T) == fingerprint(a.view(2, 2))
+
+# --- the store
+
+def test_a_store_lets_go_what_was_not_used_for_longest():
+    s = Store(3000); made = []
+    for k in "abacab": s.get(k, lambda k=k: made.append(k) or torch.zeros(256))
+    assert made == ["a", "b", "c", "b"] and (s.hits, s.misses, s.bytes, s.peak) == (2, 4, 2048, 3072) and "a" in s and "c" not in s
+    s.clear(); assert s.bytes == 0 and not s.items and "a" not in s
+
+def test_a_store_keeps_the_last_value_however_large_it_is():
+    s = Store(1); assert torch.equal(s.get("a", lambda: torch.ones(9)), torch.ones(9)) and "a" in s
+
+def test_what_is_kept_depends_on_networks_and_on_the_trick_that_moves_bits():
+    s = Store(); s.get("a", lambda: 1); s.stamp = 7; assert "a" not in s
+    s.stamp = None; assert "a" in s
+    with switched_off("weights"): assert "a" not in s
+    with switched_off("layers", "versions"): assert "a" in s

@@ -33,7 +33,7 @@ def picture(seed=5, size=(64, 64)):
 
 A = picture()
 def same(a, b): return a.image.tobytes() == b.image.tobytes() and torch.equal(a.latents, b.latents)
-def source_latents(e, im=A): from fastedit.denoiser import Denoiser; from fastedit.images import to_tensor; return Denoiser(e.parts).encode(to_tensor(im))
+def source_latents(e, im=A): from fastedit.denoise import Denoiser; from fastedit.images import to_tensor; return Denoiser(e.parts).encode(to_tensor(im))
 
 # --- equal to stock
 
@@ -332,7 +332,7 @@ def test_errors_and_stops_leave_networks_at_home(heavy_text):
 
 def test_a_real_allocation_failure_on_the_cpu(parts, monkeypatch):
     "Where there is nowhere to move to, only what helps is tried."
-    from fastedit.denoiser import Denoiser
+    from fastedit.denoise import Denoiser
     e, real, asked = FastEditor(parts["cfg"]), Denoiser.decode, []
     def decode(self, z):
         asked.append(self.tile)
@@ -354,7 +354,7 @@ def test_overflow_in_fp16_is_computed_again_in_fp32(folders):
     assert p.unet.dtype == torch.float16
 
 def test_a_budget_is_planned_before_anything_is_loaded(parts, monkeypatch):
-    monkeypatch.setattr(M, "load_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("fastedit.editor.placing.load_model", lambda *a, **k: pytest.fail("loaded"))
     for kw in (dict(residency="auto", budget_gb=.2), dict(residency="resident", budget_gb=4), dict(residency="sequential", budget_gb=.3)):
         with pytest.raises(MemoryPlanError): FastEditor("ssd-1b", precision="fp16", **kw)
     for kw in (dict(residency="here"), dict(budget_gb=0), dict(budget_gb="much")):

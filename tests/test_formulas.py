@@ -2,13 +2,13 @@
 import types
 import diffusers, pytest, torch
 import torch.nn.functional as F
-from fastedit.attention import Control, CrossAttention, SelfAttention, WordRegion, align, as_map, controlled, tie_nearest
-from fastedit.denoiser import Denoiser, Noise, Text
+from fastedit.denoise import Control, CrossAttention, Rule, SelfAttention, WordRegion, align, as_map, controlled, tie_nearest
+from fastedit.denoise import Denoiser, Noise, Text
 from fastedit.methods.base import Job, check_options, cost, find_method, pairs, posterior
 from fastedit.methods.ddcm import window
 from fastedit.methods.renoise import backward, corrected, forward, regularised
 from fastedit.models import LCM_SCHEDULER, clip_tokenizer, load_model, random_model
-from fastedit.schedules import NoiseSchedule, lcm_grid, share_of, time_of
+from fastedit.denoise import NoiseSchedule, lcm_grid, share_of, time_of
 
 torch.set_num_threads(1)
 SRC, TGT = "a red ball on a meadow", "a blue ball on a meadow"
@@ -272,13 +272,13 @@ def test_windows_are_infedits():
     assert [window(u, n) for u, n in ((.7, 12), (.7, 10), (.7, 4), (1., 5), (0., 5), (.3, 10))] == [8, 7, 2, 5, 0, 3]
 
 
-class Watch:
+class Watch(Rule):
     "Keep queries and keys as they are after all rules."
     def __init__(self):
         self.seen = []
     def qkv(self, site, q, k, v, c):
         if not site.cross:
-            self.seen.append((c.step, list(c.d.rows), q.clone(), k.clone(), v.clone()))
+            self.seen.append((c.step, list(c.denoiser.rows), q.clone(), k.clone(), v.clone()))
         return q, k, v
     def wants(self, *_):
         return False
@@ -290,7 +290,7 @@ class Watch:
 @torch.no_grad()
 def test_each_half_of_a_pair_takes_the_same_half_of_the_source(parts, monkeypatch, guidance, source_guidance, nfe):
     d, watch = Denoiser(parts), Watch()
-    import fastedit.attention as A
+    import fastedit.denoise as A
     real = A.controlled
     monkeypatch.setattr(A, "controlled", lambda d, rules, b: real(d, [*rules, watch], b))
     m, job = job_of(d, "ddcm", lcm_grid(4), guidance=guidance, source_guidance=source_guidance, uac=True, blend=False, self_until=.5)

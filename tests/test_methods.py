@@ -4,11 +4,11 @@ from functools import lru_cache
 import numpy as np, pytest, torch
 from PIL import Image
 from fastedit.core import Cancelled, FastEditError, ModelError, OptionError
-from fastedit.denoiser import Denoiser, Noise
+from fastedit.denoise import Denoiser, Noise
 from fastedit.editor import FastEditor
 from fastedit.methods.base import STEPPERS, Job, changed_region, check_model, check_options, cost, find_method, many_grid, method_names, pairs, posterior, work
 from fastedit.models import ARCHITECTURES, MODELS, load_model, random_model
-from fastedit.schedules import NoiseSchedule, even_grid, lcm_grid
+from fastedit.denoise import NoiseSchedule, even_grid, lcm_grid
 
 torch.set_num_threads(1)
 SRC, TGT = "a red ball on a meadow", "a blue ball on a meadow"

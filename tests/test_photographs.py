@@ -52,22 +52,22 @@ def run(*args):
 def test_the_command_line_refuses_a_photograph_unless_mini_was_meant(tmp_path):
     photo, scene, out = tmp_path/"p.png", tmp_path/"s.png", tmp_path/"o.png"; shades(1).save(photo); drawn(5, 128).save(scene); ask = ("a blue ball", "-o", out, "--steps", 1, "--method", "img2img")
     r = run("edit", photo, *ask, "-q"); assert r.exit_code == 2 and not out.exists() and "p.png looks like a photograph" in r.words and all(w in r.words for w in ("--model ssd-1b", "--model mini", "--anyway")) and r.stdout == ""
-    E._warned.clear()
+    E.notes.warned.clear()
     for how in (("--model", "mini"), ("--anyway",), ("--model", "mini-s"), ("--model", "mini", "-q")):
-        out.unlink(missing_ok=True); E._warned.clear(); r = run("edit", photo, *ask, *how); assert r.exit_code == 0 and out.exists() and r.words.count("drawn picture-book scenes only") == 1, r.stderr
+        out.unlink(missing_ok=True); E.notes.warned.clear(); r = run("edit", photo, *ask, *how); assert r.exit_code == 0 and out.exists() and r.words.count("drawn picture-book scenes only") == 1, r.stderr
     assert run("edit", scene, *ask).exit_code == 0 and "picture-book" not in run("edit", scene, *ask).stderr
 
 def test_python_warns_once_a_picture_and_the_note_stays(mini):
-    E._warned.clear(); kw = dict(method="img2img", steps=1)
+    E.notes.warned.clear(); kw = dict(method="img2img", steps=1)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         notes = [mini(p, "a cup", **kw).notes for p in (shades(2), shades(2), drawn(7, 64), shades(3))]; mini.cache.clear(); mini(shades(2), "a ball", **kw)
     found = [w for w in seen if "picture-book" in str(w.message)]
-    assert [E._DRAWN_ONLY in n for n in notes] == [True, True, False, True] and len(found) == 2 and "ssd-1b" in str(found[0].message) and found[0].filename == __file__ and issubclass(found[0].category, UserWarning)
+    assert [E.DRAWN_ONLY in n for n in notes] == [True, True, False, True] and len(found) == 2 and "ssd-1b" in str(found[0].message) and found[0].filename == __file__ and issubclass(found[0].category, UserWarning)
 
 def test_a_sweep_warns_too(mini):
     from fastedit.sweep import Sweep
-    E._warned.clear()
+    E.notes.warned.clear()
     with pytest.warns(UserWarning, match="picture-book"): list(Sweep(shades(4), "a cup", editor=mini, method="img2img", steps=1, strength=[.4, .6]).results())
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 96), (512, 512)])

@@ -2,9 +2,10 @@
 import threading
 import pytest, torch
 from torch import nn
-from fastedit import quick as Q
+from fastedit import denoise as Q
+from fastedit.denoise import packing, tricks
 from fastedit.core import OptionError
-from fastedit.denoiser import Denoiser
+from fastedit.denoise import Denoiser
 from fastedit.models import attach_lora, load_model, random_model
 
 KW = dict(channels=(16, 32, 32), width=16)
@@ -118,16 +119,16 @@ def test_an_error_on_the_way_in_leaves_nothing_behind(parts):
     assert torch.allclose(asked(parts, how=True), asked(parts), atol=1e-4) and not left(parts.unet)
     class Bad:
         def look(self): raise MemoryError
-    Q._PLANS[parts.unet].convs = [({}, Bad())]
+    tricks._PLANS[parts.unet].convs = [({}, Bad())]
     with torch.no_grad(), pytest.raises(MemoryError), Q.quick(parts.unet, True): pass
-    assert not left(parts.unet) and Q._PLANS[parts.unet].inside == 0
+    assert not left(parts.unet) and tricks._PLANS[parts.unet].inside == 0
 
 def test_nothing_is_kept_where_nothing_is_packed(parts):
     import weakref
     asked(parts, how=False); c = parts.unet.conv_in; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None, "weights that went away are let go"
-    asked(parts, how=True); assert Q._PLANS[parts.unet].convs; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None
-    asked(parts, how=False); assert Q._PLANS[parts.unet].convs is None
-    asked(parts, how=True); Q.forget(parts.unet); assert Q._PLANS[parts.unet].convs is None
+    asked(parts, how=True); assert tricks._PLANS[parts.unet].convs; old = weakref.ref(c.weight.untyped_storage()); c.weight.data = c.weight.data.clone(); assert old() is None
+    asked(parts, how=False); assert tricks._PLANS[parts.unet].convs is None
+    asked(parts, how=True); Q.forget(parts.unet); assert tricks._PLANS[parts.unet].convs is None
 
 def test_a_lora_on_convolutions_that_peft_merges(parts):
     asked(parts, how=True); names = [n for n, m in parts.unet.named_modules() if n.endswith("conv1")]; g1 = g(3)
@@ -184,7 +185,7 @@ def test_what_is_packed_is_decided_by_machine_and_model(parts, folders, monkeypa
     n = Q.convolution_bytes(parts); assert n == 4*sum(m.weight.numel() for k in ("unet", "controlnet", "vae") for m in getattr(parts, k).modules() if type(m) is nn.Conv2d) and Q.machine_memory() > 1 << 28
     assert Q.packs(parts) and not Q.packs(load_model(folders["cfg"], device="cpu", packed=False))
     parts.execution = torch.device("meta"); assert not Q.packs(parts); parts.execution = None
-    monkeypatch.setattr(Q, "machine_memory", lambda: 4*n-1); assert not Q.packs(load_model(folders["cfg"], device="cpu")) and Q.packs(load_model(folders["cfg"], device="cpu", packed=True))
+    monkeypatch.setattr(packing, "machine_memory", lambda: 4*n-1); assert not Q.packs(load_model(folders["cfg"], device="cpu")) and Q.packs(load_model(folders["cfg"], device="cpu", packed=True))
     with pytest.raises(OptionError, match="packed='yes'"): load_model(folders["cfg"], device="cpu", packed="yes")
     assert len({load_model(folders["cfg"], device="cpu", packed=k).revision for k in (None, True, False)}) == 3, "an option enters the revision"
 
@@ -216,3 +217,24 @@ def test_after_layers_came_and_went_it_is_quick_again(parts, overlap):
     meanwhile = asked(parts, how=True); assert torch.allclose(meanwhile, want, atol=1e-4)
     whole_again(parts.unet); assert not left(parts.unet) and torch.equal(asked(parts, how=True), want)
     with torch.no_grad(), Q.quick(parts.unet, True): assert len(left(parts.unet)) > 50
+
+# --- switches
+
+def test_each_trick_has_a_switch(parts):
+    with torch.no_grad():
+        with Q.switched_off("layers"), Q.quick(parts.unet, True): assert set(left(parts.unet)) == {n for n, m in parts.unet.named_modules() if type(m) is nn.Conv2d}
+        with Q.switched_off("weights"), Q.quick(parts.unet, True): assert left(parts.unet) and not any(type(parts.unet.get_submodule(n)) is nn.Conv2d for n in left(parts.unet))
+        with Q.switched_off(*Q.TRICKS), Q.quick(parts.unet, True): assert not left(parts.unet)
+    assert all(map(Q.in_use, Q.TRICKS)) and not left(parts.unet)
+
+def test_a_trick_switched_off_gives_diffusers_own_bits(parts):
+    want = asked(parts)
+    with Q.switched_off("weights"): assert torch.equal(asked(parts, how=True), want)
+    with Q.switched_off(*Q.TRICKS), torch.no_grad():
+        d = Denoiser(parts)
+        with d._asked(parts.unet): assert not torch.is_inference_mode_enabled()
+    with torch.no_grad(), d._asked(parts.unet): assert torch.is_inference_mode_enabled()
+
+def test_a_trick_that_is_unknown_is_refused():
+    with pytest.raises(OptionError, match="use one of layers, weights, versions"), Q.switched_off("speed"): pass
+    assert all(map(Q.in_use, Q.TRICKS))

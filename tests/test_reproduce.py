@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 from fastedit import picturebook as pb
 from fastedit.cli import app
 from fastedit.core import DataError, ImageError, MaskError
-from fastedit.denoiser import Memo
+from fastedit.denoise import Memo
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.images import pack_mask, read_image, read_metadata, save_image, unpack_mask
 from fastedit.models import load_model, random_model
-from fastedit.reproduce import find_source, reproduce
-from fastedit.state import machine, numerics, ordinary, stamp
+from fastedit.editor import find_source, reproduce
+from fastedit.denoise import machine, numerics, ordinary, stamp
 
 same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
 A = np.asarray(pb.render(pb.sample_scene(5), 64)); KW = dict(source_prompt="a red ball", steps=2)

@@ -4,7 +4,7 @@ import diffusers, numpy as np, pytest, torch
 from hypothesis import assume, given, strategies as st
 from fastedit.core import OptionError
 from fastedit.models import LCM_SCHEDULER
-from fastedit.schedules import NoiseSchedule, boundary, continuous_grid, curve, even_grid, lcm_grid, stock_grid
+from fastedit.denoise import NoiseSchedule, boundary, continuous_grid, curve, even_grid, lcm_grid, stock_grid
 
 def scheduler(**kw): return diffusers.LCMScheduler.from_config({**{k: v for k, v in LCM_SCHEDULER.items() if k[0] != "_"}, **kw})
 

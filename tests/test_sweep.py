@@ -39,7 +39,7 @@ def checked(editor, pictures, prompt="a blue ball", alone_all=True, **kw):
     images = {}
     for k, (_, group) in enumerate(p.order):
         for j in group if alone_all else group[:1]:
-            i, _, r = s.jobs[j]; other._free(); own = other(s.subjects[i].image, mask=s.subjects[i].mask, request=r); shared = found[k]
+            i, _, r = s.jobs[j]; other.free(); own = other(s.subjects[i].image, mask=s.subjects[i].mask, request=r); shared = found[k]
             assert own.image.tobytes() == shared.image.tobytes() and (own.latents is None or torch.equal(own.latents, shared.latents)) and (own.nfe, own.control_nfe) == (shared.nfe, shared.control_nfe)
             images[k] = own.latents.numpy().tobytes() if own.latents is not None else own.image.tobytes()
     return s, p, images

@@ -3,8 +3,8 @@ import csv
 import pytest, torch
 from fastedit import training as tr
 from fastedit.core import OptionError
-from fastedit.denoiser import guidance_embedding
-from fastedit.schedules import boundary
+from fastedit.denoise import guidance_embedding
+from fastedit.denoise import boundary
 
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
@@ -72,7 +72,7 @@ def test_a_soup_is_the_mean_of_start_and_marks(tmp_path):
 
 def test_rollouts_follow_the_samplers_grids():
     import numpy as np
-    from fastedit.schedules import lcm_grid
+    from fastedit.denoise import lcm_grid
     r, rng, told, walks = tr.Rollouts(5), np.random.default_rng(0), iter(range(10**6)), [[] for _ in range(5)]; torch.manual_seed(0)
     for step in range(40):
         before = r.z.clone(); x, t = r.draw(lambda: str(next(told)), rng); noise = x.clone()

@@ -2,7 +2,6 @@
 import numpy as np, pytest
 from fastedit import FastEditor, world
 from fastedit.methods.base import find_method, method_names
-from fastedit.unused import SOURCE_GUIDED
 
 @pytest.fixture(scope="module")
 def editors(): return {m: FastEditor(m, device="cpu") for m in ("mini", "mini-s", "mini-teacher", "mini-instruct")}
@@ -57,7 +56,7 @@ def test_defaults_and_recalled_requests_say_nothing(editors):
     for model in ("mini", "mini-s"):
         e = editors[model]; r = e(IMAGE, "a drawing of a cat", method="img2img", steps=2)
         assert r.notes == () and e(IMAGE, request=r.request).notes == ()
-    assert all(find_method(m).source_guidance for m in SOURCE_GUIDED)
+    assert all(m.source_guidance for m in map(find_method, method_names()) if m.guided_source)
 
 @pytest.mark.parametrize("guidance", [0., .5, 1., 1.5])
 def test_stock_schedule_equals_the_stock_pipeline_below_one(editors, guidance):

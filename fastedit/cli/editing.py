@@ -139,7 +139,7 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
               as_json: option(bool, "Print what came out as JSON.", "--json")=False,
               quiet: Quiet=False):
     "Run a saved edit again: bit-identical, or what differs and why (exit code 1)."
-    from fastedit.reproduce import compare, open_editor, prepare
+    from fastedit.editor.again import compare, open_editor, prepare
     told, request, source, region = prepare(saved, image, mask)
     adapters = loras(lora)
     bring(quiet)

@@ -1,5 +1,7 @@
-"Denoising: schedules, samplers, attention control, and the one place that calls the networks."
+"Denoising: schedules, grids, samplers, the store, the one place that asks networks, attention."
 from ..core import pages_on_demand
 
 # Those without torch first: reading a request needs none.
-__getattr__, __dir__ = pages_on_demand(__name__, "..schedules", "..attention", "..quick", "..denoiser")
+__getattr__, __dir__ = pages_on_demand(
+    __name__, ".schedules", ".grids", ".samplers", ".state", ".store", ".tiles", ".alignment",
+    ".attention", ".word_maps", ".layers", ".packing", ".tricks", ".codec", ".denoiser")

@@ -17,7 +17,7 @@ from ..core import FastEditError, ImageError, OptionError
 from .backbones import BACKBONES, OWN, load_backbone
 from .metrics import Batch, Metric, Pair, checked_mask, checked_picture
 from .profiles import profile_metrics
-from ..state import ordinary
+from ..denoise import ordinary
 
 # %% ../../nbs/measure/309_scorer.ipynb #60c05785
 class Scorer:

@@ -9,9 +9,11 @@ __all__ = ['free_caches', 'widened', 'by_leaves', 'whole_again', 'Mover', 'decod
 import gc
 from contextlib import contextmanager
 from fastcore.basics import patch
+from ..denoise import decode_in_tiles as decode
 from .residency import STAGES, find_residency
 from .trace import import_torch
-from ..models import Components, tensor_bytes, vae_factor
+from ..models import Components, tensor_bytes
+_all_ = ["decode"]
 
 # %% ../../nbs/memory/067_mover.ipynb #0f11fb7b
 def tensors_of(m) -> list:
@@ -167,22 +169,3 @@ def release(self: Mover):
         self._send(k, m)
     self.parts.execution = self.parts.mover = None
     free_caches()
-
-# %% ../../nbs/memory/067_mover.ipynb #d80a3011
-_TILING = ("tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
-
-def decode(vae,                  # AutoencoderKL
-           z,                    # unscaled latents (B, 4, h, w)
-           tile: int|None=None,  # side of a tile in pixels; None, or too large: whole
-           overlap: float=.25    # share of a tile that is blended with its neighbour
-          ):
-    "Decode latents, in tiles of a real size if asked."
-    f = vae_factor(vae.config)
-    whole = tile is None or tile >= max(z.shape[-2:])*f or not hasattr(vae, "tiled_decode")
-    if whole: return vae.decode(z).sample
-    before = {k: getattr(vae, k) for k in _TILING}
-    try:
-        for k, v in zip(_TILING, (tile, tile//f, overlap)): setattr(vae, k, v)
-        return vae.tiled_decode(z).sample
-    finally:
-        for k, v in before.items(): setattr(vae, k, v)

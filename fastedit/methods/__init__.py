@@ -4,7 +4,6 @@ A method's module has the name of its function (`fastedit.methods.ddcm.ddcm`), s
 imported here: `find_method("ddcm")` finds it, and your own."""
 from .regions import *
 from .job import *
-from .steps import *
 from .method import *
 from .needs import *
 from .presets import *

@@ -9,9 +9,9 @@ __all__ = ['torch', 'changed_region', 'smooth', 'Job', 'STEPPERS', 'ddim', 'many
 
 # %% ../../nbs/methods/099_base.ipynb #ea2fbe22
 from ..core import _torch as torch
+from ..denoise import STEPPERS, ddim, many_grid, pairs, posterior
 from .regions import changed_region, smooth
 from .job import Job
-from .steps import STEPPERS, ddim, many_grid, pairs, posterior
 from .method import Method, Option, REGION, check_options, cost, many_times
 from .needs import check_model, work
 from .presets import PRESETS, Preset

@@ -9,10 +9,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from ..core import OptionError, nearest, _torch as torch
-from ..denoise import lcm_grid
+from ..denoise import lcm_grid, many_grid
 from .job import Job
 from .regions import watched
-from .steps import many_grid
 
 # %% auto #0
 __all__ = ['REGION', 'Option', 'Method', 'many_times', 'check_options', 'cost']

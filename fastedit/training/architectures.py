@@ -7,8 +7,8 @@ __all__ = ['SIZE', 'LATENT', 'TOKENS', 'CHANNELS', 'HEADS', 'TEXT', 'TIME_IDS', 
            'new_unet', 'new_text_encoders', 'new_controlnet', 'time_ids', 'predict']
 
 # %% ../../nbs/training/600_architectures.ipynb #e5515cfb
-from ..denoiser import guidance_embedding
-from ..schedules import NoiseSchedule
+from ..denoise import guidance_embedding
+from ..denoise import NoiseSchedule
 
 # %% ../../nbs/training/600_architectures.ipynb #1170bdab
 SIZE, LATENT, TOKENS = 64, 16, 32   # pixels, latent cells, tokens per prompt

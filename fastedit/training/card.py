@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
 from ..core import OptionError, atomic_write, progress
-from ..denoiser import Denoiser
+from ..denoise import Denoiser
 from ..models import diagnose, load_model
 from ..measure import load_reader, measure_edit, read_images
 from .control import edge_agreement, train_controlnet

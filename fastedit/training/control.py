@@ -9,7 +9,7 @@ __all__ = ['canny_map', 'edges_of', 'control_residuals', 'edge_agreement', 'trai
 import cv2
 import numpy as np, torch
 from ..pictures import edge_f1
-from ..denoiser import Denoiser
+from ..denoise import Denoiser
 from .architectures import SCHEDULE, new_controlnet, predict, time_ids
 from .judging import Judge, as_components, draw_pictures
 from .loop import fit

@@ -9,7 +9,7 @@ __all__ = ['LCM_GRID', 'HOP', 'LORA_TARGETS', 'consistency', 'teacher_step', 'ps
 # %% ../../nbs/training/609_distillation.ipynb #cc9ab85f
 from pathlib import Path
 import numpy as np, torch
-from ..schedules import boundary, lcm_grid
+from ..denoise import boundary, lcm_grid
 from .architectures import LATENT, SCHEDULE, new_unet, predict
 from .judging import Judge, as_components
 from .loop import fit

@@ -7,11 +7,11 @@ __all__ = ['LCM', 'DDIM', 'as_components', 'times_of', 'sample_latents', 'draw_p
 
 # %% ../../nbs/training/605_judging.ipynb #a7e3ab77
 import numpy as np, torch
-from ..denoiser import Denoiser, Text
+from ..denoise import Denoiser, Text
 from ..methods.base import STEPPERS, pairs
 from ..models import MODELS, Components
 from ..measure import Reader, labels_of, load_reader
-from ..schedules import lcm_grid
+from ..denoise import lcm_grid
 from .architectures import LATENT, NOISE
 from .parts import find_part, frozen_parts
 from .data import held_out

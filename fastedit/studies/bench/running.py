@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import patch
 from ...core import DataError, Later, OptionError, atomic_write, progress
-from ...editor import FastEditor, versions
+from ...editor import versions
 from ...models import asked_loras, find_lora
 from ...measure import Table
 from ...models import find_spec
@@ -202,6 +202,7 @@ def _check_loras(loras, make_editor) -> list:
 
 def _editor_maker(device, precision, loras):
     "How an editor of a model is made."
+    from fastedit.editor import FastEditor   # brings torch, which reading rows does not need
     more = dict(loras=loras) if loras else {}
     return lambda m: FastEditor(m, device=device, precision=precision, **more)
 

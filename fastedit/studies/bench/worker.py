@@ -13,10 +13,10 @@ from pathlib import Path
 from fastcore.basics import patch
 from ...core import (Cancelled, FastEditError, Later, MaskError, ModelError, OptionError,
                            canonical_json, content_hash)
-from ...editor import pixel_hash, versions
+from ...editor import versions
 from ...methods import check_model, check_options, find_method
 from ...models import diagnose
-from ...pictures import load_image, save_image
+from ...pictures import load_image, pixel_hash, save_image
 from .rows import RowFile, read_rows
 from .sources import bench_request, entry_hash
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ...core import OptionError
 from ...memory import random_parts
 from ...models import Components, default_device, load_model
-from ...quick import convolution_bytes, packs
+from ...denoise import convolution_bytes, packs
 from .busy import busy_timing
 from .comparison import Comparison
 from .options import check_option, option_timing
