@@ -16,4 +16,5 @@ setup(version=cfg["version"], description=cfg["description"], author=cfg["author
       install_requires=lines("requirements"),
       extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
       packages=find_packages(include=["fastedit", "fastedit.*"]),
-      package_data={"fastedit": [f"weights/**/*.{ext}" for ext in ("json", "txt", "md", "csv", "safetensors", "png")]})
+      package_data={"fastedit": [f"weights/**/*.{ext}" for ext in ("json", "txt", "md", "csv", "safetensors", "png")]
+                                + ["studies/sweep/sweep.html"]})

@@ -29,7 +29,7 @@ class _Moved:
                  configuration="models", hub="models", lora="models",
                  training_clip="training.clip", metrics="measure", reader="measure",
                  stats="measure", piebench="measure", report="studies.report",
-                 speed="studies.speed", bench="studies.bench", schedules="denoise",
+                 speed="studies.speed", bench="studies.bench", sweep="studies.sweep", demo="studies.demo", schedules="denoise",
                  quick="denoise", attention="denoise", denoiser="denoise", state="denoise.state",
                  unused="editor.unused", flow="editor.flow", reproduce="editor.again")
 

@@ -70,11 +70,11 @@ def test_no_weights(reader, monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="reader"): run_demo(1, quiet=True)
 
 def test_the_table_carries_intervals_and_the_types_count():
-    from fastedit.demo import Demo, _gap, average_row
+    from fastedit.demo import Demo, average_row, gap
     from fastedit.measure import difference_interval, mean_interval
     kinds, steps = [0, 0, 1, 1, 2, 2, 3, 3], iter(range(99)); one = lambda ok: dict(success=bool(ok), ignored=False, background_psnr=20.+ok+next(steps)/8, target_psnr=15., nfe=4, seconds=1., network_seconds=.9)
     first, other = [one(k % 2) for k in range(8)], [one(1) for _ in range(8)]
-    rows = (average_row("a", "m", first, kinds)|_gap(first, first, kinds), average_row("b", "m", other, kinds)|_gap(other, first, kinds))
+    rows = (average_row("a", "m", first, kinds)|gap(first, first, kinds), average_row("b", "m", other, kinds)|gap(other, first, kinds))
     types = tuple(dict(type=t, **average_row("a", "m", [p for p, k in zip(first, kinds) if k == t], None)) for t in (0, 1))
     d, y = difference_interval([1.]*8, [k % 2 for k in range(8)]), mean_interval([k % 2 for k in range(8)])
     table = Demo(rows, types, rows[:1], None, 0, 8, {}).table

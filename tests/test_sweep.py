@@ -170,11 +170,11 @@ def test_a_stopped_run_goes_on(ed, tmp_path):
     third = Sweep(A, "a cup", out=tmp_path, **kw); third.run(True, lambda *a: pytest.fail("nothing was left to do")); assert third.ran["unet"] == 0
 
 def test_a_failing_setting_is_a_row(ed, monkeypatch):
-    real = FastEditor._attempt if hasattr(FastEditor, "_attempt") else None
-    def sometimes(self, r, *a, **k):
-        if r.seed == 1: raise NumericalError("bad weather")
-        return real(self, r, *a, **k)
-    monkeypatch.setattr(FastEditor, "_attempt", sometimes); s = Sweep(A, "a cup", editor=ed, method="img2img", control="none", seed=[0, 1, 2]).run(quiet=True)
+    real = FastEditor.run
+    def sometimes(self, draft):
+        if draft.request.seed == 1: raise NumericalError("bad weather")
+        return real(self, draft)
+    monkeypatch.setattr(FastEditor, "run", sometimes); s = Sweep(A, "a cup", editor=ed, method="img2img", control="none", seed=[0, 1, 2]).run(quiet=True)
     assert [r.get("error") for r in s.rows] == [None, "bad weather", None] and "failed" in s.html() and s.picture().width > 0
     with pytest.raises(DataError, match="bad weather"): s.picture_of(1)
 

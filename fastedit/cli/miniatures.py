@@ -30,7 +30,7 @@ def demo(n: option(int, "How many edits, over the ten types in turn.", "--n", "-
     writable_json(json_file)
     check_models(model)
     bring(quiet)
-    from fastedit.demo import run_demo
+    from fastedit.studies.demo import run_demo
     from fastedit.pictures import save_image
     found = run_demo(n, seed, models=model or None, quiet=quiet)
     save_image(found.picture, picture)

@@ -100,7 +100,7 @@ def sweep(image: Image=None,
     writable(out/"index.html")
     check_sweep(image, dataset, model, method, metrics)
     bring(quiet)
-    from fastedit.sweep import Sweep
+    from fastedit.studies.sweep import Sweep
     if prompt is not None and "prompt" in settings and not quiet:
         say(f"note: PROMPT {prompt!r} is not used, because the prompt is among the settings")
     prompt = settings.pop("prompt", prompt)
@@ -128,6 +128,6 @@ def bench_sweep(json_file: JsonFile=None,
     writable_json(json_file)
     check_models([model])
     bring(quiet)
-    from fastedit.sweep import bench_sweep as race
+    from fastedit.studies.sweep import bench_sweep as race
     found = race(model, sample, seed, quiet)
     deliver(found, found.to_dict(), json_file)

@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from ...core import OptionError
-from ...demo import PUBLISHED
+from ..demo import PUBLISHED
 from ...editor import EditRequest
 from ...methods import (check_options, find_method, find_preset, method_names,
                               preset_names)

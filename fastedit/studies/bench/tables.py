@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from ...demo import average_row
+from ..demo import average_row
 from ...measure import DataSet, Table, read_data, scores
 from ...pictures import image_grid, load_image
 from .judging import HEADLINE
