@@ -529,6 +529,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastedit.editor.again._pixels': ('editor/again.html#_pixels', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again._read_or_unpack': ( 'editor/again.html#_read_or_unpack',
                                                                                   'fastedit/editor/again.py'),
+                                       'fastedit.editor.again._refuse_code': ('editor/again.html#_refuse_code', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again._size_of': ('editor/again.html#_size_of', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again._source': ('editor/again.html#_source', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again.changes': ('editor/again.html#changes', 'fastedit/editor/again.py'),

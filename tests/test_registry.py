@@ -1,11 +1,13 @@
 "By what names methods are found: the package's, registered ones, presets, and those of a file."
 import subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 import pytest
 from PIL import Image
 from fastedit import FastEditor
 from fastedit import world as pb
 from fastedit.core import OptionError
+from fastedit.editor import reproduce
 from fastedit.methods import registry
 from fastedit.methods.base import (PRESETS, REGION, Job, Method, Option, check_options, cost, find_method, find_preset,
                                    method_names, method_table, preset_names, register_method, register_preset, work)
@@ -163,6 +165,20 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(OptionError, match="ZeroDivisionError"): find_method(f"{tmp_path}/bad.py:M")
     (tmp_path/"bad.py").write_text("from fastedit.methods.base import Method\nM = Method('m', '', None, None)")
     with pytest.raises(OptionError, match="run=None"): find_method(f"{tmp_path}/bad.py:M")
+
+def test_an_editor_takes_a_method_itself(editor):
+    own = method()
+    edit = editor(IMAGE, **PROMPTS, method=own)
+    assert edit.request.method == own.key and find_method(own.key) is own
+    with pytest.raises(OptionError, match="there already"):
+        editor(IMAGE, **PROMPTS, method=replace(own, key="ddcm"))
+
+def test_a_picture_does_not_get_to_run_a_file(editor, mine, tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path/"source.png")
+    edit = editor(IMAGE, **PROMPTS, method=f"{mine}:LAST")
+    saved = edit.save(tmp_path/"edit.png")
+    mine.write_text("raise SystemExit('this ran')")
+    with pytest.raises(OptionError, match="does not get to run code"): reproduce(saved)
 
 def fastedit(place, *args):
     return subprocess.run([sys.executable, "-m", "fastedit", *args], cwd=place, capture_output=True, text=True, timeout=300,

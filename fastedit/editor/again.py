@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from ..core import DataError, FastEditError, ImageError, MaskError, ModelError
+from ..core import DataError, FastEditError, ImageError, MaskError, ModelError, OptionError
 from .request import EditRequest, saved_settings
 from .result import EditResult
 from ..pictures import (FORMATS, Picture, in_steps, pixel_hash, read_image, read_mask,
@@ -149,6 +149,14 @@ def _outcome(r: Reproduction) -> str:
     return (f"{r.differing:,} of {r.pixels:,} pixels differ ({r.differing/r.pixels:.1%}), by at "
             f"most {r.largest} of 255{after}")
 
+# %% ../../nbs/editor/209c_again.ipynb #c0de5afe
+def _refuse_code(path, request):
+    "Refuse to run a file because a picture names it."
+    if ".py:" not in request.method: return
+    raise OptionError(f"{path} was made by the method {request.method!r}, which a file defines, "
+                      "and a picture does not get to run code. If you trust that file, give "
+                      "EditRequest.from_png(picture) to an editor yourself")
+
 # %% ../../nbs/editor/209c_again.ipynb #abae2373
 def prepare(path,        # a picture that `edit.save` wrote
             image=None,  # the picture that it was made from; None: looked for beside the file
@@ -159,6 +167,7 @@ def prepare(path,        # a picture that `edit.save` wrote
     Raises a `FastEditError` in words if it is not the right one."""
     told = saved_settings(path)
     request = EditRequest.from_json(told["request"])
+    _refuse_code(path, request)
     source = _source(path, request, image)
     return told, request, source, _mask(path, request, mask, told.get("mask"), source.image.size)
 

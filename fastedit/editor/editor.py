@@ -24,6 +24,7 @@ from .result import EditResult, versions
 from .stages import Draft
 from .stores import StageCache
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
+from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
 from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_hash,
                                read_image, read_mask, unfit)
@@ -95,6 +96,8 @@ def _written_down(editor, prompt, settings) -> EditRequest:
                           f"{', '.join(f.name for f in fields(EditRequest))}")
     if prompt is None: raise PromptError("no prompt was given: say what the picture shall show")
     own = dict(model=editor.spec.key, precision=editor.parts.precision)
+    if isinstance(method := settings.get("method"), Method):
+        settings = settings | dict(method=register_method(method).key)
     if editor.flow is not None: own["method"] = "flow"
     return EditRequest(prompt=prompt, **{**own, **settings})
 
