@@ -63,11 +63,13 @@ def _draw_front(ax, points):
 def _known(value, otherwise): return value if np.isfinite(value) else otherwise
 
 def _leave_identity_out(ax, points):
-    "Limit the x axis to what was edited, and point at `identity`."
+    "Limit the x axis to what was edited, no wide interval spreading it, and point at `identity`."
     edited = [p for p in points if _plain_name(p.method) != "identity"]
     if not edited: return
-    low = min(_known(p.x.low, p.x.mean) for p in edited)
-    high = max(_known(p.x.high, p.x.mean) for p in edited)
+    means = [p.x.mean for p in edited]
+    room = max(6, max(means)-min(means))   # dB on either side, at most
+    low = max(min(means)-room, min(_known(p.x.low, p.x.mean) for p in edited))
+    high = min(max(means)+room, max(_known(p.x.high, p.x.mean) for p in edited))
     pad = .06*(high-low)+.5
     ax.set_xlim(low-pad, high+pad)
     for p in points:
