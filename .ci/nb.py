@@ -1,6 +1,5 @@
 """Execute the notebooks, write README.md from one of them, and check that notebooks, modules and README belong together."""
 import argparse, ast, base64, filecmp, hashlib, io, json, os, posixpath, re, shutil, subprocess, sys, tempfile, time, tokenize
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,14 +201,25 @@ def check_ruff(root: Path) -> list:
     done = run_tool("python", "-m", "ruff", "check", "--quiet", "--no-cache", "--output-format", "concise", *places, cwd=root)
     return tail(done).splitlines() if done.returncode else []
 
+IMPORT_EACH = """
+import importlib, os, sys, traceback
+for k in ("torch", "diffusers", "transformers", "matplotlib.pyplot", "cv2"): importlib.import_module(k)
+for name in sys.argv[1:]:
+    if not os.fork():   # a child knows the libraries and no module of ours
+        try: importlib.import_module(name)
+        except BaseException as e: print(f"{name}: {type(e).__name__}: {e}", flush=True)
+        os._exit(0)
+    _, status = os.wait()
+    if status: print(f"{name}: the process ended with status {status}", flush=True)
+"""
+
 def check_imports(root: Path) -> list:
-    "every module imports in a fresh interpreter"
-    def alone(p: Path):
-        name = ".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        with tempfile.TemporaryDirectory() as tmp:
-            done = run_tool("python", "-c", f"import {name}", cwd=Path(tmp), PYTHONPATH=str(root), OMP_NUM_THREADS="1")
-        return f"{name}: {tail(done, 1)}" if done.returncode else None
-    with ThreadPoolExecutor(2) as pool: return [o for o in pool.map(alone, sorted((root/"fastedit").rglob("*.py"))) if o]
+    "every module imports by itself, before any other of the package"
+    files = sorted((root/"fastedit").rglob("*.py"))
+    names = [".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for p in files]
+    with tempfile.TemporaryDirectory() as tmp:
+        done = run_tool("python", "-c", IMPORT_EACH, *names, cwd=Path(tmp), PYTHONPATH=str(root), OMP_NUM_THREADS="1")
+    return tail(done).splitlines() if done.returncode else done.stdout.splitlines()
 
 def check_notebooks(root: Path) -> list:
     "notebook tests pass"
