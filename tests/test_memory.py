@@ -89,7 +89,7 @@ def test_weights_are_exact():
     w = Q.weight_bytes("ssd-1b", "fp16"); ids = 77*8
     assert w["unet"] == 2*1_331_416_324 and w["controlnet"] == 2*160_111_120 and w["vae"] == 2*83_653_863 and w["text_encoder"] == 2*123_060_480+ids
     assert Q.weight_bytes("sd15-lcm", "fp32")["unet"] == 4*859_520_964
-    assert Q.weight_bytes(M.replace(M.MODELS["ssd-1b"], vae="sdxl-original"), "fp16")["vae"] == 4*83_653_863, "the original VAE stays in fp32"
+    assert Q.weight_bytes(replace(M.MODELS["ssd-1b"], vae="sdxl-original"), "fp16")["vae"] == 4*83_653_863, "the original VAE stays in fp32"
 
 def test_loaded_model_weighs_what_was_predicted(parts):
     for p in ("fp32", "fp16", "bf16"):

@@ -53,7 +53,7 @@ def tiny_configs(family: str="sdxl",          # "sdxl" or "sd15"
     if w_embedding: unet["time_cond_proj_dim"] = 32
     control = dict(common, conditioning_embedding_out_channels=(8, 16, 16))
     configs = dict(unet=("UNet2DConditionModel", unet), controlnet=("ControlNetModel", control),
-                   vae=("AutoencoderKL", _TINY_VAE), text_encoder=("CLIPTextModel", text))
+                   vae=("AutoencoderKL", dict(_TINY_VAE)), text_encoder=("CLIPTextModel", text))
     if not xl: return configs
     second = "CLIPTextModelWithProjection", dict(text, hidden_act="gelu")
     return configs | dict(text_encoder_2=second)
