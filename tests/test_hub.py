@@ -204,7 +204,8 @@ def test_leftovers_of_killed_downloads_are_removed_but_not_those_of_the_living(h
 def start(hub, *args):
     "Run the command line against the hub; returns the process once the slow file is on its way."
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    p = subprocess.Popen([sys.executable, "-m", "fastedit", *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, "-m", "fastedit", *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background inherits that it is ignored
     end = time.time()+60
     while not any("/store/" in r and "unet" in r for r in hub.log):
         assert time.time() < end and p.poll() is None, p.communicate()
