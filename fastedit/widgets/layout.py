@@ -7,7 +7,7 @@ __all__ = ['STYLE', 'named_methods', 'controls', 'arranged']
 
 # %% ../../nbs/widgets/708_layout.ipynb #1dac3bf9
 from ..methods import method_names, preset_names
-from ..models import EMBEDDED
+from ..models.mini import EMBEDDED
 
 # %% ../../nbs/widgets/708_layout.ipynb #86fb3096
 STYLE = """<style>
