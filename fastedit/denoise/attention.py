@@ -225,22 +225,24 @@ def _attended(self: _Processor, q, k, v, mask):
     for r in rules: p = r.maps(site, p, c)
     return p.to(v)@v
 
-# %% ../../nbs/denoise/059_attention.ipynb #63284ebe
+# %% ../../nbs/denoise/059_attention.ipynb #71857db3
 @contextmanager
 def controlled(denoiser,        # `Denoiser`
                rules: list,     # `Rule`s, asked in this order
                pictures: int=1  # pictures in the batch; rows are branch by branch
               ):
     "Install attention control in the UNet while open; yields its `Control`, and always restores."
-    unet, c, handles = denoiser.parts.unet, Control(denoiser, rules, pictures), []
+    unet, handles = denoiser.parts.unet, []
     before, kept = dict(unet.attn_processors), (denoiser.memo, denoiser.keep_negative)
+    outer = next((p.control.rules for p in before.values() if isinstance(p, _Processor)), [])
+    c = Control(denoiser, [*rules, *outer], pictures)   # who looks on from outside goes on
     denoiser.memo = denoiser.keep_negative = None
     def flush(*_):
         for r in c.rules:
             if isinstance(r, Rule): r.flush()
     try:
         handles.append(unet.register_forward_hook(flush))
-        for r in c.rules:
+        for r in rules:
             for module, hook in r.modules(unet):
                 r.control = c
                 handles.append(module.register_forward_hook(hook))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #2c126ae0
-import threading, time
+# %% ../../nbs/editor/209_editor.ipynb #ad28fd98
+import threading, time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from inspect import signature
@@ -152,7 +152,7 @@ def _read_inputs(image, mask) -> _Inputs:
     read = in_steps(read_mask(mask, picture.image.size))
     return _Inputs(picture, read.values, tuple(read.notes))
 
-# %% ../../nbs/editor/209_editor.ipynb #9ebc1753
+# %% ../../nbs/editor/209_editor.ipynb #1ccca5d6
 def _stamp_stores(editor):
     "Have the stores know the networks as they are now; changed ones find nothing."
     if editor.flow is not None: return
@@ -172,9 +172,11 @@ def _accounted(editor, image, mask, r, on_step) -> EditResult:
     _stamp_stores(editor)
     edit = editor._edit if editor.flow is None else editor._edit_flow
     done = edit(given.picture.image, given.mask, r, on_step)
-    return replace(done, image=keep_alpha(done.image, given.picture), mask=given.mask,
+    done = replace(done, image=keep_alpha(done.image, given.picture), mask=given.mask,
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
+    done._editor = weakref.ref(editor)
+    return done
 
 # %% ../../nbs/editor/209_editor.ipynb #51a9ac78
 @patch

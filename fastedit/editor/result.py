@@ -40,7 +40,19 @@ class EditResult:
     machine: dict=field(default_factory=dict)   # what computed it, see `machine`
     mask: object=None       # float32 (H,W) in steps of 1/255, as it was used
 
-# %% ../../nbs/editor/207_result.ipynb #f6486d3e
+# %% ../../nbs/editor/207_result.ipynb #17b4af66
+@patch(as_prop=True)
+def editor(self: EditResult):
+    "The editor that made this edit, while that is alive; None otherwise."
+    return self._editor() if self._editor else None
+
+@patch
+def __getstate__(self: EditResult) -> dict:
+    "What is pickled: all but the editor."
+    return {k: v for k, v in self.__dict__.items() if k != "_editor"}
+
+EditResult._editor = None   # a weak reference, set by the editor
+
 _TOLD = ("timesteps", "nfe", "control_nfe", "reused", "seconds", "network_seconds", "peak_memory",
          "notes", "fallbacks", "memory", "revision", "versions", "machine")
 
