@@ -28,7 +28,7 @@ from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
 from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_hash,
                                read_image, read_mask, unfit)
-from ..threads import few_threads
+from ..denoise.threads import few_threads
 
 # %% ../../nbs/editor/209_editor.ipynb #43f8489a
 class FastEditor(PlacedStages):
