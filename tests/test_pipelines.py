@@ -2,11 +2,10 @@
 import numpy as np, pytest, torch
 from PIL import Image
 from fastedit import FastEditor
-from fastedit.core import FastEditError, ModelError, OptionError
+from fastedit.core import ModelError, OptionError
 from fastedit.editor import EditRequest
 from fastedit.editor.again import reproduce
 from fastedit.models import borrow, random_lora, random_model, weights_hash
-from fastedit.pictures import canny
 from fastedit.world import render, sample_scene
 
 A = Image.fromarray(render(sample_scene(5), 64))
