@@ -5,7 +5,7 @@ import pytest, torch
 from fastedit import FastEditor, world as pb
 from fastedit.core import Cancelled
 from fastedit.models import load_model
-from fastedit.threads import SMALL, few_threads, threads_for
+from fastedit.denoise.threads import SMALL, few_threads, threads_for
 
 @pytest.fixture
 def two():
