@@ -40,7 +40,8 @@ class FastEditor(PlacedStages):
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
 
     def __init__(self,
-                 model="mini",      # registry name, local folder, single file, or `Components`
+                 model="mini",      # registry name, local folder, single file, `Components`, or
+                                    # a pipeline of diffusers or a dict of its components
                  device: str=None,  # "cpu", "cuda", ...; None: a GPU if there is one
                  precision: str=None,  # key of `PRECISIONS`; None or "auto": fp32 on a CPU, on a
                                     # GPU the model's native one, fp16 for the full-size ones
@@ -194,6 +195,7 @@ def __call__(self: FastEditor,
     if on_step is not None and not callable(on_step):
         raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
                           "dict after each step, or None")
+    with self._lock, ordinary(): self.look_again()
     if request is None: r = _written_down(self, prompt, settings)
     else: r = _given(request, prompt, settings)
     r = _suited(self, r)
