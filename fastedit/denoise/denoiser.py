@@ -21,7 +21,8 @@ class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
     def __init__(self,
                  parts,                     # `models.Components`
-                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none
+                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none;
+                                            # or one for each picture of a batch
                  negative: Text=None,       # what CFG pushes away from; None: see `unconditional`
                  drop_w: bool=False,        # CFG instead of a guidance embedding, only above 1
                  count: Count=None,         # where to keep the books
@@ -141,6 +142,7 @@ def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions):
     bgr = net.config.controlnet_conditioning_channel_order == "bgr"
     hint = self._stem_of_map(stem, self.edges.flip(1) if bgr else self.edges)
     if bgr: hint = hint.flip(1)   # as the network will flip it
+    if len(hint) > 1: hint = hint[[i % len(hint) for _, i in self.rows]]   # a map per picture
     with self._asked(net):
         net.controlnet_cond_embedding = _Given()
         try:
