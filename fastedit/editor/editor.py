@@ -17,6 +17,7 @@ from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
 from ..denoise import machine, ordinary, packs, stamp
 from .flow.loading import open_flow
 from .flow.rules import check_flow
+from .control import check_maps, same_maps, take_control
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
@@ -24,7 +25,7 @@ from .result import EditResult, versions
 from .stages import Draft, asking_of
 from .stores import StageCache
 from .together import (Edits, denoise_together, going_together, in_chunks,
-                                      read_jobs, with_seeds)
+                                      read_jobs, with_seeds, words_of)
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
 from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
@@ -116,10 +117,16 @@ def _given(request, prompt, settings) -> EditRequest:
     return request
 
 # %% ../../nbs/editor/209_editor.ipynb #ec4fec60
-def _asked_for(editor, prompt, request, settings) -> EditRequest:
-    "The request of a call, whole or written down from its settings."
-    if request is None: return _written_down(editor, prompt, settings)
-    return _given(request, prompt, settings)
+def _asked_for(editor, prompt, request, settings) -> tuple:
+    "The request of a call, whole or written down from its settings, and its control pictures."
+    control, pictures = take_control(settings.get("control"))
+    if request is None:
+        if "control" in settings: settings = settings | dict(control=control)
+        return _suited(editor, _written_down(editor, prompt, settings)), pictures
+    if pictures: settings = {k: v for k, v in settings.items() if k != "control"}
+    r = _given(request, prompt, settings)
+    same_maps(r.control, pictures)
+    return _suited(editor, r), pictures
 
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
@@ -173,13 +180,16 @@ def _computed_on(editor, done) -> dict:
     ways = {k: done.memory[k] for k in ("vae_tile", "packed") if k in done.memory}
     return {**machine(device), **ways}
 
-def _accounted(editor, image, mask, r, on_step) -> EditResult:
+def _accounted(editor, image, mask, r, on_step, pictures) -> EditResult:
     "Read picture and mask, run the request, and complete the account."
     given = _read_inputs(image, mask)
+    check_maps(r.control, pictures, given.picture.image.size)
     said = given.said(r)
     _stamp_stores(editor)
-    edit = editor._edit if editor.flow is None else editor._edit_flow
-    return _completed(editor, given, edit(given.picture.image, given.mask, r, on_step), said)
+    source = given.picture.image
+    if editor.flow is not None: done = editor._edit_flow(source, given.mask, r, on_step)
+    else: done = editor._edit(source, given.mask, r, on_step, pictures)
+    return _completed(editor, given, done, said)
 
 def _completed(editor, given, done, said) -> EditResult:
     "Complete the account of an edit by what is to be said of its picture and mask."
@@ -212,9 +222,9 @@ def __call__(self: FastEditor,
         raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
                           "dict after each step, or None")
     with self._lock, ordinary(): self.look_again()
-    r = _suited(self, _asked_for(self, prompt, request, settings))
+    r, pictures = _asked_for(self, prompt, request, settings)
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
-        return _accounted(self, image, mask, r, on_step)
+        return _accounted(self, image, mask, r, on_step, pictures)
 
 # %% ../../nbs/editor/209_editor.ipynb #6d6bea94
 def _shrink(r, share: float, spec) -> EditRequest:
@@ -260,7 +270,7 @@ def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     finally: self.restore()
 
 @patch
-def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
+def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> EditResult:
     "Fill in the request and run it."
     start = time.perf_counter()
     mask = None if mask is None else load_mask(mask, source.size)
@@ -268,7 +278,8 @@ def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
     def run(s: MemorySettings):
         with self.placed(s):
             smaller = _shrink(r, s.area_scale, self.spec)
-            return self._attempt(Draft(smaller, method, source, mask, s, on_step))
+            return self._attempt(Draft(smaller, method, source, mask, s, on_step,
+                                       pictures=pictures))
     result, used = self._with_fallbacks(r, run)
     tile = result.memory["vae_tile"]
     if tile and tile == self.memory.vae_tile:
@@ -286,16 +297,14 @@ def _alone(editor, job, on_step):
 
 def _drafted(editor, job, on_step):
     "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
-    job = dict(job)
-    image, mask = job.pop("image"), job.pop("mask", None)
-    prompt, request = job.pop("prompt", None), job.pop("request", None)
-    r = _suited(editor, _asked_for(editor, prompt, request, job))
-    given = _read_inputs(image, mask)
+    r, pictures = _asked_for(editor, *words_of(job))
+    given = _read_inputs(job["image"], job.get("mask"))
+    check_maps(r.control, pictures, given.picture.image.size)
     source = given.picture.image
     region = None if given.mask is None else load_mask(given.mask, source.size)
     said = given.said(r)
     filled, method, notes = editor.resolve(r, source, region)
-    draft = Draft(filled, method, source, region, editor.memory, on_step)
+    draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
     return given, editor.prepare(draft), (*notes, *said)
 
 # %% ../../nbs/editor/209_editor.ipynb #336c8120
@@ -362,15 +371,10 @@ def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings
     seeds = with_seeds(seeds, num_images, first)
     if r is None: jobs = [asked | settings | dict(seed=s) for s in seeds]
     else: jobs = [asked | settings | dict(request=replace(r, seed=s)) for s in seeds]
-    for job in jobs: _suited(editor, _asked_for(editor, *_words_of(job)))
+    for job in jobs: _asked_for(editor, *words_of(job))
     edits = editor.batch(jobs, at_once, on_step=on_step)
     for e in edits.errors.values(): raise e
     return edits
-
-def _words_of(job) -> tuple:
-    "Prompt, request and settings of a job."
-    known = ("image", "mask", "prompt", "request")
-    return job.get("prompt"), job.get("request"), {k: v for k, v in job.items() if k not in known}
 
 # %% ../../nbs/editor/209_editor.ipynb #8d6063e0
 @patch
