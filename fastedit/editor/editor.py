@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #2c126ae0
-import threading, time
+# %% ../../nbs/editor/209_editor.ipynb #735dbe49
+import time
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from inspect import signature
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import OptionError, PromptError, in_words
-from ..denoise import machine, ordinary, packs, stamp
+from ..denoise import alone_with, machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
 from .notes import made_for, transparency_notes
@@ -30,7 +30,7 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #43f8489a
+# %% ../../nbs/editor/209_editor.ipynb #33a0b4de
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
@@ -63,12 +63,22 @@ class FastEditor(PlacedStages):
                      keep_negative=keep_negative)
         check_keywords(load, _keywords(), _FIELDS)
         super().__init__(None, StageCache(cache_bytes), keep_negative=keep_negative)
-        self._lock, self.allow_smaller, self.meter = threading.Lock(), allow_smaller, meter
+        self.allow_smaller, self.meter = allow_smaller, meter
         with ordinary():
             self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb,
                                   **load)
             if self.flow is not None: self.parts = self.flow
             else: self.load(model, device, precision, residency, budget_gb, **load)
+
+    @property
+    def _shared(self):
+        "The network that stands for the loaded model, whichever editor has it."
+        return self.parts.unet if self.flow is None else self.flow.pipe.transformer
+
+    @property
+    def _lock(self):
+        "The turn of the loaded model."
+        return turn_of(self._shared)
 
 # %% ../../nbs/editor/209_editor.ipynb #8aec5fec
 _FIELDS = {f.name for f in fields(EditRequest)}
@@ -176,7 +186,7 @@ def _accounted(editor, image, mask, r, on_step) -> EditResult:
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
 
-# %% ../../nbs/editor/209_editor.ipynb #51a9ac78
+# %% ../../nbs/editor/209_editor.ipynb #e8809f1b
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -190,14 +200,17 @@ def __call__(self: FastEditor,
             ) -> EditResult:
     """Edit `image` so that it shows `prompt`.
 
-    Raises a subclass of `FastEditError` in words, never leaves a hook behind."""
+    Raises a subclass of `FastEditError` in words, never leaves a hook behind. Edits on one
+    loaded model wait for each other, also from several threads and editors; one that is begun
+    in another's `on_step` is refused."""
     if on_step is not None and not callable(on_step):
         raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
                           "dict after each step, or None")
     if request is None: r = _written_down(self, prompt, settings)
     else: r = _given(request, prompt, settings)
     r = _suited(self, r)
-    with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
+    with (alone_with(self._shared, f"the model {self.spec.key!r}"), ordinary(), torch.no_grad(),
+          few_threads(self.parts)):
         return _accounted(self, image, mask, r, on_step)
 
 # %% ../../nbs/editor/209_editor.ipynb #6d6bea94
