@@ -6,7 +6,7 @@ from fastedit import FastEditor, world as pb
 from fastedit.core import Cancelled, OptionError
 from fastedit.denoise import alone_with, is_exchanged, turn_of
 from fastedit.models import load_model
-from fastedit.threads import SMALL, few_threads, threads_for
+from fastedit.denoise.threads import SMALL, few_threads, threads_for
 
 @pytest.fixture
 def two():

@@ -5,4 +5,4 @@ from ..core import pages_on_demand
 __getattr__, __dir__ = pages_on_demand(
     __name__, ".schedules", ".grids", ".samplers", ".state", ".sharing", ".store", ".tiles",
     ".alignment", ".attention", ".word_maps", ".layers", ".packing", ".tricks", ".codec",
-    ".denoiser")
+    ".denoiser", ".threads")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #735dbe49
+# %% ../../nbs/editor/209_editor.ipynb #065f99fa
 import time
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -28,9 +28,9 @@ from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
 from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_hash,
                                read_image, read_mask, unfit)
-from ..threads import few_threads
+from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #33a0b4de
+# %% ../../nbs/editor/209_editor.ipynb #9e885482
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
@@ -40,7 +40,8 @@ class FastEditor(PlacedStages):
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
 
     def __init__(self,
-                 model="mini",      # registry name, local folder, single file, or `Components`
+                 model="mini",      # registry name, local folder, single file, `Components`, or
+                                    # a pipeline of diffusers or a dict of its components
                  device: str=None,  # "cpu", "cuda", ...; None: a GPU if there is one
                  precision: str=None,  # key of `PRECISIONS`; None or "auto": fp32 on a CPU, on a
                                     # GPU the model's native one, fp16 for the full-size ones
@@ -79,6 +80,10 @@ class FastEditor(PlacedStages):
     def _lock(self):
         "The turn of the loaded model."
         return turn_of(self._shared)
+
+    def _alone(self):
+        "Wait for the turn, and have the loaded model alone while inside."
+        return alone_with(self._shared, f"the model {self.spec.key!r}")
 
 # %% ../../nbs/editor/209_editor.ipynb #8aec5fec
 _FIELDS = {f.name for f in fields(EditRequest)}
@@ -186,7 +191,7 @@ def _accounted(editor, image, mask, r, on_step) -> EditResult:
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
 
-# %% ../../nbs/editor/209_editor.ipynb #e8809f1b
+# %% ../../nbs/editor/209_editor.ipynb #0385370d
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -206,11 +211,11 @@ def __call__(self: FastEditor,
     if on_step is not None and not callable(on_step):
         raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
                           "dict after each step, or None")
+    with self._alone(), ordinary(): self.look_again()
     if request is None: r = _written_down(self, prompt, settings)
     else: r = _given(request, prompt, settings)
     r = _suited(self, r)
-    with (alone_with(self._shared, f"the model {self.spec.key!r}"), ordinary(), torch.no_grad(),
-          few_threads(self.parts)):
+    with self._alone(), ordinary(), torch.no_grad(), few_threads(self.parts):
         return _accounted(self, image, mask, r, on_step)
 
 # %% ../../nbs/editor/209_editor.ipynb #6d6bea94
