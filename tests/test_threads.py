@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest, torch
 from fastedit import FastEditor, world as pb
 from fastedit.core import Cancelled, OptionError
-from fastedit.denoise import alone_with, is_exchanged, turn_of
+from fastedit.denoise import is_exchanged, turn_of
 from fastedit.models import load_model
 from fastedit.denoise.threads import SMALL, few_threads, threads_for
 
@@ -143,9 +143,9 @@ def test_an_edit_with_another_model_from_on_step_works(model):
 def test_two_edits_that_want_each_others_model_do_not_wait_for_ever():
     a, b, met = torch.nn.Identity(), torch.nn.Identity(), threading.Barrier(2, timeout=30)
     def first_then(own, other):
-        with alone_with(own):
+        with turn_of(own):
             met.wait()
-            with alone_with(other): return True
+            with turn_of(other): return True
     found = in_threads(lambda: first_then(a, b), lambda: first_then(b, a))
     assert sorted(map(type, found), key=str) == sorted((bool, OptionError), key=str)
     assert not turn_of(a).locked() and not turn_of(b).locked()

@@ -19,12 +19,13 @@ from .store import Memo, fingerprint
 from .tricks import ordinary_tensor
 from ..models import vae_factor
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #1ef3596d
+# %% ../../nbs/denoise/057_denoiser.ipynb #93e783e4
 class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
     def __init__(self,
                  parts,                     # `models.Components`
-                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none
+                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none;
+                                            # or one for each picture of a batch
                  negative: Text=None,       # what CFG pushes away from; None: see `unconditional`
                  drop_w: bool=False,        # CFG instead of a guidance embedding, only above 1
                  count: Count=None,         # where to keep the books
@@ -141,7 +142,7 @@ def _about_map(self: Denoiser):
     if self._map is None and self.edges is not None: self._map = fingerprint(self.edges)
     return self._map
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #fd539d0d
+# %% ../../nbs/denoise/057_denoiser.ipynb #30507694
 @patch
 def _residuals(self: Denoiser, x, t, text, inside, question, conditions):
     "The ControlNet's residuals before their scale: one per level, and that of the middle."
@@ -157,6 +158,7 @@ def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions):
     bgr = net.config.controlnet_conditioning_channel_order == "bgr"
     hint = self._stem_of_map(net, self.edges.flip(1) if bgr else self.edges)
     if bgr: hint = hint.flip(1)   # as the network will flip it
+    if len(hint) > 1: hint = hint[[i % len(hint) for _, i in self.rows]]   # a map per picture
     with self._asked(net), exchanged(net, "stem", lambda: _put_given(net)):
         token = _KNOWN.set(True)
         try:

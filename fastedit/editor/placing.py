@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from ..core import MemoryPlanError, OptionError, in_words, nearest
-from ..denoise import alone_with, forget
+from ..denoise import forget, own_turn
 from .stages import Stages
 from .stores import StageCache
 from ..memory import (RESIDENCIES, MemorySettings, Mover, free_caches, out_of_memory,
@@ -147,7 +147,7 @@ def _elsewhere(parts, device) -> bool:
 @patch
 def keep(self: PlacedStages, settings: MemorySettings):
     "Have the networks where settings want them; nothing to do if they are there."
-    with alone_with(self.parts.unet, inner=True): _keep(self, settings)
+    with own_turn(self.parts.unet): _keep(self, settings)
 
 def _keep(self, settings):
     mover = getattr(self.parts, "mover", None)
@@ -168,7 +168,7 @@ def look_again(self: PlacedStages):
 @patch
 def release(self: PlacedStages):
     "Put an end to the coming and going of the networks."
-    with alone_with(self.parts.unet, inner=True):
+    with own_turn(self.parts.unet):
         if getattr(self.parts, "mover", None) is not None: self.parts.mover.release()
 
 @patch
