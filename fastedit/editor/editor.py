@@ -193,7 +193,7 @@ def _completed(editor, given, done, said) -> EditResult:
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
 
-# %% ../../nbs/editor/209_editor.ipynb #ea01a1ab
+# %% ../../nbs/editor/209_editor.ipynb #efea5175
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -211,8 +211,7 @@ def __call__(self: FastEditor,
     """Edit `image` so that it shows `prompt`.
 
     Raises a subclass of `FastEditError` in words, never leaves a hook behind. Edits on one
-    loaded model wait for each other, also from several threads and editors; one that is begun
-    in another's `on_step` is refused."""
+    loaded model take turns; one begun in another's `on_step` is refused."""
     if seeds is not None or num_images is not None:
         asked = dict(image=image, prompt=prompt, mask=mask, request=request)
         return _variants(self, asked, seeds, num_images, at_once, on_step, settings)
