@@ -6,7 +6,6 @@ from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
 from fastedit.core import FastEditError, ImageError, ModelError, OptionError
 from fastedit.editor import take_control
-from fastedit.editor.again import reproduce
 from fastedit.models import joined, random_model
 from fastedit.pictures import canny
 from fastedit.world import render, sample_scene

@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['Denoiser', 'guidance_embedding', 'spread']
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #06a6988e
+# %% ../../nbs/denoise/057_denoiser.ipynb #ac0eb1f0
+from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import cached_property
 import torch
 from fastcore.basics import patch
 from ..core import ModelError, OptionError
 from .codec import Codec, Count, Text, dtype_of
 from .schedules import NoiseSchedule, boundary
+from .sharing import exchanged
 from .store import Memo, fingerprint
 from .tricks import ordinary_tensor
 from ..models import controlnets, vae_factor
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #b03b0ca1
+# %% ../../nbs/denoise/057_denoiser.ipynb #93e783e4
 class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
     def __init__(self,
@@ -33,6 +36,7 @@ class Denoiser(Codec):
                  keep_negative=None):       # keeps unconditional answers, see `_apart`
         super().__init__(parts, count, tile, memo)
         self._negative, self._drop_w, self.keep_negative = negative, drop_w, keep_negative
+        self.follows = None   # the `attention.Control` that calls of the UNet follow, if any
         self._stem, self._keep_stem, self._map, self._paired = {}, stem, {}, False
         self._nets = controlnets(parts.controlnet)
         if edges is None: return
@@ -117,16 +121,29 @@ def _scales(self: Denoiser, control, net) -> tuple:
     each = 1. if inside != 1 else control
     return [each]*(len(net.controlnet_down_blocks)+1), inside
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #cc4316dc
+# %% ../../nbs/denoise/057_denoiser.ipynb #29194d7b
+_KNOWN = ContextVar("whether the stem's output is handed in", default=False)
+
 class _Given(torch.nn.Module):
-    "Stands in for a ControlNet's stem once its output is known."
-    def forward(self, x): return x
+    "Stands in for a ControlNet's stem, and passes on its output where that is handed in."
+    def __init__(self, stem):
+        super().__init__()
+        self._modules, self.ask = stem._modules, stem.__call__
+
+    def forward(self, x): return x if _KNOWN.get() else self.ask(x)
+
+def _put_given(net):
+    "Let a ControlNet's stem look up whether it is asked; gives the function that undoes it."
+    stem = net.controlnet_cond_embedding
+    net.controlnet_cond_embedding = _Given(stem)
+    def undo(): net.controlnet_cond_embedding = stem
+    return undo
 
 @patch
-def _stem_of_map(self: Denoiser, stem, edges, place: int=0):
+def _stem_of_map(self: Denoiser, net, edges, place: int=0):
     "Ask the stem about the map, once; `stem=` is called with a function that asks it."
     def make():
-        with self._asked(stem): y = stem(edges)
+        with self._asked(net): y = net.controlnet_cond_embedding(edges)
         return ordinary_tensor(y)
     if place not in self._stem:
         kept = self._keep_stem if len(self._nets) == 1 else None
@@ -148,7 +165,7 @@ def _about_map(self: Denoiser, place: int=None):
     if place not in self._map: self._map[place] = fingerprint(self._map_of(place))
     return self._map[place]
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #7afec034
+# %% ../../nbs/denoise/057_denoiser.ipynb #30507694
 @patch
 def _residuals(self: Denoiser, x, t, text, inside, question, conditions, place):
     "The ControlNet's residuals before their scale: one per level, and that of the middle."
@@ -161,18 +178,17 @@ def _residuals(self: Denoiser, x, t, text, inside, question, conditions, place):
 @patch
 def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions, place=0):
     net, edges = self._nets[place], self._map_of(place)
-    stem = net.controlnet_cond_embedding
     bgr = net.config.controlnet_conditioning_channel_order == "bgr"
-    hint = self._stem_of_map(stem, edges.flip(1) if bgr else edges, place)
+    hint = self._stem_of_map(net, edges.flip(1) if bgr else edges, place)
     if bgr: hint = hint.flip(1)   # as the network will flip it
     if len(hint) > 1: hint = hint[[i % len(hint) for _, i in self.rows]]   # a map per picture
-    with self._asked(net):
-        net.controlnet_cond_embedding = _Given()
+    with self._asked(net), exchanged(net, "stem", lambda: _put_given(net)):
+        token = _KNOWN.set(True)
         try:
             return net(x, t, encoder_hidden_states=text.states, conditioning_scale=inside,
                        controlnet_cond=hint.expand(len(x), -1, -1, -1), return_dict=False,
                        **conditions)
-        finally: net.controlnet_cond_embedding = stem
+        finally: _KNOWN.reset(token)
 
 def _weighed(residuals: list, like) -> dict:
     "Scale residuals, and add those of several ControlNets; keywords for the UNet."
@@ -209,7 +225,7 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     shape = len(x), self.parts.unet.config.out_channels, *x.shape[-2:]
     return self.memo.ask("unet", question, len(x), run, shape)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #2d9f8f0d
+# %% ../../nbs/denoise/057_denoiser.ipynb #47bb3b09
 @patch
 def _keeps(self: Denoiser, kw) -> bool:
     return self.memo is not None and not kw and not torch.is_grad_enabled()
@@ -232,8 +248,9 @@ def _ask_unet(self: Denoiser, x, t, text, w, more):
     unet = self.parts.unet
     if w is not None:
         more["timestep_cond"] = guidance_embedding(w, unet.config.time_cond_proj_dim).to(x)
+    follow = nullcontext() if self.follows is None else self.follows.followed()
     with self.stage("denoise"), self._timed("unet"):
-        with self._asked(unet):
+        with self._asked(unet), follow:
             y = unet(x, t, encoder_hidden_states=text.states, return_dict=False, **more)[0]
         return ordinary_tensor(y)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #2c126ae0
-import threading, time
+# %% ../../nbs/editor/209_editor.ipynb #d2d0d7fe
+import time
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from inspect import signature
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
-from ..denoise import machine, ordinary, packs, stamp
+from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
 from .control import check_maps, same_maps, take_control
@@ -24,8 +24,8 @@ from .request import EditRequest
 from .result import EditResult, versions
 from .stages import Draft, asking_of
 from .stores import StageCache
-from .together import (Edits, denoise_together, going_together, in_chunks,
-                                      read_jobs, with_seeds, words_of)
+from .together import (Edits, denoise_together, each_seed, going_together,
+                                      in_chunks, read_jobs, words_of)
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
 from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
@@ -33,7 +33,7 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #43f8489a
+# %% ../../nbs/editor/209_editor.ipynb #9a5e1313
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
@@ -67,12 +67,18 @@ class FastEditor(PlacedStages):
                      keep_negative=keep_negative)
         check_keywords(load, _keywords(), _FIELDS)
         super().__init__(None, StageCache(cache_bytes), keep_negative=keep_negative)
-        self._lock, self.allow_smaller, self.meter = threading.Lock(), allow_smaller, meter
+        self.allow_smaller, self.meter = allow_smaller, meter
         with ordinary():
             self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb,
                                   **load)
             if self.flow is not None: self.parts = self.flow
             else: self.load(model, device, precision, residency, budget_gb, **load)
+
+    @property
+    def _lock(self):
+        "The turn of the loaded model, whichever editor has it."
+        net = self.parts.unet if self.flow is None else self.flow.pipe.transformer
+        return turn_of(net, f"the model {self.spec.key!r}")
 
 # %% ../../nbs/editor/209_editor.ipynb #8aec5fec
 _FIELDS = {f.name for f in fields(EditRequest)}
@@ -197,7 +203,7 @@ def _completed(editor, given, done, said) -> EditResult:
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
 
-# %% ../../nbs/editor/209_editor.ipynb #51a9ac78
+# %% ../../nbs/editor/209_editor.ipynb #efea5175
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -214,7 +220,8 @@ def __call__(self: FastEditor,
             ) -> EditResult:
     """Edit `image` so that it shows `prompt`.
 
-    Raises a subclass of `FastEditError` in words, never leaves a hook behind."""
+    Raises a subclass of `FastEditError` in words, never leaves a hook behind. Edits on one
+    loaded model take turns; one begun in another's `on_step` is refused."""
     if seeds is not None or num_images is not None:
         asked = dict(image=image, prompt=prompt, mask=mask, request=request)
         return _variants(self, asked, seeds, num_images, at_once, on_step, settings)
@@ -320,10 +327,9 @@ def _at_once(editor, jobs: list, on_step) -> dict:
         drafts = [ready[i][1] for i in places]
         denoise_together(editor, drafts, asking_of(editor, drafts[0]))
         for i, d in zip(places, drafts):
-            given, _, notes = ready[i]
             d.clock["total"] = sum(d.clock.values())
-            done = replace(_account_of(editor, d, 0, None), notes=notes)
-            found[i] = _completed(editor, given, done, ())
+            done = replace(_account_of(editor, d, 0, None), notes=ready[i][2])
+            found[i] = _completed(editor, ready[i][0], done, ())
     return found
 
 def _several(editor, jobs: list, on_step) -> list:
@@ -366,11 +372,8 @@ def batch(self: FastEditor,
 
 def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings) -> Edits:
     "Make one edit with several seeds; an error is raised, since it is the same for all."
-    r, first = asked["request"], settings.pop("seed", 0)
-    if r is not None: first = r.seed
-    seeds = with_seeds(seeds, num_images, first)
-    if r is None: jobs = [asked | settings | dict(seed=s) for s in seeds]
-    else: jobs = [asked | settings | dict(request=replace(r, seed=s)) for s in seeds]
+    own = each_seed(asked["request"], seeds, num_images, settings.pop("seed", 0))
+    jobs = [asked | settings | o for o in own]
     for job in jobs: _asked_for(editor, *words_of(job))
     edits = editor.batch(jobs, at_once, on_step=on_step)
     for e in edits.errors.values(): raise e

@@ -17,8 +17,8 @@ from .request import EditRequest
 from ..pictures import FORMATS, encode_png, image_grid
 
 # %% auto #0
-__all__ = ['read_jobs', 'words_of', 'with_seeds', 'in_order', 'in_chunks', 'going_together', 'merged', 'denoise_together',
-           'flags', 'Edits']
+__all__ = ['read_jobs', 'words_of', 'each_seed', 'with_seeds', 'in_order', 'in_chunks', 'going_together', 'merged',
+           'denoise_together', 'flags', 'Edits']
 
 # %% ../../nbs/editor/208d_together.ipynb #b5f20345
 def _one_job(job, i: int, common: dict) -> dict:
@@ -43,6 +43,12 @@ def words_of(job: dict) -> tuple:
     "Prompt, request and settings of a job."
     known = ("image", "mask", "prompt", "request")
     return job.get("prompt"), job.get("request"), {k: v for k, v in job.items() if k not in known}
+
+def each_seed(request, seeds, num_images, first) -> list:
+    "List what is other in each edit of one call for several, as keywords."
+    if request is None: return [dict(seed=s) for s in with_seeds(seeds, num_images, first)]
+    several = with_seeds(seeds, num_images, request.seed)
+    return [dict(request=replace(request, seed=s)) for s in several]
 
 def with_seeds(seeds, num_images, first) -> list:
     "List the seeds of one call for several pictures; raises `OptionError`."
