@@ -68,11 +68,15 @@ def lent_maps(edits: list):
     finally:
         for k in own: CONDITIONS.pop(k)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #a461daff
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #cdb458de
 _METRICS = ("reader-success", "reader-ignored", "psnr-bg", "psnr-truth")
 FIGURES = dict(success="drawn/reader-success", ignored="drawn/reader-ignored",
                background="drawn/psnr-bg", truth="drawn/psnr-truth", nfe="nfe")
 _EXTRA = ("mask", "source", "negative")
+
+def figures_of(theme: Theme) -> dict:
+    "Figure -> column of a sweep's rows, of those that a theme keeps."
+    return FIGURES | {f: f"drawn/{m}" for f, m in theme.extra.items()}
 
 def jobs_of(theme: Theme) -> dict:
     "Values that one sweep can run: {(model, precision, extras): [((panel, value), fields)]}."
@@ -139,7 +143,7 @@ def read_rows(path: Path) -> tuple:
 def _figure(v):
     return None if v is None else round(float(v), 2) if v != int(v) else int(v)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #292c2869
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #5b6d4b8b
 def _started(theme, path) -> tuple:
     "What is there already of the same theme, or nothing."
     key = content_hash([[p.name, [[str(v), p.settings(v)] for v in p.values]]
@@ -147,21 +151,21 @@ def _started(theme, path) -> tuple:
     if path.is_file():
         head, lines = read_rows(path)
         if head.get("hash") == key: return head, {(x["panel"], str(x["value"])): x for x in lines}
-    lines = {(p.name, str(v)): dict(panel=p.name, value=v, **{f: [] for f in FIGURES})
+    lines = {(p.name, str(v)): dict(panel=p.name, value=v, **{f: [] for f in figures_of(theme)})
              for p in theme.panels for v in p.values}
     return dict(theme=theme.key, hash=key, sets=SETS, rounds=0, seconds=0., alone=0, ran=0,
                 types=[], set=[], command=f"fastedit ablate {theme.key}"), lines
 
-def _add(head, lines, kind, found):
+def _add(head, lines, kind, found, figures):
     "Add a round on one set to the lines."
     for (panel, value), rows in found.items():
         line = lines[panel, str(value)]
-        for f, name in FIGURES.items():
+        for f, name in figures.items():
             line[f] += [_figure(r.get(name)) for r in rows]
     head["types"] += [int(t) for t in EDIT_TYPES]
     head["set"] += [kind]*len(EDIT_TYPES)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #b4aaf58d
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #3715db0f
 def ablate(theme: str|Theme,   # or its name, a key of `THEMES`
            n: int=2,           # edits of each type from both sets
            folder: Path=None,  # where the rows go, see `data_file`
@@ -173,13 +177,14 @@ def ablate(theme: str|Theme,   # or its name, a key of `THEMES`
         raise OptionError(f"n={in_words(n)}: give a whole number of edits of each type, 1 or more")
     path = data_file(theme.key, folder)
     head, lines = _started(theme, path)
-    scorer, editors = Scorer("drawn", only=_METRICS), {}
+    scorer, editors = Scorer("drawn", only=(*_METRICS, *theme.extra.values())), {}
     for k in progress(range(head["rounds"], n), desc=theme.key, quiet=quiet):
         start, count = time.perf_counter(), Counter(alone=head["alone"], ran=head["ran"])
         for j, kind in enumerate(SETS):
             edits = edits_of(kind, k)
             with lent_maps(edits):
-                _add(head, lines, kind, _round(theme, edits, 100*j+k, scorer, editors, count))
+                found = _round(theme, edits, 100*j+k, scorer, editors, count)
+            _add(head, lines, kind, found, figures_of(theme))
         head |= dict(rounds=k+1, **count, version=versions()["fastedit"],
                      seconds=round(head["seconds"]+time.perf_counter()-start, 1))
         text = "\n".join(json.dumps(x) for x in (head, *lines.values()))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'Ablation', 'read_ablation', 'edit_grid']
 
-# %% ../../../nbs/studies/ablation/362_answers.ipynb #7017a8c6
+# %% ../../../nbs/studies/ablation/362_answers.ipynb #f3cdbfa2
 from dataclasses import dataclass, replace
 import numpy as np
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from ...core import DataError, OptionError
 from ...editor import FastEditor
 from ...measure import Table, difference_interval, mean_interval
 from ...pictures import wrap_text
-from .ablating import (FIGURES, data_file, jobs_of, lent_maps,
+from .ablating import (data_file, figures_of, jobs_of, lent_maps,
                                                 read_rows, swept)
 from .themes import Panel, Theme, find_theme
 from ..sweep import Curve
@@ -39,7 +39,7 @@ def read_ablation(theme: str|Theme,   # or its name
     head, lines = read_rows(data_file(theme.key, folder))
     return Ablation(theme, head, {(x["panel"], str(x["value"])): x for x in lines})
 
-# %% ../../../nbs/studies/ablation/362_answers.ipynb #b75e0eca
+# %% ../../../nbs/studies/ablation/362_answers.ipynb #2c18192a
 @patch
 def values(self: Ablation,
            panel: str,      # its name
@@ -51,8 +51,9 @@ def values(self: Ablation,
     "A figure of each picture at one value, NaN where there is none; raises `DataError`."
     line = self.lines.get((panel, str(value)))
     if line is None: raise DataError(f"{self.theme.key} has no rows of {panel} at {value}")
-    if figure not in FIGURES:
-        raise OptionError(f"figure {figure!r} is unknown: use one of {', '.join(FIGURES)}")
+    known = figures_of(self.theme)
+    if figure not in known:
+        raise OptionError(f"figure {figure!r} is unknown: use one of {', '.join(known)}")
     found = np.array([np.nan if v is None else v for v in line[figure]], float)
     return found[self.chosen(kind, types)]
 
@@ -82,7 +83,7 @@ def gain(self: Ablation, panel, value, other, figure, kind="held-out", types=Non
     a, b = (self.values(panel, v, figure, kind, types) for v in (value, other))
     return difference_interval(a, b, self.types(kind, types), draws=2000)
 
-# %% ../../../nbs/studies/ablation/362_answers.ipynb #37f54e39
+# %% ../../../nbs/studies/ablation/362_answers.ipynb #255fbf4c
 @patch
 def curve(self: Ablation, panel: str, figure: str="success", kind: str=None) -> Curve:
     "How a figure answers to a panel's knob, over all pictures."
@@ -105,11 +106,21 @@ def plot(self: Ablation,
             ax.set_title(f"{name} (usually {short(usual)})", fontsize=8)
             ax.set_ylabel("background, dB" if figure == "background" else figure)
             ax.tick_params(labelsize=7)
+            if figure == "background": _without_unchanged(self, name, ax)
             for label in ax.get_xticklabels(): label.set_rotation(15 if _wordy(self, name) else 0)
         row[0].set_ylim(-.03, 1.03)
     fig.tight_layout()
     plt.close(fig)
     return fig
+
+def _without_unchanged(self, name, ax):
+    "Keep backgrounds that came back byte by byte from flattening the rest of the axis."
+    means = [self.interval(name, v, "background") for v in self.theme.panel(name).values]
+    rest = [y for y in means if y.mean < 99]
+    if len(rest) == len(means): return
+    ax.set_ylim(min(y.low for y in rest)-1, max(y.high for y in rest)+3)
+    ax.text(.99, .97, "above: byte by byte", transform=ax.transAxes, ha="right", va="top",
+            fontsize=7)
 
 def _wordy(self, name) -> bool:
     return any(isinstance(v, str) and len(v) > 6 for v in self.theme.panel(name).values)
@@ -178,6 +189,27 @@ def verdict(self: Ablation) -> Table:
              "background, dB", "shown")
     return Table(heads, tuple(rows), f"chosen on {n[0]} tuning pictures, measured on {n[1]}",
                  "Differences from the usual value, paired by picture, 95%.")
+
+# %% ../../../nbs/studies/ablation/362_answers.ipynb #07744cfa
+@patch
+def explained(self: Ablation, panel: str, figure: str="success") -> float:
+    "Share of the variance within pictures that a panel's knob explains, 0..1 (omega squared)."
+    values = self.theme.panel(panel).values
+    x = np.array([self.values(panel, v, figure) for v in values])   # (values, pictures)
+    x = x[:, np.isfinite(x).all(0)]
+    x = x-x.mean(0)
+    k, n = x.shape
+    between, total = n*(x.mean(1)**2).sum(), (x**2).sum()
+    if not total or n < 2: return 0.
+    error = (total-between)/((k-1)*(n-1))
+    return max(0., float((between-(k-1)*error)/(total+error)))
+
+@patch
+def reach(self: Ablation, panel: str, figure: str="success") -> float:
+    "How far a panel's knob moves the mean of a figure, from its lowest to its highest value."
+    values = self.theme.panel(panel).values
+    means = [np.nanmean(self.values(panel, v, figure)) for v in values]
+    return float(max(means)-min(means))
 
 # %% ../../../nbs/studies/ablation/362_answers.ipynb #cd402965
 @patch

@@ -9,7 +9,7 @@ __all__ = ['Panel', 'Theme', 'find_theme', 'THEMES']
 from dataclasses import dataclass, field
 from ...core import OptionError, in_words, nearest
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #9ea1dc9b
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #b15c05a1
 @dataclass(frozen=True)
 class Panel:
     "One knob of one method."
@@ -29,6 +29,8 @@ class Theme:
     key: str
     question: str
     panels: tuple
+    extra: dict=field(default_factory=dict)  # figure -> metric of the profile "drawn", beside
+                                             # those that every theme has
 
     def panel(self, name: str) -> Panel:
         "Find a panel by name; raises `OptionError`."
@@ -94,7 +96,7 @@ _MAPS = Theme("canny", "which outlines are drawn", (
           ("none", "canny", "canny 50/100", "canny-auto", "canny, blurred", "soft", "own"),
           **_HELD),))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #e7bc1780
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #480fe633
 def _regions(**shared):
     values = {"none": {}, "true mask": dict(mask="true"), "loose mask": dict(mask="loose"),
               "words": {"options.region": "words"}, "model": {"options.region": "model"}}
@@ -107,16 +109,16 @@ _MASKS = Theme("masks", "where the picture may change, and who says so", (
                                              for t in (.1, .2, .3, .5, .7)},
           {"strength": .8, "options.region": "words", **_DDCM})))
 
-_NEGATIVE = {"zeros": {}, "empty prompt": dict(negative_prompt=""),
+_NEGATIVE = {"none given": {}, "empty prompt": dict(negative_prompt=""),
              "source prompt": dict(negative="source")}
 _PROMPTS = Theme("prompts", "what a source prompt and a negative prompt are worth", (
     Panel("ddcm", "source prompt", "given", {"given": {}, "none": dict(source="none")}, _DDCM),
     Panel("turbo", "source prompt", "given", {"given": {}, "none": dict(source="none")}, _TURBO),
-    Panel("ddcm, negative", "negative prompt", "zeros", _NEGATIVE, dict(guidance=2., **_DDCM)),
-    Panel("img2img, negative", "negative prompt", "zeros", _NEGATIVE,
+    Panel("ddcm, negative", "negative prompt", "none given", _NEGATIVE, dict(guidance=2., **_DDCM)),
+    Panel("img2img, negative", "negative prompt", "none given", _NEGATIVE,
           dict(guidance=2., **_PLAIN))))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #6b49379c
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #7ee5186b
 _SEEDS = Theme("seeds", "how much is chance, and how many tries are enough", (
     _turn("ddcm", "seed", 0, tuple(range(6)), **_DDCM),
     _turn("img2img", "seed", 0, tuple(range(6)), **_PLAIN)))
@@ -130,8 +132,22 @@ _PRECISION = Theme("precision", "what fewer digits cost", (
     Panel("vae alone", "precision", "fp32", {p: dict(precision=p) for p in ("fp32", "bf16")},
           dict(method="vae"))))
 
+_LADDER = Theme("ladder", "what a check after each try could do (see fastedit.adaptive)", (
+    _turn("ddcm", "strength", .7, (.3, .5, .7, .8, 1.), **_DDCM),
+    _turn("ddcm, 6 steps", "strength", .7, (.5, .7, .8, 1.), steps=6, **_DDCM)),
+    dict(direction="clip-mini-dir", match="clip-mini"))
+
+_FEW = {"img2img": dict(method="img2img"), "img2img-4": dict(method="img2img-4"),
+        "ddcm": _DDCM, "turbo": _TURBO, "turbo-words": dict(method="turbo-words"),
+        "chord": dict(method="chord")}
+_MANY = {"p2p, 50 steps": dict(method="p2p"), "ddim, 50 steps": dict(method="ddim")}
+_METHODS = Theme("methods", "few steps against many, on the same pictures", (
+    Panel("mini", "method", "ddcm", _FEW, {}),
+    Panel("mini-s", "method", "ddcm", _FEW, dict(model="mini-s")),
+    Panel("mini-teacher", "method", "p2p, 50 steps", _MANY, dict(model="mini-teacher"))))
+
 THEMES = {t.key: t for t in (_STRENGTH, _STEPS, _GUIDANCE, _CONTROL, _MASKS, _PROMPTS, _SEEDS,
-                             _MAPS, _SAMPLERS, _PRECISION)}
+                             _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS)}
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #d0d67e6d
 _all_ = ["THEMES"]
