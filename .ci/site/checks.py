@@ -12,6 +12,7 @@ class _Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.links, self.assets, self.ids, self.headings, self.bare = [], [], set(), [], []
+        self.figures = 0  # open ones; a picture in a figure may leave its words to the caption
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
@@ -25,10 +26,15 @@ class _Reader(HTMLParser):
             self.assets.append(a["href"])
         if tag in ("img", "script", "iframe", "source", "video", "audio") and a.get("src"):
             self.assets.append(a["src"])
-        if tag == "img" and not (a.get("alt") or "").strip() and a.get("role") != "presentation":
+        self.figures += tag == "figure"
+        captioned = self.figures and a.get("alt") == ""
+        if tag == "img" and not (a.get("alt") or "").strip() and not captioned:
             self.bare.append((a.get("src") or "?")[:60])
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
+
+    def handle_endtag(self, tag):
+        self.figures -= tag == "figure"
 
 
 def _target(page: Path, address: str, root: Path) -> Path:

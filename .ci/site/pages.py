@@ -110,11 +110,18 @@ def collect(root: Path, package: Path) -> Site:
     ordered = {p.rel: p for s in sections for p in sections[s][2]}
     ordered["index"] = next(p for p in pages if p.rel == "index")
     site = Site(root, ordered, sections, read_settings(root))
+    told = {p.rel: _told(p) for p in ordered.values()}
     for e in api.read_package(package):
-        if e.page in ordered:
+        if e.name in told.get(e.page, ()):
             ordered[e.page].entries.append(e)
     _find_users(site)
     return site
+
+
+def _told(page: Page) -> set:
+    "List the names that a page exports for its users: those of `#| export`, not of `#| exporti`."
+    code = [split(c) for c in page.nb["cells"] if c["cell_type"] == "code"]
+    return set().union(*(_defined(s) for d, s in code if "export" in d))
 
 
 def public_names(site: Site) -> dict:
@@ -226,9 +233,17 @@ def _prepared(o: dict) -> dict | None:
     rich = {k for k in data if k != "text/plain"}
     if rich:
         data.pop("text/plain", None)
+    if "text/html" in data:
+        data["text/html"] = _whole(text(data["text/html"]))
     if o["output_type"] == "stream" and not text(o["text"]).strip():
         return None
     return o if o["output_type"] in ("stream", "error") or data else None
+
+
+def _whole(html: str) -> str:
+    "Take links to places that a shown piece of a page does not hold out of it."
+    ids = set(re.findall(r'\bid="([^"]+)"', html))
+    return re.sub(r'\shref="#([^"]*)"', lambda m: m[0] if m[1] in ids else "", html)
 
 
 def _bar(site: Site, page: Page) -> str:
