@@ -10,3 +10,4 @@ from .installing import *
 from .planning import *
 from .comparing import *
 from .timing import *
+from .diagnosing import *
