@@ -4,6 +4,7 @@ from .waiting import *
 from .options import *
 from .checks import *
 from .editing import *
+from .batching import *
 from .miniatures import *
 from .sweeping import *
 from .installing import *
@@ -11,3 +12,4 @@ from .planning import *
 from .comparing import *
 from .timing import *
 from .diagnosing import *
+from .ablating import *

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PlacedStages']
 
-# %% ../../nbs/editor/208c_placing.ipynb #598dc48e
+# %% ../../nbs/editor/208c_placing.ipynb #96fca9a4
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from ..core import MemoryPlanError, OptionError, in_words, nearest
-from ..denoise import forget
+from ..denoise import forget, own_turn
 from .stages import Stages
 from .stores import StageCache
 from ..memory import (RESIDENCIES, MemorySettings, Mover, free_caches, out_of_memory,
@@ -138,7 +138,7 @@ def load(self: PlacedStages,
         return
     raise MemoryPlanError(f"memory ran out while loading ({reason}). {self.advice()}")
 
-# %% ../../nbs/editor/208c_placing.ipynb #b676978a
+# %% ../../nbs/editor/208c_placing.ipynb #ad020e06
 def _elsewhere(parts, device) -> bool:
     "Whether any network is on another kind of device."
     return any(next(net.parameters()).device.type != device.type
@@ -147,6 +147,9 @@ def _elsewhere(parts, device) -> bool:
 @patch
 def keep(self: PlacedStages, settings: MemorySettings):
     "Have the networks where settings want them; nothing to do if they are there."
+    with own_turn(self.parts.unet): _keep(self, settings)
+
+def _keep(self, settings):
     mover = getattr(self.parts, "mover", None)
     resident = settings.residency == "resident" and self.meter is None
     if mover is not None and not resident:
@@ -165,7 +168,8 @@ def look_again(self: PlacedStages):
 @patch
 def release(self: PlacedStages):
     "Put an end to the coming and going of the networks."
-    if getattr(self.parts, "mover", None) is not None: self.parts.mover.release()
+    with own_turn(self.parts.unet):
+        if getattr(self.parts, "mover", None) is not None: self.parts.mover.release()
 
 @patch
 def restore(self: PlacedStages):
