@@ -5,32 +5,33 @@
 # %% auto #0
 __all__ = ['atomic_write', 'check_output']
 
-# %% ../nbs/000b_writing.ipynb #58acf1f6
-import errno, os, tempfile
+# %% ../nbs/000b_writing.ipynb #b27a28ee
+import errno, os, secrets, tempfile
 from pathlib import Path
 from .errors import FastEditError, OptionError, address
 
-# %% ../nbs/000b_writing.ipynb #f64930a8
+# %% ../nbs/000b_writing.ipynb #e46e4ae7
 def _target(path) -> Path:
     "Name the file that a path stands for: a link is written through and stays a link."
     path = Path(path)
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
-def _umask() -> int:
-    "Read the permissions that new files lack; the system tells them only to who sets them."
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _open_new(folder: Path) -> tuple:
+    "Open a new file with the permissions that the system gives new files: (descriptor, path)."
+    binary = getattr(os, "O_BINARY", 0)
+    while True:
+        path = folder/f".{secrets.token_hex(8)}.tmp"
+        try: return os.open(path, os.O_RDWR|os.O_CREAT|os.O_EXCL|binary, 0o666), str(path)
+        except FileExistsError: pass
 
 def _write_aside(folder: Path, data: bytes) -> str:
     "Write a new temporary file, flushed to the disk; its name is short, whatever the target's is."
-    fd, tmp = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    fd, tmp = _open_new(folder)
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(tmp, 0o666 & ~_umask())
     except BaseException:   # also Ctrl-C
         os.unlink(tmp)
         raise
