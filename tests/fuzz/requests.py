@@ -67,7 +67,7 @@ def python(rng, folder):
     from fastedit.editor import EditRequest
     given = some_fields(rng, any_value)
     if rng.random() < .3:
-        given["steps"] = rng.choice((1, 2)) if rng.random() < .9 else given.get("steps"); given.pop("model", None)
+        given["steps"] = rng.choice((1, 2)) if rng.random() < .9 else given.get("steps"); given.pop("model", None); given.pop("image", None); given.pop("mask", None)
         return Case("editor(picture, **"+shown(given)+")", lambda: edit(given))
     return Case("EditRequest(**"+shown(given)+")", lambda: look_into(EditRequest(**given)))
 
