@@ -17,4 +17,4 @@ setup(version=cfg["version"], description=cfg["description"], author=cfg["author
       extras_require={k.removesuffix("_requirements"): lines(k) for k in cfg if k.endswith("_requirements")},
       packages=find_packages(include=["fastedit", "fastedit.*"]),
       package_data={"fastedit": [f"weights/**/*.{ext}" for ext in ("json", "txt", "md", "csv", "safetensors", "png")]
-                                + ["studies/sweep/sweep.html"]})
+                                + ["studies/sweep/sweep.html", "failures/thresholds.json"]})

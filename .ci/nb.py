@@ -145,10 +145,9 @@ def crowded(src: str):
         if t.type == tokenize.OP and t.string == ";": yield f"line {t.start[0]} holds several statements"
 
 def check_lines(root: Path) -> list:
-    "exported cells of the packages can be read: 100 columns, one statement a line, 60 lines a cell, 400 a module"
+    "exported cells can be read: 100 columns, one statement a line, 60 lines a cell, 400 a module"
     bad = []
     for p in find_notebooks(root):
-        if p.parent == root/"nbs": continue
         total = 0
         for c in code_cells(load(p)):
             found, src = split_directives(source(c))
@@ -157,6 +156,14 @@ def check_lines(root: Path) -> list:
             bad += [f"{p.relative_to(root)}: cell {c.get('id')} {why}" for why in crowded(src.strip("\n"))]
         if total > MODULE_LINES: bad.append(f"{p.relative_to(root)}: exports {total} lines, more than {MODULE_LINES}")
     return bad
+
+def check_links(root: Path) -> list:
+    "what a page links to inside the project is there"
+    pages = {p: "\n".join(source(c) for c in load(p)["cells"] if c["cell_type"] == "markdown") for p in find_notebooks(root)}
+    pages |= {p: p.read_text(encoding="utf-8") for p in root.glob("*.md")}
+    links = [(p, m[1]) for p, t in pages.items() for m in re.finditer(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", t)]
+    return [f"{p.relative_to(root)}: links to {to}, which is not there" for p, to in links
+            if not re.match(r"[a-z]+:", to) and not (p.parent/to).exists()]
 
 def check_size(root: Path) -> list:
     "notebooks are under 1.5 MB"
@@ -228,7 +235,7 @@ def check_notebooks(root: Path) -> list:
                         OMP_NUM_THREADS="1", TQDM_DISABLE="1", XDG_CONFIG_HOME=tmp)
     return [tail(done, 60)] if done.returncode else []
 
-CHECKS = {f.__name__.removeprefix("check_"): f for f in (check_clean, check_executed, check_layers, check_lines, check_size, check_paths, check_readme, check_export,
+CHECKS = {f.__name__.removeprefix("check_"): f for f in (check_clean, check_executed, check_layers, check_lines, check_links, check_size, check_paths, check_readme, check_export,
                                                          check_ruff, check_imports, check_notebooks)}
 
 def check(root: Path, names: list) -> int:

@@ -31,6 +31,7 @@ class _Moved:
                  stats="measure", piebench="measure", report="studies.report",
                  speed="studies.speed", bench="studies.bench", sweep="studies.sweep", demo="studies.demo", schedules="denoise",
                  quick="denoise", attention="denoise", denoiser="denoise", state="denoise.state",
+                 threads="denoise.threads",
                  unused="editor.unused", flow="editor.flow", reproduce="editor.again")
 
     @classmethod

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['canonical_json', 'content_hash', 'read_value', 'legible', 'Later', 'pages_on_demand', 'progress', 'Cancelled',
            'DataError', 'FastEditError', 'ImageError', 'MaskError', 'MemoryPlanError', 'ModelError', 'NumericalError',
-           'OptionError', 'PromptError', 'address', 'in_words', 'nearest', 'atomic_write', 'check_output']
+           'OptionError', 'PromptError', 'address', 'in_words', 'nearest', 'atomic_write', 'check_output',
+           'clear_leftovers', 'held_by_me']
 
 # %% ../nbs/000c_core.ipynb #af13d3b0
 import hashlib, json, math, os, re, sys
@@ -15,12 +16,13 @@ from pathlib import Path
 from .errors import (Cancelled, DataError, FastEditError, ImageError, MaskError,
                              MemoryPlanError, ModelError, NumericalError, OptionError,
                              PromptError, address, in_words, nearest)
-from .writing import atomic_write, check_output
+from .writing import atomic_write, check_output, clear_leftovers, held_by_me
 
 # %% ../nbs/000c_core.ipynb #a80eb2f3
 _all_ = ["Cancelled", "DataError", "FastEditError", "ImageError", "MaskError",
          "MemoryPlanError", "ModelError", "NumericalError", "OptionError", "PromptError",
-         "address", "in_words", "nearest", "atomic_write", "check_output"]
+         "address", "in_words", "nearest", "atomic_write", "check_output",
+         "clear_leftovers", "held_by_me"]
 
 # %% ../nbs/000c_core.ipynb #41428bd3
 def _plain(x):

@@ -146,16 +146,20 @@ def test_check_layers_wants_one_module_a_notebook(project):
 
 @pytest.mark.parametrize("src, reason", [("x = 1", None), ("x = "+"1"*120, "124 columns"), ("x = 1; y = 2", "several statements"),
                                          ('x = "a; b"  # c; d', None), ("if x: y = 1", None), ("x = 1\n"*61, "61 lines")])
-def test_check_lines_reads_the_cells_of_packages(project, src, reason):
-    root = project(_00_old=module("old", src)); (root/"nbs"/"a").mkdir()
-    assert nb_tool.check_lines(root) == []   # what has not moved yet
-    (root/"nbs"/"00_old.ipynb").rename(root/"nbs"/"a"/"00_old.ipynb"); bad = nb_tool.check_lines(root)
-    assert [b.partition(":")[0] for b in bad] == ["nbs/a/00_old.ipynb"]*bool(reason) and all(reason in b for b in bad)
+def test_check_lines_reads_exported_cells(project, src, reason):
+    bad = nb_tool.check_lines(project(_00_old=module("old", src)))
+    assert [b.partition(":")[0] for b in bad] == ["nbs/00_old.ipynb"]*bool(reason)
+    assert all(reason in b for b in bad)
 
 def test_check_lines_bounds_a_module(project):
-    cells = [code(f"#| export\n{'x = 1'+chr(10)*1}"*1+"y = 2\n"*50) for _ in range(9)]
-    root = project(_00_long=notebook(code("#| default_exp a.long"), *cells)); (root/"nbs"/"a").mkdir(); (root/"nbs"/"00_long.ipynb").rename(root/"nbs"/"a"/"00_long.ipynb")
-    [bad] = nb_tool.check_lines(root); assert "more than 400" in bad
+    cells = [code("#| export\nx = 1\n"+"y = 2\n"*50) for _ in range(9)]
+    [bad] = nb_tool.check_lines(project(_00_long=notebook(code("#| default_exp a.long"), *cells)))
+    assert "more than 400" in bad
+
+def test_check_links_follows_links_inside_the_project(project):
+    here = "see [a](00_here.ipynb#part), [b](https://example.org/x.ipynb), [c](#part)"
+    root = project(_00_here=notebook(prose(here)), _01_gone=notebook(prose("see [it](02_gone.ipynb)")))
+    assert nb_tool.check_links(root) == ["nbs/01_gone.ipynb: links to 02_gone.ipynb, which is not there"]
 
 def test_check_size_and_paths(project):
     home = "/" + "home/somebody/x.py"

@@ -4,6 +4,7 @@ from .waiting import *
 from .options import *
 from .checks import *
 from .editing import *
+from .batching import *
 from .miniatures import *
 from .sweeping import *
 from .installing import *

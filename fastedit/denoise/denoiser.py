@@ -5,23 +5,27 @@
 # %% auto #0
 __all__ = ['Denoiser', 'guidance_embedding', 'spread']
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #06a6988e
+# %% ../../nbs/denoise/057_denoiser.ipynb #ac0eb1f0
+from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import cached_property
 import torch
 from fastcore.basics import patch
 from ..core import ModelError, OptionError
 from .codec import Codec, Count, Text, dtype_of
 from .schedules import NoiseSchedule, boundary
+from .sharing import exchanged
 from .store import Memo, fingerprint
 from .tricks import ordinary_tensor
 from ..models import vae_factor
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #b03b0ca1
+# %% ../../nbs/denoise/057_denoiser.ipynb #93e783e4
 class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
     def __init__(self,
                  parts,                     # `models.Components`
-                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none
+                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none;
+                                            # or one for each picture of a batch
                  negative: Text=None,       # what CFG pushes away from; None: see `unconditional`
                  drop_w: bool=False,        # CFG instead of a guidance embedding, only above 1
                  count: Count=None,         # where to keep the books
@@ -31,6 +35,7 @@ class Denoiser(Codec):
                  keep_negative=None):       # keeps unconditional answers, see `_apart`
         super().__init__(parts, count, tile, memo)
         self._negative, self._drop_w, self.keep_negative = negative, drop_w, keep_negative
+        self.follows = None   # the `attention.Control` that calls of the UNet follow, if any
         self._stem, self._keep_stem, self._map, self._paired = None, stem, None, False
         if edges is None: return
         if parts.controlnet is None:
@@ -105,16 +110,29 @@ def _scales(self: Denoiser, control) -> tuple:
     each = 1. if inside != 1 else control
     return [each]*(len(net.controlnet_down_blocks)+1), inside
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #cc4316dc
+# %% ../../nbs/denoise/057_denoiser.ipynb #29194d7b
+_KNOWN = ContextVar("whether the stem's output is handed in", default=False)
+
 class _Given(torch.nn.Module):
-    "Stands in for a ControlNet's stem once its output is known."
-    def forward(self, x): return x
+    "Stands in for a ControlNet's stem, and passes on its output where that is handed in."
+    def __init__(self, stem):
+        super().__init__()
+        self._modules, self.ask = stem._modules, stem.__call__
+
+    def forward(self, x): return x if _KNOWN.get() else self.ask(x)
+
+def _put_given(net):
+    "Let a ControlNet's stem look up whether it is asked; gives the function that undoes it."
+    stem = net.controlnet_cond_embedding
+    net.controlnet_cond_embedding = _Given(stem)
+    def undo(): net.controlnet_cond_embedding = stem
+    return undo
 
 @patch
-def _stem_of_map(self: Denoiser, stem, edges):
+def _stem_of_map(self: Denoiser, net, edges):
     "Ask the stem about the map, once; `stem=` is called with a function that asks it."
     def make():
-        with self._asked(stem): y = stem(edges)
+        with self._asked(net): y = net.controlnet_cond_embedding(edges)
         return ordinary_tensor(y)
     if self._stem is None: self._stem = self._keep_stem(make) if self._keep_stem else make()
     return self._stem
@@ -124,7 +142,7 @@ def _about_map(self: Denoiser):
     if self._map is None and self.edges is not None: self._map = fingerprint(self.edges)
     return self._map
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #7afec034
+# %% ../../nbs/denoise/057_denoiser.ipynb #30507694
 @patch
 def _residuals(self: Denoiser, x, t, text, inside, question, conditions):
     "The ControlNet's residuals before their scale: one per level, and that of the middle."
@@ -137,17 +155,17 @@ def _residuals(self: Denoiser, x, t, text, inside, question, conditions):
 @patch
 def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions):
     net = self.parts.controlnet
-    stem = net.controlnet_cond_embedding
     bgr = net.config.controlnet_conditioning_channel_order == "bgr"
-    hint = self._stem_of_map(stem, self.edges.flip(1) if bgr else self.edges)
+    hint = self._stem_of_map(net, self.edges.flip(1) if bgr else self.edges)
     if bgr: hint = hint.flip(1)   # as the network will flip it
-    with self._asked(net):
-        net.controlnet_cond_embedding = _Given()
+    if len(hint) > 1: hint = hint[[i % len(hint) for _, i in self.rows]]   # a map per picture
+    with self._asked(net), exchanged(net, "stem", lambda: _put_given(net)):
+        token = _KNOWN.set(True)
         try:
             return net(x, t, encoder_hidden_states=text.states, conditioning_scale=inside,
                        controlnet_cond=hint.expand(len(x), -1, -1, -1), return_dict=False,
                        **conditions)
-        finally: net.controlnet_cond_embedding = stem
+        finally: _KNOWN.reset(token)
 
 def _weighed(down, mid, scales, like) -> dict:
     "Scale residuals; keywords for the UNet."
@@ -180,7 +198,7 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     shape = len(x), self.parts.unet.config.out_channels, *x.shape[-2:]
     return self.memo.ask("unet", question, len(x), run, shape)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #2d9f8f0d
+# %% ../../nbs/denoise/057_denoiser.ipynb #47bb3b09
 @patch
 def _keeps(self: Denoiser, kw) -> bool:
     return self.memo is not None and not kw and not torch.is_grad_enabled()
@@ -203,8 +221,9 @@ def _ask_unet(self: Denoiser, x, t, text, w, more):
     unet = self.parts.unet
     if w is not None:
         more["timestep_cond"] = guidance_embedding(w, unet.config.time_cond_proj_dim).to(x)
+    follow = nullcontext() if self.follows is None else self.follows.followed()
     with self.stage("denoise"), self._timed("unet"):
-        with self._asked(unet):
+        with self._asked(unet), follow:
             y = unet(x, t, encoder_hidden_states=text.states, return_dict=False, **more)[0]
         return ordinary_tensor(y)
 

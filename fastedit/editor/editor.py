@@ -5,32 +5,34 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #2c126ae0
-import threading, time
+# %% ../../nbs/editor/209_editor.ipynb #d2d0d7fe
+import time
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from inspect import signature
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..core import OptionError, PromptError, in_words
-from ..denoise import machine, ordinary, packs, stamp
+from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
+from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
 from .result import EditResult, versions
-from .stages import Draft
+from .stages import Draft, asking_of
 from .stores import StageCache
+from .together import (Edits, denoise_together, going_together, in_chunks,
+                                      read_jobs, with_seeds)
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
 from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
 from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_hash,
                                read_image, read_mask, unfit)
-from ..threads import few_threads
+from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #43f8489a
+# %% ../../nbs/editor/209_editor.ipynb #9a5e1313
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
@@ -40,7 +42,8 @@ class FastEditor(PlacedStages):
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
 
     def __init__(self,
-                 model="mini",      # registry name, local folder, single file, or `Components`
+                 model="mini",      # registry name, local folder, single file, `Components`, or
+                                    # a pipeline of diffusers or a dict of its components
                  device: str=None,  # "cpu", "cuda", ...; None: a GPU if there is one
                  precision: str=None,  # key of `PRECISIONS`; None or "auto": fp32 on a CPU, on a
                                     # GPU the model's native one, fp16 for the full-size ones
@@ -63,12 +66,18 @@ class FastEditor(PlacedStages):
                      keep_negative=keep_negative)
         check_keywords(load, _keywords(), _FIELDS)
         super().__init__(None, StageCache(cache_bytes), keep_negative=keep_negative)
-        self._lock, self.allow_smaller, self.meter = threading.Lock(), allow_smaller, meter
+        self.allow_smaller, self.meter = allow_smaller, meter
         with ordinary():
             self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb,
                                   **load)
             if self.flow is not None: self.parts = self.flow
             else: self.load(model, device, precision, residency, budget_gb, **load)
+
+    @property
+    def _lock(self):
+        "The turn of the loaded model, whichever editor has it."
+        net = self.parts.unet if self.flow is None else self.flow.pipe.transformer
+        return turn_of(net, f"the model {self.spec.key!r}")
 
 # %% ../../nbs/editor/209_editor.ipynb #8aec5fec
 _FIELDS = {f.name for f in fields(EditRequest)}
@@ -113,6 +122,11 @@ def _given(request, prompt, settings) -> EditRequest:
     return request
 
 # %% ../../nbs/editor/209_editor.ipynb #ec4fec60
+def _asked_for(editor, prompt, request, settings) -> EditRequest:
+    "The request of a call, whole or written down from its settings."
+    if request is None: return _written_down(editor, prompt, settings)
+    return _given(request, prompt, settings)
+
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
     key, own = editor.spec.key, editor.parts.precision
@@ -171,12 +185,15 @@ def _accounted(editor, image, mask, r, on_step) -> EditResult:
     said = given.said(r)
     _stamp_stores(editor)
     edit = editor._edit if editor.flow is None else editor._edit_flow
-    done = edit(given.picture.image, given.mask, r, on_step)
+    return _completed(editor, given, edit(given.picture.image, given.mask, r, on_step), said)
+
+def _completed(editor, given, done, said) -> EditResult:
+    "Complete the account of an edit by what is to be said of its picture and mask."
     return replace(done, image=keep_alpha(done.image, given.picture), mask=given.mask,
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
 
-# %% ../../nbs/editor/209_editor.ipynb #51a9ac78
+# %% ../../nbs/editor/209_editor.ipynb #efea5175
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -186,17 +203,23 @@ def __call__(self: FastEditor,
              request: EditRequest=None,  # a whole request instead of keywords
              on_step=None,       # called with dict(step, steps, t, latents, clean) after each
                                  # step; raise `Cancelled` to stop
+             seeds: list=None,   # several seeds: gives `Edits`, one for each
+             num_images: int=None,  # so many, with the seeds that follow `seed`; gives `Edits`
+             at_once: int=1,     # of several, how many go into one call of the networks
              **settings          # fields of `EditRequest`
             ) -> EditResult:
     """Edit `image` so that it shows `prompt`.
 
-    Raises a subclass of `FastEditError` in words, never leaves a hook behind."""
+    Raises a subclass of `FastEditError` in words, never leaves a hook behind. Edits on one
+    loaded model take turns; one begun in another's `on_step` is refused."""
+    if seeds is not None or num_images is not None:
+        asked = dict(image=image, prompt=prompt, mask=mask, request=request)
+        return _variants(self, asked, seeds, num_images, at_once, on_step, settings)
     if on_step is not None and not callable(on_step):
         raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
                           "dict after each step, or None")
-    if request is None: r = _written_down(self, prompt, settings)
-    else: r = _given(request, prompt, settings)
-    r = _suited(self, r)
+    with self._lock, ordinary(): self.look_again()
+    r = _suited(self, _asked_for(self, prompt, request, settings))
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
         return _accounted(self, image, mask, r, on_step)
 
@@ -220,7 +243,11 @@ def _attempt(self: FastEditor, draft: Draft) -> EditResult:
     self.run(draft)
     if self.meter is not None: peak = self.meter.most
     else: peak = torch.cuda.max_memory_allocated() if cuda else None
-    count = draft.denoiser.count
+    return _account_of(self, draft, moved, peak)
+
+def _account_of(self, draft, moved, peak) -> EditResult:
+    "Write down what became of a draft."
+    count, mover = draft.denoiser.count, getattr(self.parts, "mover", None)
     memory = dict(residency=draft.settings.residency, vae_tile=_tile_used(draft),
                   moved=mover.moved-moved if mover else 0, packed=packs(self.parts))
     return EditResult(draft.image, draft.source, draft.request, draft.job.grid, count.nfe,
@@ -256,6 +283,101 @@ def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
     result.seconds["total"] = time.perf_counter()-start
     rungs = tuple(f"{g.key}: {g.words}" for g in used)
     return replace(result, notes=tuple(notes), fallbacks=rungs)
+
+# %% ../../nbs/editor/209_editor.ipynb #f8ab785e
+def _alone(editor, job, on_step):
+    "Run one edit of a batch: its result, or its error."
+    try: return editor(**job, on_step=on_step)
+    except Cancelled: raise
+    except FastEditError as e: return e
+
+def _drafted(editor, job, on_step):
+    "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
+    job = dict(job)
+    image, mask = job.pop("image"), job.pop("mask", None)
+    prompt, request = job.pop("prompt", None), job.pop("request", None)
+    r = _suited(editor, _asked_for(editor, prompt, request, job))
+    given = _read_inputs(image, mask)
+    source = given.picture.image
+    region = None if given.mask is None else load_mask(given.mask, source.size)
+    said = given.said(r)
+    filled, method, notes = editor.resolve(r, source, region)
+    draft = Draft(filled, method, source, region, editor.memory, on_step)
+    return given, editor.prepare(draft), (*notes, *said)
+
+# %% ../../nbs/editor/209_editor.ipynb #336c8120
+def _at_once(editor, jobs: list, on_step) -> dict:
+    "Run those of several edits that can go into one call of the networks, {place: result}."
+    ready, groups, found = {}, {}, {}
+    for i, job in enumerate(jobs):
+        try: ready[i] = _drafted(editor, job, on_step)
+        except FastEditError: continue   # it is run alone, which says what is wrong
+        if key := going_together(ready[i][1]): groups.setdefault(key, []).append(i)
+    for places in groups.values():
+        if len(places) < 2: continue
+        drafts = [ready[i][1] for i in places]
+        denoise_together(editor, drafts, asking_of(editor, drafts[0]))
+        for i, d in zip(places, drafts):
+            given, _, notes = ready[i]
+            d.clock["total"] = sum(d.clock.values())
+            done = replace(_account_of(editor, d, 0, None), notes=notes)
+            found[i] = _completed(editor, given, done, ())
+    return found
+
+def _several(editor, jobs: list, on_step) -> list:
+    "Run several edits, as many as possible in one call: results, or the errors in their places."
+    found = {}
+    if len(jobs) > 1 and editor.flow is None and editor.meter is None:
+        try:
+            with editor._lock, ordinary(), torch.no_grad(), few_threads(editor.parts):
+                editor.look_again()
+                _stamp_stores(editor)
+                with editor.placed(editor.memory): found = _at_once(editor, jobs, on_step)
+        except Cancelled: raise
+        except (FastEditError, RuntimeError, MemoryError): editor.free()
+    return [found[i] if i in found else _alone(editor, job, on_step)
+            for i, job in enumerate(jobs)]
+
+# %% ../../nbs/editor/209_editor.ipynb #c677b5cd
+@patch
+def batch(self: FastEditor,
+          jobs: list,      # (picture, prompt) of each edit, or a dict of what a call takes
+          at_once: int=1,  # how many go into one call of the networks; 1: the bytes of single
+                           # edits, more: within 1 of 255
+          on_result=None,  # called with (place, result or error) as soon as one is there
+          on_step=None,    # as for a single edit
+          **common         # fields of `EditRequest` that all share
+         ) -> Edits:
+    """Make many edits; one that fails leaves its error in its place.
+
+    Raises `OptionError` for what is no batch, before anything runs."""
+    for name, f in (("on_result", on_result), ("on_step", on_step)):
+        if f is not None and not callable(f):
+            raise OptionError(f"{name}={in_words(f)}: give a function, or None")
+    read = read_jobs(jobs, common)
+    found = [None]*len(read)
+    for places in in_chunks(read, at_once):
+        for i, done in zip(places, _several(self, [read[i] for i in places], on_step)):
+            found[i] = done
+            if on_result is not None: on_result(i, done)
+    return Edits(found)
+
+def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings) -> Edits:
+    "Make one edit with several seeds; an error is raised, since it is the same for all."
+    r, first = asked["request"], settings.pop("seed", 0)
+    if r is not None: first = r.seed
+    seeds = with_seeds(seeds, num_images, first)
+    if r is None: jobs = [asked | settings | dict(seed=s) for s in seeds]
+    else: jobs = [asked | settings | dict(request=replace(r, seed=s)) for s in seeds]
+    for job in jobs: _suited(editor, _asked_for(editor, *_words_of(job)))
+    edits = editor.batch(jobs, at_once, on_step=on_step)
+    for e in edits.errors.values(): raise e
+    return edits
+
+def _words_of(job) -> tuple:
+    "Prompt, request and settings of a job."
+    known = ("image", "mask", "prompt", "request")
+    return job.get("prompt"), job.get("request"), {k: v for k, v in job.items() if k not in known}
 
 # %% ../../nbs/editor/209_editor.ipynb #8d6063e0
 @patch

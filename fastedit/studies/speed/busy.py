@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from ...core import OptionError
 from .comparison import Comparison, prompt_number
 from .timing import Timing
-from ...threads import is_small, threads_for
+from ...denoise.threads import is_small, threads_for
 
 # %% ../../../nbs/studies/speed/334_busy.ipynb #ccfbe395
 _HOLD = """import os, time

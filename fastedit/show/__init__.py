@@ -1,0 +1,3 @@
+"Show: pictures inside a page, before and after with a line to drag, charts."
+from .embedding import *
+from .divider import *
