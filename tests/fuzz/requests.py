@@ -6,7 +6,7 @@ from functools import lru_cache
 from tests.fuzz import Case
 from tests.fuzz.values import NUMBERS, TEXTS, any_value, plain_value
 
-N, SMALL = 5000, 250
+N, SMALL = 5000, 100
 
 @lru_cache(1)
 def editor():
