@@ -11,3 +11,5 @@ from .installing import *
 from .planning import *
 from .comparing import *
 from .timing import *
+from .diagnosing import *
+from .ablating import *
