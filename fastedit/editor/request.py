@@ -57,8 +57,8 @@ Guidance = Annotated[Annotated[Number, Interval(ge=0, le=100)]|str|None, Then(_c
 SourceGuidance = Annotated[Number|None, Interval(ge=0, le=100), Give("a number from 0 to 100")]
 Scale = Annotated[Number, Interval(ge=0, le=10)] | str | None
 ControlScale = Annotated[Scale|list[Scale]|tuple[Scale, ...], Then(_check_control_scale),
-                         Give("a number from 0 to 10, a curve such as 'linear:1:0', or one of these "
-                              "per UNet block and for the middle")]
+                         Give("a number from 0 to 10, a curve such as 'linear:1:0', or one of "
+                              "these per UNet block and for the middle")]
 
 # %% ../../nbs/editor/200_request.ipynb #12f7a1e5
 def _check_text(name, value):

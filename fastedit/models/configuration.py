@@ -286,8 +286,8 @@ def check_scheduler(config: dict,  # a scheduler's configuration
                    ):
     "Refuse a scheduler whose class is unknown or whose entries do not go together."
     if kind not in SCHEDULERS:
-        raise ModelError(f"{where}: scheduler {in_words(kind)} is not one that fastedit can follow: "
-                         f"use a model with one of {', '.join(SCHEDULERS)}")
+        raise ModelError(f"{where}: scheduler {in_words(kind)} is not one that fastedit can follow"
+                         f": use a model with one of {', '.join(SCHEDULERS)}")
     betas, n = config.get("trained_betas"), config.get("num_train_timesteps", 1000)
     if betas is not None and not _numbers(betas, n):
         _refuse(where, "trained_betas", betas, f"there must be one beta for each of {n} times")

@@ -70,7 +70,7 @@ _LONGEST = dict(WEBP=16_383, JPEG=65_500)   # pixels of a side that the format h
 def _check_sides(size, kind: str):
     "Refuse a picture that a format has no room for."
     if max(size) > (most := _LONGEST.get(kind, max(size))):
-        raise OptionError(f"a picture of {size[0]}x{size[1]} does not fit into a {kind}, whose sides "
+        raise OptionError(f"a picture of {size[0]}x{size[1]} does not fit into a {kind}: its sides "
                           f"end at {most:,} pixels: write a .png")
 
 def save_image(image,              # picture, anything that `load_image` takes
