@@ -11,9 +11,9 @@ import typer
 from .checks import check_drawn, check_machine, check_models
 from .editing import (AllowSmaller, Anyway, Budget, Control, ControlScale, Guidance,
                                   MethodOptions, NegativePrompt, Precision, Residency, Schedule,
-                                  Size, SourcePrompt, Strength, _given)
+                                  Size, SourcePrompt, Strength, _given, control_options)
 from .options import (Device, Lora, Model, Quiet, Steps, argument, loras, named_values,
-                                  number, option, print_json, scales, sides)
+                                  number, option, print_json, sides)
 from .terminal import app, say
 from .waiting import bring, load_editor
 from ..core import FastEditError, OptionError, progress
@@ -91,9 +91,9 @@ def batch(place: Place,
     from fastedit.editor.many import plan_edits, read_edits, run_many
     _folder(out)
     common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                  strength=strength, guidance=number(guidance), control=control,
-                  control_scale=scales(control_scale), schedule=schedule, size=sides(size),
-                  options=named_values(option) or None)
+                  strength=strength, guidance=number(guidance), schedule=schedule,
+                  size=sides(size), options=named_values(option) or None,
+                  **control_options(control, control_scale))
     common = {k: v for k, v in common.items() if v is not None}
     planned = plan_edits(read_edits(place, prompt), model, tuple(method or ()),
                          whole_numbers(seeds), **common)

@@ -17,14 +17,15 @@ from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
 from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
+from .control import check_maps, same_maps, take_control
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
 from .result import EditResult, versions
 from .stages import Draft, asking_of
 from .stores import StageCache
-from .together import (Edits, denoise_together, going_together, in_chunks,
-                                      read_jobs, with_seeds)
+from .together import (Edits, denoise_together, each_seed, going_together,
+                                      in_chunks, read_jobs, words_of)
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
 from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
@@ -122,10 +123,16 @@ def _given(request, prompt, settings) -> EditRequest:
     return request
 
 # %% ../../nbs/editor/209_editor.ipynb #ec4fec60
-def _asked_for(editor, prompt, request, settings) -> EditRequest:
-    "The request of a call, whole or written down from its settings."
-    if request is None: return _written_down(editor, prompt, settings)
-    return _given(request, prompt, settings)
+def _asked_for(editor, prompt, request, settings) -> tuple:
+    "The request of a call, whole or written down from its settings, and its control pictures."
+    control, pictures = take_control(settings.get("control"))
+    if request is None:
+        if "control" in settings: settings = settings | dict(control=control)
+        return _suited(editor, _written_down(editor, prompt, settings)), pictures
+    if pictures: settings = {k: v for k, v in settings.items() if k != "control"}
+    r = _given(request, prompt, settings)
+    same_maps(r.control, pictures)
+    return _suited(editor, r), pictures
 
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
@@ -179,13 +186,16 @@ def _computed_on(editor, done) -> dict:
     ways = {k: done.memory[k] for k in ("vae_tile", "packed") if k in done.memory}
     return {**machine(device), **ways}
 
-def _accounted(editor, image, mask, r, on_step) -> EditResult:
+def _accounted(editor, image, mask, r, on_step, pictures) -> EditResult:
     "Read picture and mask, run the request, and complete the account."
     given = _read_inputs(image, mask)
+    check_maps(r.control, pictures, given.picture.image.size)
     said = given.said(r)
     _stamp_stores(editor)
-    edit = editor._edit if editor.flow is None else editor._edit_flow
-    return _completed(editor, given, edit(given.picture.image, given.mask, r, on_step), said)
+    source = given.picture.image
+    if editor.flow is not None: done = editor._edit_flow(source, given.mask, r, on_step)
+    else: done = editor._edit(source, given.mask, r, on_step, pictures)
+    return _completed(editor, given, done, said)
 
 def _completed(editor, given, done, said) -> EditResult:
     "Complete the account of an edit by what is to be said of its picture and mask."
@@ -219,9 +229,9 @@ def __call__(self: FastEditor,
         raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
                           "dict after each step, or None")
     with self._lock, ordinary(): self.look_again()
-    r = _suited(self, _asked_for(self, prompt, request, settings))
+    r, pictures = _asked_for(self, prompt, request, settings)
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
-        return _accounted(self, image, mask, r, on_step)
+        return _accounted(self, image, mask, r, on_step, pictures)
 
 # %% ../../nbs/editor/209_editor.ipynb #6d6bea94
 def _shrink(r, share: float, spec) -> EditRequest:
@@ -267,7 +277,7 @@ def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     finally: self.restore()
 
 @patch
-def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
+def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> EditResult:
     "Fill in the request and run it."
     start = time.perf_counter()
     mask = None if mask is None else load_mask(mask, source.size)
@@ -275,7 +285,8 @@ def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
     def run(s: MemorySettings):
         with self.placed(s):
             smaller = _shrink(r, s.area_scale, self.spec)
-            return self._attempt(Draft(smaller, method, source, mask, s, on_step))
+            return self._attempt(Draft(smaller, method, source, mask, s, on_step,
+                                       pictures=pictures))
     result, used = self._with_fallbacks(r, run)
     tile = result.memory["vae_tile"]
     if tile and tile == self.memory.vae_tile:
@@ -293,16 +304,14 @@ def _alone(editor, job, on_step):
 
 def _drafted(editor, job, on_step):
     "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
-    job = dict(job)
-    image, mask = job.pop("image"), job.pop("mask", None)
-    prompt, request = job.pop("prompt", None), job.pop("request", None)
-    r = _suited(editor, _asked_for(editor, prompt, request, job))
-    given = _read_inputs(image, mask)
+    r, pictures = _asked_for(editor, *words_of(job))
+    given = _read_inputs(job["image"], job.get("mask"))
+    check_maps(r.control, pictures, given.picture.image.size)
     source = given.picture.image
     region = None if given.mask is None else load_mask(given.mask, source.size)
     said = given.said(r)
     filled, method, notes = editor.resolve(r, source, region)
-    draft = Draft(filled, method, source, region, editor.memory, on_step)
+    draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
     return given, editor.prepare(draft), (*notes, *said)
 
 # %% ../../nbs/editor/209_editor.ipynb #336c8120
@@ -318,10 +327,9 @@ def _at_once(editor, jobs: list, on_step) -> dict:
         drafts = [ready[i][1] for i in places]
         denoise_together(editor, drafts, asking_of(editor, drafts[0]))
         for i, d in zip(places, drafts):
-            given, _, notes = ready[i]
             d.clock["total"] = sum(d.clock.values())
-            done = replace(_account_of(editor, d, 0, None), notes=notes)
-            found[i] = _completed(editor, given, done, ())
+            done = replace(_account_of(editor, d, 0, None), notes=ready[i][2])
+            found[i] = _completed(editor, ready[i][0], done, ())
     return found
 
 def _several(editor, jobs: list, on_step) -> list:
@@ -364,20 +372,12 @@ def batch(self: FastEditor,
 
 def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings) -> Edits:
     "Make one edit with several seeds; an error is raised, since it is the same for all."
-    r, first = asked["request"], settings.pop("seed", 0)
-    if r is not None: first = r.seed
-    seeds = with_seeds(seeds, num_images, first)
-    if r is None: jobs = [asked | settings | dict(seed=s) for s in seeds]
-    else: jobs = [asked | settings | dict(request=replace(r, seed=s)) for s in seeds]
-    for job in jobs: _suited(editor, _asked_for(editor, *_words_of(job)))
+    own = each_seed(asked["request"], seeds, num_images, settings.pop("seed", 0))
+    jobs = [asked | settings | o for o in own]
+    for job in jobs: _asked_for(editor, *words_of(job))
     edits = editor.batch(jobs, at_once, on_step=on_step)
     for e in edits.errors.values(): raise e
     return edits
-
-def _words_of(job) -> tuple:
-    "Prompt, request and settings of a job."
-    known = ("image", "mask", "prompt", "request")
-    return job.get("prompt"), job.get("request"), {k: v for k, v in job.items() if k not in known}
 
 # %% ../../nbs/editor/209_editor.ipynb #8d6063e0
 @patch

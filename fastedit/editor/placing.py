@@ -18,8 +18,8 @@ from ..memory import (RESIDENCIES, MemorySettings, Mover, free_caches, out_of_me
                              settings_for, widened)
 from ..memory import advice as planners_advice
 from ..models import (PRECISIONS, Components, borrow, check_device, check_precision,
-                             chosen_precision, default_device, find_spec, is_pipeline, load_model,
-                             renew)
+                             chosen_precision, controlnets, default_device, find_spec, is_pipeline,
+                             load_model, renew)
 
 # %% ../../nbs/editor/208c_placing.ipynb #c5d3940a
 def check_values(device, cache_bytes, meter, **switches):
@@ -76,9 +76,11 @@ class PlacedStages(Stages):
 def _borrowed(pipe, device, load: dict) -> Components:
     "Take a pipeline apart; takes `controlnet` out of `load`, and refuses to move the networks."
     control = load.pop("controlnet", True)
-    if not (control is None or isinstance(control, bool) or hasattr(control, "parameters")):
+    several = control if isinstance(control, (list, tuple)) and control else (control,)
+    one = control is None or isinstance(control, bool)
+    if not one and not all(hasattr(c, "parameters") for c in several):
         raise OptionError(f"controlnet={in_words(control)}: with a pipeline give True for its own, "
-                          "False, or a ControlNetModel")
+                          "False, a ControlNetModel, or a list of them")
     parts = borrow(pipe, control)
     if device is not None and check_device(device).type != parts.device.type:
         raise OptionError(f"device={str(device)!r}: the pipeline's networks are on "
@@ -97,6 +99,18 @@ def _known_model(model, precision, device, residency, load) -> tuple:
     place = "cpu" if residency != "resident" else device   # only a loaded file says what is in it
     parts = load_model(model, device=place, precision=precision, **load)
     return parts, parts, precision
+
+def _first(controlnet):
+    "Of several ControlNets the first."
+    return controlnet[0] if isinstance(controlnet, (list, tuple)) and controlnet else controlnet
+
+def _check_several(controlnet, parts, residency, budget_gb):
+    "Refuse a plan for several ControlNets, whose memory is not reckoned."
+    several = isinstance(controlnet, (list, tuple)) and len(controlnet) > 1
+    if parts is not None: several = len(controlnets(parts.controlnet)) > 1
+    if several and (budget_gb is not None or residency == "auto"):
+        raise OptionError("the memory of several ControlNets is not planned: leave budget_gb out, "
+                          "and choose a residency such as 'model-offload' yourself")
 
 def _waits_outside(residency, precision) -> bool:
     "Whether weights are loaded on the CPU, and come to the device when they are needed."
@@ -120,8 +134,9 @@ def load(self: PlacedStages,
     loaded = isinstance(model, Components)
     self.device = check_device(device or (model.device if loaded else default_device()))
     parts, known, precision = _known_model(model, precision, self.device, residency, load)
+    _check_several(load.get("controlnet"), parts, residency, budget_gb)
     self.planned = dict(model=known, precision=parts.precision if parts else precision,
-                        controlnet=load.get("controlnet", True) if parts is None
+                        controlnet=_first(load.get("controlnet", True)) if parts is None
                         else parts.controlnet is not None)
     self.memory = settings_for(**self.planned, residency=residency, budget_gb=budget_gb,
                                device=self.device)

@@ -15,7 +15,7 @@ from ..models import check_precision, named_loras
 from ..pictures import CONDITIONS, read_metadata
 
 # %% auto #0
-__all__ = ['SCALE', 'RULES', 'FieldRule', 'EditRequest']
+__all__ = ['OWN_MAP', 'SCALE', 'RULES', 'FieldRule', 'EditRequest']
 
 # %% ../../nbs/editor/200_request.ipynb #c07e7ddc
 def is_number(value) -> bool:
@@ -79,8 +79,9 @@ def _check_control_scale(name, value):
     for scale in value:
         if scale is None and len(value) > 1:
             raise OptionError(f"{name}={scale!r}: give a number from 0 to 10, or a curve")
-        _check_scale(name, scale, 0, 10)
-    return tuple(value)
+        if not isinstance(scale, (list, tuple)): _check_scale(name, scale, 0, 10)
+    return tuple(_check_control_scale(name, s) if isinstance(s, (list, tuple)) else s
+                 for s in value)
 
 # %% ../../nbs/editor/200_request.ipynb #72145783
 def _check_text(name, value):
@@ -100,10 +101,20 @@ def _check_prompt(name, value):
     return text
 
 # %% ../../nbs/editor/200_request.ipynb #c5bea447
+OWN_MAP = "picture:"   # before the hash of a picture that is itself the map
+
 def _check_control(name, value):
-    if value is not None and value not in CONDITIONS:
+    "Names of maps, or hashes of pictures; several for several ControlNets."
+    if isinstance(value, (list, tuple)):
+        if not value: raise OptionError(f"{name}=(): give a control for each ControlNet")
+        found = tuple(_check_control(name, "none" if v is None else v) for v in value)
+        return found if len(found) > 1 else found[0]
+    if value is None or isinstance(value, str) and value.startswith(OWN_MAP): return value
+    if not isinstance(value, str):
+        raise OptionError(f"{name}={in_words(value)}: give {RULES['control'].give}")
+    if value not in CONDITIONS:
         raise OptionError(f"{name}={value!r}: use one of {', '.join(CONDITIONS)}"
-                          f"{nearest(value, CONDITIONS)}")
+                          f"{nearest(value, CONDITIONS)}, or a picture that is the map")
     return value
 
 def _check_size(name, value):
@@ -152,7 +163,7 @@ RULES = dict(
     control_scale=FieldRule(SCALE, _check_control_scale),
     feather=FieldRule("a number of pixels", _check_feather),
     control=FieldRule(f"one of {', '.join(CONDITIONS)}: the map is drawn from the picture that "
-                      "is edited", _check_control, name=True),
+                      "is edited, or a picture that is the map", _check_control),
     loras=FieldRule("LoRAs", _check_loras),
     options=FieldRule("a dict from name to value", _check_options),
     size=FieldRule("(width, height) in pixels", _check_size))
@@ -206,9 +217,11 @@ class EditRequest:
     strength: float=None         # start time as a share of the schedule, 0..1
     guidance: object=None        # guidance scale, a number or a curve such as "linear:3:1"
     source_guidance: float=None  # guidance scale of the source branch
-    control: str=None            # control map: "canny", "canny-auto", "none", ...
+    control: object=None         # control map: "canny", "canny-auto", "none", ..., or
+                                 # "picture:" and a hash; of several ControlNets one each
     control_scale: object=None   # ControlNet scale, a number >= 0 or a curve; or several, one per
-                                 # UNet block (see `denoise.spread`)
+                                 # UNet block (see `denoise.spread`); of several ControlNets one
+                                 # of these each
     schedule: str=None           # "continuous" or, for img2img, "stock"
     size: tuple=None             # (width, height) that the model works at; None: the bucket
                                  # nearest to the picture

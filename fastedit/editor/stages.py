@@ -22,6 +22,7 @@ from .stores import StageCache
 from .unused import unused_notes
 from ..memory import MemorySettings
 from ..methods import Job, Method, check_model, check_options
+from ..models import controlnets
 from ..pictures import (composite, control_map, fit_mask, load_image, looks_photographic,
                                pixel_hash, plan_fit, to_image, to_tensor, unfit)
 from ..pictures import fit as fit_picture
@@ -58,6 +59,7 @@ class Draft:
     latents: torch.Tensor=None   # (1, 4, h, w), edited; None: the source is the answer
     decoded: object=None         # PIL image in the model's frame
     image: object=None           # PIL image of the picture's size
+    pictures: dict=field(default_factory=dict)  # control pictures by their names in the request
 
 # %% ../../nbs/editor/208b_stages.ipynb #088bc89b
 STEPS = ("resolve", "fit", "text", "encode", "start", "denoise", "decode", "finish")
@@ -143,10 +145,11 @@ def _photograph_notes(stages, source, seen) -> list:
 
 def _scales(stages, r, method) -> dict:
     "Fill in guidance and control; refuses scales that do not fit the ControlNet."
-    net = stages.parts.controlnet
+    nets = controlnets(stages.parts.controlnet)
     guidance, source_guidance = default_guidance(r, method, stages.spec)
-    control, scale = default_control(r, method, net is not None)
-    if isinstance(scale, tuple) and net is not None: spread(scale, net)
+    control, scale = default_control(r, method, len(nets))
+    for net, s in zip(nets, scale if len(nets) > 1 else [scale]):
+        if isinstance(s, tuple): spread(s, net)
     return dict(guidance=guidance, source_guidance=source_guidance, control=control,
                 control_scale=scale)
 
@@ -199,12 +202,24 @@ def pixels(self: Stages, image, size: tuple=None) -> torch.Tensor:
     spec = self.spec
     return to_tensor(fit_picture(load_image(image), spec.resolution, spec.multiple, size)[0])
 
-def _control_map(stages, draft, fitted):
+def _own_map(stages, draft, name):
+    "Bring a control picture into the model's frame, as the picture that is edited."
+    r, spec, given = draft.request, stages.spec, draft.pictures[name]
+    if given.size != draft.source.size: given = given.resize(draft.source.size, 1)
+    return fit_picture(given, spec.resolution, spec.multiple, r.size)[0]
+
+def _control_map(stages, draft, fitted, control):
     "Draw the control map of a fitted picture, (1, 3, H, W) in [0, 1], or take it from the cache."
     r = draft.request
-    if r.control == "none": return None
-    def draw(): return (to_tensor(control_map(fitted, r.control))+1)/2
-    key = content_hash("edges", r.image, r.size, r.control)
+    if isinstance(control, tuple):
+        maps = [_control_map(stages, draft, fitted, c) for c in control]
+        return None if all(m is None for m in maps) else maps
+    if control == "none": return None
+    def draw():
+        own = control in draft.pictures
+        seen = _own_map(stages, draft, control) if own else control_map(fitted, control)
+        return (to_tensor(seen)+1)/2
+    key = content_hash("edges", r.image, r.size, control)
     return draft.clock("control", lambda: stages.cache.get(key, draw))
 
 # %% ../../nbs/editor/208b_stages.ipynb #13f9d12b
@@ -229,7 +244,8 @@ def fit(self: Stages, draft: Draft) -> Draft:
     def fitted(): return fit_picture(draft.source, spec.resolution, spec.multiple, r.size)
     picture, draft.frame = draft.clock("fit", fitted)
     draft.pixels = to_tensor(picture)
-    draft.denoiser = _asking(self, draft, _control_map(self, draft, picture))
+    maps = _control_map(self, draft, picture, r.control)
+    draft.denoiser = _asking(self, draft, maps)
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #3dff85c5

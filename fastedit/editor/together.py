@@ -17,7 +17,8 @@ from .request import EditRequest
 from ..pictures import FORMATS, encode_png, image_grid
 
 # %% auto #0
-__all__ = ['read_jobs', 'with_seeds', 'in_order', 'in_chunks', 'going_together', 'merged', 'denoise_together', 'flags', 'Edits']
+__all__ = ['read_jobs', 'words_of', 'each_seed', 'with_seeds', 'in_order', 'in_chunks', 'going_together', 'merged',
+           'denoise_together', 'flags', 'Edits']
 
 # %% ../../nbs/editor/208d_together.ipynb #b5f20345
 def _one_job(job, i: int, common: dict) -> dict:
@@ -37,6 +38,17 @@ def read_jobs(jobs,         # a list of (picture, prompt), or of dicts with imag
     if isinstance(jobs, (str, bytes, dict, EditRequest)) or not hasattr(jobs, "__iter__"):
         raise OptionError(f"a batch is {in_words(jobs)}: give a list of (picture, prompt)")
     return [_one_job(job, i, common) for i, job in enumerate(jobs)]
+
+def words_of(job: dict) -> tuple:
+    "Prompt, request and settings of a job."
+    known = ("image", "mask", "prompt", "request")
+    return job.get("prompt"), job.get("request"), {k: v for k, v in job.items() if k not in known}
+
+def each_seed(request, seeds, num_images, first) -> list:
+    "List what is other in each edit of one call for several, as keywords."
+    if request is None: return [dict(seed=s) for s in with_seeds(seeds, num_images, first)]
+    several = with_seeds(seeds, num_images, request.seed)
+    return [dict(request=replace(request, seed=s)) for s in several]
 
 def with_seeds(seeds, num_images, first) -> list:
     "List the seeds of one call for several pictures; raises `OptionError`."
@@ -88,7 +100,7 @@ _OF_ITS_OWN = dict(prompt="a", source_prompt=None, seed=0, image=None, feather=0
 def going_together(draft) -> str:
     "A key that is equal for drafts that can share calls; empty for one that must run alone."
     r, m, job = draft.request, draft.method, draft.job
-    if not m.rehearsable(r.options) or not m.edits: return ""
+    if not m.rehearsable(r.options) or not m.edits or isinstance(r.control, tuple): return ""
     shapes = [tuple(t.states.shape) for t in (job.target, job.source) if t is not None]
     masked = None if job.mask is None else "masked"
     return content_hash(replace(r, mask=masked, **_OF_ITS_OWN), shapes, list(job.grid))
