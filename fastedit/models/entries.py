@@ -35,7 +35,8 @@ _TYPES = dict(
 # %% ../../nbs/models/040c_entries.ipynb #0674ee1b
 _ENTRIES = dict(
     flag="""center_input_sample flip_sin_to_cos dual_cross_attention use_linear_projection
-        clip_sample upcast_attention resnet_skip_time_act mid_block_only_cross_attention use_quant_conv
+        clip_sample
+        upcast_attention resnet_skip_time_act mid_block_only_cross_attention use_quant_conv
         use_post_quant_conv mid_block_add_attention force_upcast rescale_betas_zero_snr
         set_alpha_to_one force_zeros_for_empty_prompt""",
     flags="only_cross_attention",
