@@ -55,9 +55,9 @@ def repair(before: Before,
     words = "; ".join(found.notes)
     deliver(f"{output}: {words}; seam {found.seam:.1f} Delta E", found.to_dict(), json_file)
 
-# %% ../../nbs/cli/910_diagnosing.ipynb #d8927b57
+# %% ../../nbs/cli/910_diagnosing.ipynb #6bf92e6f
 @app.command("calibrate-failures")
-def calibrate_failures(out: option(Path, "Where to write the limits and the record.")
+def calibrate_failures(out: option(Path, "Where to write the limits and the record.", "--out", "-o")
                        =Path("thresholds.json"),
                        per_kind: option(int, "Cases of a kind for each photograph.", min=1)=3,
                        drawn: option(int, "Drawn cases of a kind.", min=0)=12,

@@ -63,6 +63,10 @@ def default_control(r: EditRequest, method: Method,
                           f"{'one ControlNet' if has_control else 'no ControlNet'}: make "
                           "FastEditor(model, controlnet=[...]) with one for each")
     scale = r.control_scale
+    if isinstance(scale, tuple) and any(isinstance(s, tuple) for s in scale):
+        raise OptionError(f"control_scale={scale!r}: scales of several ControlNets, and this "
+                          "editor has one: give a number from 0 to 10, a curve, or one of these "
+                          "per UNet block and one for the middle")
     if scale is None: scale = method.control or (.5 if r.control not in (None, "none") else 0.)
     control = r.control or ("canny" if scale and has_control else "none")
     silent = isinstance(scale, tuple) and not any(scale)

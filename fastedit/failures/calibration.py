@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TUNING', 'HELD_OUT', 'TUNING_SEEDS', 'HELD_OUT_SEEDS', 'photograph', 'Base', 'blob', 'photo_base', 'drawn_base',
            'Case', 'make_case', 'cases', 'judge', 'judged', 'best_limit', 'scores', 'confusion', 'errors', 'calibrate',
-           'record']
+           'record', 'repair_case', 'judge_repair']
 
 # %% ../../nbs/failures/363_calibration.ipynb #c4849a6c
 import json
@@ -363,3 +363,29 @@ def record(found: dict  # what `calibrate` gave, or the packaged record
             lines.append(f"{what}: {of} median {e['median']:.3f}, 95% {e['p95']:.3f}, within .1: "
                          f"{e['within']:.0%} of {e['n']}")
     return "\n".join(lines)
+
+# %% ../../nbs/failures/363_calibration.ipynb #6ae67530
+def repair_case(base: Base, seed: int) -> dict:
+    "PSNR (dB) of background and edit before and after a repair, and of a clean edit repaired."
+    from fastedit.drift.repair import repair
+    from fastedit.measure import psnr
+    rng = np.random.default_rng(seed)
+    grain = (base.edited+rng.normal(0, 8, base.edited.shape)).clip(0, 255).astype(np.uint8)
+    edit = np.where(base.mask[..., None], grain, base.before)
+    way = rng.normal(size=3)
+    moved = move(edit, rng.uniform(-8, 8, 2), rng.uniform(.98, 1.02))
+    after = compress(tint(moved, *map(float, way*6/np.linalg.norm(way))), 92)
+    mended, clean = (np.asarray(repair(base.before, a).image) for a in (after, edit))
+    far = cv2.dilate(base.mask.astype(np.uint8), disc(10)) == 0
+    return dict(background=psnr(base.before, after, far), repaired=psnr(base.before, mended, far),
+                edit=psnr(base.edited, edit, base.mask),
+                edit_drifted=psnr(base.edited, after, base.mask),
+                edit_repaired=psnr(base.edited, mended, base.mask), clean=psnr(edit, clean))
+
+def judge_repair(held_out: bool=True, per_photograph: int=2, drawn: int=0) -> list:
+    "Measure repairs of photographs and drawn scenes whose right answer is known."
+    names, first = (HELD_OUT, HELD_OUT_SEEDS) if held_out else (TUNING, TUNING_SEEDS)
+    bases = [photo_base(n, names[(i+1) % len(names)], np.random.default_rng(first+10*i+k))
+             for i, n in enumerate(names) for k in range(per_photograph)]
+    bases += [drawn_base(first*1000+k) for k in range(drawn)]
+    return [repair_case(b, first+i) | dict(name=b.name) for i, b in enumerate(bases)]
