@@ -11,6 +11,7 @@ cfg = parser["DEFAULT"]
 def lines(key: str, sep: str="\n") -> list: return [o.strip() for o in cfg[key].split(sep) if o.strip()]
 
 setup(version=cfg["version"], description=cfg["description"], author=cfg["author"], license_expression=cfg["license"],
+      url=cfg["git_url"], project_urls={"Source": cfg["git_url"], "Issues": cfg["git_url"]+"/issues"},
       keywords=lines("keywords", ","), classifiers=lines("classifiers"),
       long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
       install_requires=lines("requirements"),

@@ -1,6 +1,6 @@
 "Views of edits: what a view says is what ran, and looking on changes nothing."
 import pickle
-import numpy as np, pytest, torch
+import numpy as np, pytest
 from fastedit import DataError, EditRequest, FastEditor, OptionError
 from fastedit.editor import EditResult
 from fastedit.models import load_model, random_model

@@ -16,7 +16,7 @@ from .faults import pixels
 # %% ../../nbs/drift/022_registration.ipynb #7007071b
 cv2 = Later("cv2")
 
-# %% ../../nbs/drift/022_registration.ipynb #7c6d12a3
+# %% ../../nbs/drift/022_registration.ipynb #f254a5e6
 @dataclass(frozen=True)
 class Registration:
     "Where a source picture's content lies in an edited one, about the centre."
@@ -36,7 +36,7 @@ class Registration:
     @property
     def reliable(self) -> bool:
         "Whether most edges of the source were found again."
-        return self.share >= .25
+        return self.share >= .35
     def __str__(self):
         return (f"shift ({self.shift[0]:+.2f}, {self.shift[1]:+.2f}) px, scale {self.scale:.4f}, "
                 f"rotation {self.rotation:+.2f} degrees")
@@ -172,13 +172,21 @@ def _starts(before, after):
     scaled = [_shifted(before, after, s) for s in (.85, .9, .95, .98, 1.02, 1.05, 1.1, 1.15, 1.2)]
     for _, t in sorted(scaled, key=lambda found: -found[0])[:3]: yield t
 
-# %% ../../nbs/drift/022_registration.ipynb #2ede31de
+# %% ../../nbs/drift/022_registration.ipynb #8751ed2a
 def _grey(a, side):
     "Float grey picture of at most `side` pixels, and the factor to it."
     grey = cv2.cvtColor(a, cv2.COLOR_RGB2GRAY).astype(np.float32)
     f = min(1, side/max(grey.shape))
     size = (round(grey.shape[1]*f), round(grey.shape[0]*f))
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if f < 1 else grey, f
+
+def _fit_as_it_is(before, after):
+    "Median misfit and share of edges that fit if nothing moved."
+    i, gx, gy = _edges(before)
+    if not len(i): return 0., 0.
+    change = (after-before).ravel()[i]
+    off = np.abs(change-np.median(change))/(np.hypot(gx, gy)+2)
+    return float(np.median(off)), float((off < .5).mean())
 
 def _best_map(before, after):
     "Map with the least misfit, from several starts."
@@ -190,7 +198,10 @@ def _best_map(before, after):
         if one is None: continue
         found.append(one)
         if one[2] > .67: break
-    return max(found, key=lambda one: one[2], default=None)
+    best = max(found, key=lambda one: one[2], default=None)
+    misfit, share = _fit_as_it_is(*blurred())
+    if best is None or best[2] < share+.03 and best[1] > .7*misfit: best = np.eye(3), misfit, share
+    return best
 
 def framed(before, after) -> tuple:
     "Both pictures as uint8, the second in the frame of the first, and the stretch of that."

@@ -135,12 +135,12 @@ class Diagnosis:
                          reason=f.reason) for k, f in self.findings.items()}
         return dict(found=list(self.found), ok=self.ok, findings=kinds, notes=list(self.notes))
 
-# %% ../../nbs/failures/362_diagnosis.ipynb #bce171b9
+# %% ../../nbs/failures/362_diagnosis.ipynb #33cdad52
 def _pictures(self) -> tuple:
     "Pictures of a diagnosis and their labels."
     e = self.evidence
     lines = _outlined(e.drift.aligned, e.expected, (40, 200, 60))
-    lines = _outlined(lines, e.outside, (230, 40, 40))
+    if "background" in e.numbers: lines = _outlined(lines, e.outside, (230, 40, 40))
     shown = {"before": e.drift.before, "after": e.drift.after,
              "what differs": _heat(e.drift.amount), "edit green, beside it red": lines}
     if "structure" in self.found: shown["bent"] = _heat(e.bent.size)

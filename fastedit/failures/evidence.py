@@ -81,7 +81,7 @@ def bending(before: np.ndarray, aligned: np.ndarray, covered: np.ndarray) -> Ben
     amount = float(np.quantile(size[used], .8)) if used.mean() > .05 else 0.
     return Bending(amount, agree & covered, size)
 
-# %% ../../nbs/failures/361_evidence.ipynb #e4d80676
+# %% ../../nbs/failures/361_evidence.ipynb #94b3e469
 def _two_tones(part) -> float:
     "Share of the variance that a division into dark and light explains (Otsu), 0..1."
     level, _ = cv2.threshold(part, 0, 255, cv2.THRESH_OTSU)
@@ -107,9 +107,10 @@ def text_boxes(image: np.ndarray  # uint8 (H, W, 3)
     joined = cv2.morphologyEx(joined, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     stats, out = cv2.connectedComponentsWithStats(joined)[2][1:], []
     for x, y, w, h, area in stats.tolist():
-        if not (7 <= h <= grey.shape[0]/4 and w >= 2.5*h and area > .5*w*h): continue
+        if not (7 <= h <= grey.shape[0]/4 and w >= 2.5*h and area > .55*w*h): continue
         part = grey[y:y+h, x:x+w]
-        if _two_tones(part) > .72 and 1.2 < _strokes(part) < 8: out.append((x, y, w, h))
+        many = _strokes(part)
+        if _two_tones(part) > .74 and 1.2 < many < 8 and many*w/h > 10: out.append((x, y, w, h))
     return out
 
 # %% ../../nbs/failures/361_evidence.ipynb #b1b93bda
@@ -159,7 +160,7 @@ def _beside(drift, expected, bent):
     if bent.amount > 1: outside &= ~(cv2.dilate(bent.explained.astype(np.uint8), disc(1)) > 0)
     return outside, parts(outside, max(10, outside.size*2e-4))
 
-# %% ../../nbs/failures/361_evidence.ipynb #6412e12c
+# %% ../../nbs/failures/361_evidence.ipynb #68531c34
 def _of_the_frame(drift, where) -> dict:
     "Numbers about the whole frame."
     r, c = drift.registration, drift.colours
@@ -191,11 +192,15 @@ def gather(before,                    # source picture, anything that `load_imag
     small = [p.sum() for p in found if p.mean() < SMALL]
     large = [p.sum() for p in found if p.mean() >= SMALL]
     far = ~(cv2.dilate(expected.astype(np.uint8), disc(3)) > 0)
-    lost, writing = text_lost(drift.before, drift.aligned, far & drift.covered)
+    free = drift.covered if mask is None else far & drift.covered
+    lost, writing = text_lost(drift.before, drift.aligned, free)
     beside = drift.region & ~expected if mask is not None else drift.region
     numbers = dict(broken=broken_share(drift.before, drift.after)*100,
                    **_of_the_edit(drift, expected, mask), **_of_the_frame(drift, far),
-                   structure=bent.amount, background=sum(large)/outside.size*100,
-                   objects=sum(small)/outside.size*1000, overedited=float(beside.mean())*100,
-                   seam=seam_score(drift.before, drift.aligned, expected), text=lost*100)
+                   structure=bent.amount, overedited=float(beside.mean())*100,
+                   text=lost*100)
+    if mask is not None:
+        numbers |= dict(background=float(sum(large)/outside.size*100),
+                        objects=float(sum(small)/outside.size*1000),
+                        seam=seam_score(drift.before, drift.aligned, mask))
     return Evidence(drift, numbers, expected, outside, bent, writing)

@@ -22,7 +22,7 @@ class Kind:
     below: bool=False    # whether small numbers are bad
     needs: str=""        # what must be given for it to be judged
 
-# %% ../../nbs/failures/360_kinds.ipynb #7ac68f97
+# %% ../../nbs/failures/360_kinds.ipynb #b21609d2
 KINDS = {k.key: k for k in (
     Kind("broken", "black, empty or burnt out", "share of pixels that hold nothing", "%"),
     Kind("ignored", "nothing was edited", "strength of the strongest change, as a multiple of what "
@@ -37,11 +37,12 @@ KINDS = {k.key: k for k in (
     Kind("smoothed", "texture smoothed", "fine detail that is lost outside the edit", "%"),
     Kind("structure", "shapes bent", "displacement of parts against each other", "px"),
     Kind("background", "background changed", "share of the picture that changed beside the edit",
-         "%"),
+         "%", needs="a mask or an edit"),
     Kind("objects", "small things changed", "size of small parts that changed beside the edit",
-         "per mille"),
+         "per mille", needs="a mask or an edit"),
     Kind("overedited", "most of the picture changed", "share that changed outside the edit", "%"),
-    Kind("seam", "a seam around the edit", "jump of the change along its border", "Delta E"),
+    Kind("seam", "a seam around the edit", "jump of the change along its border", "Delta E",
+         needs="a mask or an edit"),
     Kind("text", "writing destroyed", "share of the writing that is lost", "%"))}
 
 # %% ../../nbs/failures/360_kinds.ipynb #6e0cdfe6

@@ -13,13 +13,15 @@ from .components import Components
 from .configuration import CONFIGURATION, check_configuration, zeros_for_empty
 from .load import _check_fit
 from .local import _habits, _size
+from .networks import controlnets, joined
 from .registry import ModelSpec
 from .sources import Source
 
 # %% ../../nbs/models/049d_pipelines.ipynb #84f76fe1
 _NETWORKS = dict(unet=("UNet2DConditionModel",), vae=("AutoencoderKL", "AutoencoderTiny"),
                  text_encoder=("CLIPTextModel", "CLIPTextModelWithProjection"),
-                 text_encoder_2=("CLIPTextModelWithProjection",), controlnet=("ControlNetModel",))
+                 text_encoder_2=("CLIPTextModelWithProjection",),
+                 controlnet=("ControlNetModel", "MultiControlNetModel"))
 _OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")   # do not change an edit
 _SUPPORTED = ("pipelines and dicts of components in the shape of Stable Diffusion 1.5, 2.1 or "
@@ -70,6 +72,9 @@ def _check_parts(model, found: dict):
                              f"would leave out: {_SUPPORTED}")
         if name in _NETWORKS and not _is_a(part, _NETWORKS[name]):
             raise ModelError(f"{who}: {name} is a {type(part).__name__}: {_SUPPORTED}")
+    for net in controlnets(found.get("controlnet")):
+        if not _is_a(net, ("ControlNetModel",)):
+            raise ModelError(f"{who}: a ControlNet is a {type(net).__name__}: {_SUPPORTED}")
     if found["unet"].config.addition_embed_type != "text_time": return
     for name in ("text_encoder_2", "tokenizer_2"):
         if name not in found: raise ModelError(f"{who} has an SDXL UNet and no {name}: give it")
@@ -195,16 +200,17 @@ def _index(model) -> dict:
 
 def _check_said(found: dict, index: dict, family: str, who: str) -> list:
     "Hold what the parts say against the tables; raises `ModelError`, gives notes."
-    tables = dict(unet="unet", controlnet="controlnet", vae="vae", text_encoder="text_encoder",
+    tables = dict(unet="unet", vae="vae", text_encoder="text_encoder",
                   text_encoder_2="text_encoder")
     notes = []
-    for name, table in tables.items():
-        if name not in found: continue
-        config = found[name].config
+    nets = [(k, t, found[k]) for k, t in tables.items() if k in found]
+    nets += [("controlnet", "controlnet", n) for n in controlnets(found.get("controlnet"))]
+    for name, table, net in nets:
+        config = net.config
         said = dict(config) if hasattr(config, "items") else {
             k: v for k, v in config.to_dict().items() if k in CONFIGURATION[table]}
         said.pop("dtype", None)
-        kind = said.get("_class_name") or type(found[name]).__name__
+        kind = said.get("_class_name") or type(net).__name__
         notes += check_configuration(table, said, f"{who}: {name}", kind, family)
     scheduler = _scheduler(found["scheduler"])
     notes += check_configuration("scheduler", scheduler, f"{who}: scheduler", "", family)
@@ -239,18 +245,20 @@ def _revision(nets: dict, found: dict, spec, zeros: bool) -> str:
     weights = {k: weights_hash(_tensors(net)) for k, net in nets.items()}
     words = {k: content_hash(sorted(t.get_vocab().items())) for k, t in found.items()
              if k.startswith("tokenizer")}
-    configs = {k: str(sorted(dict(net.config).items(), key=str)) for k, net in nets.items()
-               if hasattr(net.config, "items")}
+    alone = [n for k, net in nets.items() for n in controlnets(net)]
+    configs = [str(sorted(dict(n.config).items(), key=str)) for n in alone
+               if hasattr(n.config, "items")]
     return content_hash(weights, words, configs, _scheduler(found["scheduler"]),
                         _adapter_state(nets), zeros)
 
 # %% ../../nbs/models/049d_pipelines.ipynb #6e181f30
 def borrow(model,           # a pipeline of diffusers, or a dict of its components
-           controlnet=True  # its own; False: without; or a `ControlNetModel`
+           controlnet=True  # its own; False: without; or a `ControlNetModel`, or a list of them
           ) -> Components:
     """Make a model of a pipeline in memory: the same tensors, nothing copied, nothing changed.
 
     Raises `ModelError` that names what is supported for any other pipeline."""
+    if isinstance(controlnet, (list, tuple)): controlnet = joined(controlnet)
     found, who = _taken(model, controlnet), _called(model)
     _check_parts(model, found)
     nets = {k: found[k] for k in _NETWORKS if k in found}
