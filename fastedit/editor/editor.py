@@ -315,7 +315,7 @@ def _drafted(editor, job, on_step):
     draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
     return given, editor.prepare(draft), (*notes, *said)
 
-# %% ../../nbs/editor/209_editor.ipynb #336c8120
+# %% ../../nbs/editor/209_editor.ipynb #88005fcd
 def _at_once(editor, jobs: list, on_step) -> dict:
     "Run those of several edits that can go into one call of the networks, {place: result}."
     ready, groups, found = {}, {}, {}
@@ -344,8 +344,7 @@ def _several(editor, jobs: list, on_step) -> list:
                 with editor.placed(editor.memory): found = _at_once(editor, jobs, on_step)
         except Cancelled: raise
         except (FastEditError, RuntimeError, MemoryError): editor.free()
-    return [found[i] if i in found else _alone(editor, job, on_step)
-            for i, job in enumerate(jobs)]
+    return [found.get(i) or _alone(editor, job, on_step) for i, job in enumerate(jobs)]
 
 # %% ../../nbs/editor/209_editor.ipynb #c677b5cd
 @patch
