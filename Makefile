@@ -6,7 +6,7 @@ NBS    ?=
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check pytest notebooks export readme clean
+.PHONY: help demo test check pytest notebooks export readme docs clean
 
 help:  ## show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ export: $(VENV)/.installed-dev  ## write fastedit/*.py from the notebooks
 
 readme: $(VENV)/.installed-dev  ## write README.md from nbs/index.ipynb
 	$(RUN) .ci/nb.py readme
+
+docs: $(VENV)/.installed-dev  ## build the site into _docs from the executed notebooks (nothing is run or fetched)
+	$(RUN) -m pip install -q -c constraints.txt -e '.[docs]'
+	$(RUN) .ci/site/build.py
 
 clean:  ## remove caches and build outputs, keep the environment
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['canonical_json', 'content_hash', 'read_value', 'legible', 'Later', 'pages_on_demand', 'progress', 'Cancelled',
            'DataError', 'FastEditError', 'ImageError', 'MaskError', 'MemoryPlanError', 'ModelError', 'NumericalError',
-           'OptionError', 'PromptError', 'address', 'in_words', 'nearest', 'atomic_write', 'check_output']
+           'OptionError', 'PromptError', 'address', 'in_words', 'nearest', 'atomic_write', 'check_output',
+           'clear_leftovers', 'held_by_me']
 
 # %% ../nbs/000c_core.ipynb #af13d3b0
 import hashlib, json, math, os, re, sys
@@ -15,18 +16,19 @@ from pathlib import Path
 from .errors import (Cancelled, DataError, FastEditError, ImageError, MaskError,
                              MemoryPlanError, ModelError, NumericalError, OptionError,
                              PromptError, address, in_words, nearest)
-from .writing import atomic_write, check_output
+from .writing import atomic_write, check_output, clear_leftovers, held_by_me
 
 # %% ../nbs/000c_core.ipynb #a80eb2f3
 _all_ = ["Cancelled", "DataError", "FastEditError", "ImageError", "MaskError",
          "MemoryPlanError", "ModelError", "NumericalError", "OptionError", "PromptError",
-         "address", "in_words", "nearest", "atomic_write", "check_output"]
+         "address", "in_words", "nearest", "atomic_write", "check_output",
+         "clear_leftovers", "held_by_me"]
 
-# %% ../nbs/000c_core.ipynb #36cc7878
+# %% ../nbs/000c_core.ipynb #41428bd3
 def _plain(x):
     "Bring a value into what JSON has; raises `OptionError` for what has no place there."
     if is_dataclass(x) and not isinstance(x, type): return _plain(asdict(x))
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, dict): return {_name(k): _plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, (set, frozenset)): return sorted(_plain(v) for v in x)
     if isinstance(x, Path): return x.as_posix()
@@ -38,11 +40,26 @@ def _plain(x):
     raise OptionError(f"a request cannot hold a {type(x).__name__}: "
                       "use plain numbers, text, lists and dicts")
 
+def _name(k) -> str:
+    "Give a key as the text that it becomes in JSON."
+    if isinstance(k, (str, int, float, bool, type(None), Path)): return str(k)
+    raise OptionError(f"a request cannot hold the name {in_words(k)}: use text")
+
+# %% ../nbs/000c_core.ipynb #6127b6a4
 def canonical_json(obj  # dataclasses, dicts, lists, numbers, text, bytes as their hash
                   ) -> str:
     "Write `obj` in its one canonical JSON form; raises `OptionError` for what JSON cannot hold."
-    return json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), ensure_ascii=False,
-                      allow_nan=False)
+    try:
+        text = json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), ensure_ascii=False,
+                          allow_nan=False)
+        text.encode()
+    except RecursionError as e:
+        raise OptionError("a request cannot hold what is nested so deeply: "
+                          "use plain values") from e
+    except (UnicodeError, ValueError, TypeError) as e:   # half a sign, 5,000 digits, {1, "a"}
+        raise OptionError(f"a request cannot hold this ({e}): use text in UTF-8, numbers of "
+                          "ordinary length, and lists") from e
+    return text
 
 def content_hash(*objs,          # anything `canonical_json` accepts
                  length: int=16  # hexadecimal digits to keep, 1..64
@@ -51,7 +68,7 @@ def content_hash(*objs,          # anything `canonical_json` accepts
     text = "\n".join(canonical_json(o) for o in objs)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
-# %% ../nbs/000c_core.ipynb #71be8a9b
+# %% ../nbs/000c_core.ipynb #0e023d60
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _POINT = re.compile(r"(?<=[\[,\s:])([+-]?)(?=\.\d)")   # where JSON wants a zero in `[.5, -.5]`
 
@@ -59,12 +76,12 @@ def read_value(text: str  # what stands after `=`
               ):
     "Read a word as JSON, else as people write numbers (`.5`, `2.`, `[.8,.7]`), else as itself."
     try: return json.loads(text)
-    except ValueError: pass
+    except (ValueError, RecursionError): pass
     if _NUMBER.fullmatch(text.strip()): return float(text)
     if text.lstrip().startswith("[") and '"' not in text:
         with_zeros = _POINT.sub(lambda m: m[1].replace("+", "")+"0", text)
         try: return json.loads(with_zeros)
-        except ValueError: pass
+        except (ValueError, RecursionError): pass
     return text.strip()
 
 # %% ../nbs/000c_core.ipynb #0a184874

@@ -11,9 +11,14 @@ import re
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
-# %% ../nbs/000_errors.ipynb #b20c3953
+# %% ../nbs/000_errors.ipynb #9659c817
 class FastEditError(Exception):
     "Base of every error that fastedit raises on purpose: names the value, the reason, the way out."
+    def __str__(self):
+        "Give the message; signs that steer a terminal, or that nothing can write, are spelt out."
+        text = super().__str__()
+        if text.isprintable(): return text
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 class ImageError(FastEditError): "A picture that cannot be read, or is outside the accepted sizes."
 class MaskError(FastEditError): "A mask that does not fit its picture or selects nothing."
 class PromptError(FastEditError): "A prompt that is missing, empty or not text."
@@ -26,7 +31,13 @@ class NumericalError(FastEditError): "NaN or infinite values in latents or pixel
 class DataError(FastEditError): "A data set, results file or table that cannot be used as it is."
 class Cancelled(FastEditError): "The edit was cancelled by its caller; nothing was written."
 
-# %% ../nbs/000_errors.ipynb #198e7f83
+# %% ../nbs/000_errors.ipynb #19ee799d
+def _shown(value) -> str:
+    "Give the form of a value that Python shows, '' where that fails: nests, 5,000 digits, faults."
+    try: return repr(value)
+    except Exception: return ""
+
+# %% ../nbs/000_errors.ipynb #33b5ab98
 def in_words(value,         # anything that a user may have given
              limit: int=80  # longest text that is shown whole, characters
             ) -> str:
@@ -39,17 +50,20 @@ def in_words(value,         # anything that a user may have given
     if isinstance(value, (bytes, bytearray, list, tuple, dict, set)) and len(value) > limit:
         return f"{article} {kind} of {len(value)}"
     plain = home in ("builtins", "pathlib") or kind in ("dtype", "device")
-    text = repr(value) if plain else ""
+    text = _shown(value) if plain else ""
+    if kind == "int" and not 0 < len(text) <= limit:
+        return f"a number of {int(value.bit_length()*.30103)+1:,} digits"
     if text and len(text) <= limit and " at 0x" not in text and "\n" not in text: return text
     if home in ("builtins", "fastedit", "__main__"): return f"{article} {kind}"
     return f"{article} {kind} of {home}"
 
-# %% ../nbs/000_errors.ipynb #5727fb30
+# %% ../nbs/000_errors.ipynb #5b74dd5a
 def nearest(word,   # what a user typed
             known   # the names that there are
            ) -> str:
     "Ask in parentheses whether the known name most like `word` was meant; '' if none is like it."
-    names, word = {str(k).lower(): str(k) for k in known}, str(word).lower()
+    if not isinstance(word, str): return ""
+    names, word = {str(k).lower(): str(k) for k in known}, word[:200].lower()
     def likeness(name):
         letters_swapped = sorted(word) == sorted(name)
         return SequenceMatcher(None, word, name).ratio(), letters_swapped

@@ -53,7 +53,7 @@ def test_rows_pictures_and_tables(whole, model):
     assert len(rows) == 2*4 == found.expected == len(found.rows) and not found.failed
     for r in rows:
         assert {"row", "key", "id", "entry", "type", "method", "label", "model", "settings", "request", "knob", "value", "oracle", "control", "seed", "profile", "metrics", "seconds", "network_seconds", "nfe", "control_nfe",
-                "steps", "timesteps", "image", "error", "notes", "revision", "versions", "shard", "session", "threads"} == set(r)
+                "steps", "timesteps", "image", "picture", "check", "error", "notes", "revision", "versions", "shard", "session", "threads"} == set(r)
         im = Image.open(whole/r["image"]); assert im.format == "PNG" and im.size == (64, 64) and read_metadata(whole/r["image"])["request"] == r["request"]
     assert {r["method"]: r["steps"] for r in rows} == dict(ddcm=1, img2img=1, identity=0, vae=0)
     same = next(r for r in rows if r["method"] == "identity"); assert same["metrics"]["drawn/psnr-bg"] == 100 and same["metrics"]["drawn/reader-structure"] < 1e-9 and same["nfe"] == 0
@@ -185,7 +185,7 @@ def test_shards_in_one_folder(whole, go, tmp_path):
     assert tables(tmp_path) == tables(whole) and len(unique(tmp_path)) == 8 and len(list(tmp_path.glob("rows*"))) == 3
 
 def test_merging_takes_nothing_from_outside(whole, tmp_path):
-    shutil.copytree(whole, tmp_path/"x"); r = json.loads(lines(tmp_path/"x")[0]); r.update(row="new", image="../whole/secret.png"); (tmp_path/"x"/"rows.jsonl").write_text(json.dumps(r)+"\n")
+    shutil.copytree(whole, tmp_path/"x"); r = json.loads(lines(tmp_path/"x")[0]); r.update(row="new", image="../whole/secret.png"); del r["check"]; (tmp_path/"x"/"rows.jsonl").write_text(json.dumps(r)+"\n")
     with pytest.raises(DataError, match="outside"): merge_runs(tmp_path/"y", tmp_path/"x")
 
 def test_accelerate_with_two_processes(go, model, tmp_path):
@@ -198,6 +198,76 @@ def test_accelerate_with_two_processes(go, model, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert tables(tmp_path/"two") == tables(tmp_path/"one") and {r["shard"] for r in read_rows(tmp_path/"two")} == {"1/2", "2/2"}
     assert done.stdout.count("identity (control)") == 1 and len(json.loads((tmp_path/"two.json").read_text())["rows"]) == 4
+
+# --- damage
+
+def rewrite(out, change):
+    "Change the rows of a folder as a program would that knows nothing of checksums."
+    rows = [json.loads(line) for line in lines(out)]; change(rows); (out/"rows.jsonl").write_text("".join(json.dumps(r)+"\n" for r in rows))
+
+@pytest.mark.parametrize("change", [lambda r: r[0]["metrics"].update({"drawn/psnr-bg": 99.}), lambda r: r[0].pop("metrics"), lambda r: r[0].update(seconds="fast"), lambda r: r.__setitem__(0, ["no", "row"]), lambda r: r[0].update(settings={"a": "\ud800"}),
+    lambda r: r[0].update(check="0"*16), lambda r: r[0].update(image="../secret.png"), lambda r: r[0].update(label=7)])
+def test_an_edited_row_is_named_and_done_again(whole, go, tmp_path, change):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True); rewrite(tmp_path, change); bad = []
+    assert len(read_rows(tmp_path, bad=bad)) == 7 and len(bad) == 1 and "rows.jsonl line 1" in bad[0]
+    with pytest.warns(UserWarning, match="1 damaged row in .*done again"): go(tmp_path)
+    assert tables(tmp_path) == tables(whole) and len(read_rows(tmp_path)) == 8
+
+def test_a_deep_or_endless_line_is_named(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    with open(tmp_path/"rows.jsonl", "ab") as f: f.write(b"["*50_000+b"\n"+b'{"row": '+b"9"*5000+b"}\n"+b"\xff\xfe\n"+b"x"*(1 << 25)+b"\n")
+    bad = []; assert len(read_rows(tmp_path, bad=bad)) == 8 and len(bad) == 4 and all(b.isprintable() and len(b) < 300 for b in bad)
+
+def test_a_changed_picture_is_made_again(whole, go, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True); path = tmp_path/read_rows(tmp_path)[0]["image"]; was = path.read_bytes(); Image.new("RGB", (64, 64), "red").save(path)
+    with pytest.warns(UserWarning, match="hash differs"): go(tmp_path)
+    assert path.read_bytes() == was and tables(tmp_path) == tables(whole)
+
+def test_rows_without_a_checksum_are_still_read(whole, go, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True); rewrite(tmp_path, lambda rows: [(r.pop("check"), r.pop("picture")) for r in rows])
+    assert go(tmp_path).session["edits"] == 0 and tables(tmp_path) == tables(whole)
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", "["*50_000, '{"runs": 3}', "null", '{"x": NaN}', '"\\ud800"'])
+def test_a_damaged_run_json_is_refused_in_words_and_written_again(whole, go, tmp_path, text):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True); (tmp_path/"run.json").write_text(text)
+    with pytest.raises(DataError, match="give that command again"): read_bench(tmp_path)
+    assert go(tmp_path).session["edits"] == 0 and tables(tmp_path) == tables(whole)
+
+@pytest.mark.parametrize("field, value", [("profile", "mine"), ("seeds", "0"), ("entries", []), ("runs", [{}]), ("runs", 3), ("revisions", {}), ("metrics", [{"name": 3}]), ("refused", [{"label": "a"}]), ("versions", {"a": []}), ("data", None), ("problems", [["a"]]), ("skipped", "1")])
+def test_a_wrong_field_of_run_json_is_named(whole, tmp_path, field, value):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True); run = json.loads((tmp_path/"run.json").read_text()) | {field: value}; (tmp_path/"run.json").write_text(json.dumps(run))
+    with pytest.raises(DataError, match=field): read_bench(tmp_path)
+
+def test_a_damaged_row_or_picture_is_not_merged(whole, go, tmp_path):
+    src = tmp_path/"src"; shutil.copytree(whole, src); rewrite(src, lambda rows: rows[0].update(seconds=1e9)); Image.new("RGB", (64, 64)).save(src/read_rows(src)[-1]["image"])
+    with pytest.warns(UserWarning, match="2 damaged rows"): assert merge_runs(tmp_path/"out", src) == 6
+    assert len(unique(tmp_path/"out")) == 6; go(tmp_path/"out"); assert tables(tmp_path/"out") == tables(whole)
+
+@pytest.mark.parametrize("image", ["/etc/passwd", "images/../../secret.png", "run.json", "images/.x/a.png", "table.md", "images/link.png"])
+def test_merging_takes_pictures_from_among_pictures_only(whole, tmp_path, image):
+    src = tmp_path/"src"; shutil.copytree(whole, src); (src/"images/link.png").symlink_to(tmp_path/"secret.png"); Image.new("RGB", (9, 9)).save(tmp_path/"secret.png")
+    def change(rows): rows[0].update(image=image); del rows[0]["check"], rows[1:]
+    rewrite(src, change)
+    with pytest.raises(DataError, match="outside"): merge_runs(tmp_path/"out", src)
+    assert not lines(tmp_path/"out") and not [p for p in (tmp_path/"out").rglob("*") if p.suffix == ".png"]
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "run.json", "images"])
+def test_nothing_is_written_through_a_link_that_leads_out(whole, go, tmp_path, name):
+    out, mine = tmp_path/"out", tmp_path/"mine"; shutil.copytree(whole, out); (shutil.rmtree if name == "images" else os.unlink)(out/name); mine.mkdir() if name == "images" else mine.write_text("my own"); (out/name).symlink_to(mine)
+    with pytest.raises(DataError, match="outside"): go(out)
+    assert not list(mine.iterdir()) if name == "images" else mine.read_text() == "my own"
+
+def test_leftovers_are_cleared_at_the_next_start(whole, go, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True); places = (tmp_path, tmp_path/"images", tmp_path/"images"/"ddcm")
+    for p in places: (p/".fastedit-0123456789ab.tmp").touch(); (p/".notes.tmp").touch()
+    go(tmp_path); assert not list(tmp_path.rglob(".fastedit-*")) and all((p/".notes.tmp").is_file() for p in places)
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_end_as_ctrl_c_does(model, tmp_path, number):
+    p = subprocess.Popen(_command(model, tmp_path, "--seeds", ",".join(map(str, range(200)))), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)); end = time.monotonic()+120
+    while p.poll() is None and time.monotonic() < end and len(lines(tmp_path)) < 2: time.sleep(.01)
+    p.send_signal(number); said = p.communicate(timeout=120)[1]
+    assert p.returncode == 128+number and "the same command goes on" in said and "Traceback" not in said and len(unique(tmp_path)) >= 2 and (tmp_path/"rows.jsonl").read_bytes().endswith(b"\n")
 
 # --- failures
 

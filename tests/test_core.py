@@ -1,9 +1,9 @@
 "Where something may be written, and that what is written is whole."
-import os
+import os, signal, subprocess, sys
 import pytest
 from pathlib import Path
 
-from fastedit.core import FastEditError, OptionError, atomic_write, check_output, legible
+from fastedit.core import FastEditError, OptionError, atomic_write, check_output, clear_leftovers, held_by_me, legible
 
 @pytest.mark.parametrize("n", [1, 200, 251, 255])
 def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path, n):
@@ -55,3 +55,24 @@ def test_a_write_protected_file_is_refused_before(tmp_path, monkeypatch):
 def test_what_a_terminal_passed_on_as_bytes_is_read():
     assert [legible(t) for t in ("", "a", "café ☕", "caf\udcc3\udca9")] == ["", "a", "café ☕", "café"]
     assert legible("a\udcff") == "a\udcff" and legible("a\udcff", "replace") == "a\ufffd"
+
+# --- what killed runs leave
+
+def test_leftovers_of_killed_runs_go_and_nothing_else(tmp_path):
+    "Files of other names, links, folders, and what a living process is writing stay."
+    left = tmp_path/".fastedit-0123456789ab.tmp"; left.write_bytes(b"half"); (tmp_path/".fastedit-00000000000a.tmp").mkdir(); (tmp_path/"notes.txt").write_text("mine")
+    for name in (".fastedit-notes.tmp", "a.tmp", ".abcdefgh.tmp", "x.fastedit-0123456789ab.tmp", ".fastedit-0123456789ab.tmp.bak"): (tmp_path/name).touch()
+    (tmp_path/".fastedit-00000000000b.tmp").symlink_to("notes.txt"); held = os.open(tmp_path/".fastedit-00000000000c.tmp", os.O_RDWR | os.O_CREAT); assert held_by_me(held)
+    before = set(os.listdir(tmp_path)); assert clear_leftovers(tmp_path, tmp_path/"nowhere", tmp_path/"notes.txt") == 1 and before-set(os.listdir(tmp_path)) == {left.name}
+    os.close(held); assert clear_leftovers(tmp_path) == 1 and (tmp_path/"notes.txt").read_text() == "mine"
+
+def test_a_killed_writer_leaves_what_the_next_start_clears(tmp_path):
+    code = "import os, signal\nfrom fastedit import writing\nwriting.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nwriting.atomic_write('x.bin', b'whole')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path); assert done.returncode == -signal.SIGKILL and len(os.listdir(tmp_path)) == 1
+    assert clear_leftovers(tmp_path) == 1 and not os.listdir(tmp_path)
+
+def test_a_new_file_has_the_permissions_that_the_user_wants(tmp_path):
+    before = os.umask(0o027)
+    try: atomic_write(tmp_path/"a", b"")
+    finally: os.umask(before)
+    assert (tmp_path/"a").stat().st_mode & 0o777 == 0o640

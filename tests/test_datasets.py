@@ -1,10 +1,11 @@
 "Data sets: masks, checks of outside input, filters."
-import json, os
+import json, os, zlib
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from fastedit.core import DataError, MaskError, OptionError
 from fastedit.world import mask_to_runs, write_benchmark
+from fastedit.measure.folders import PICTURES, file_hash, folder_picture, inside, picture_bytes, printable, read_json
 from fastedit.measure import COUNTS, FOLDERS, DataSet, Entry, decode_mask, encode_mask, read_data, strip_brackets, write_standin
 
 def reference_decode(runs, h, w):
@@ -196,3 +197,78 @@ def test_samples_are_nested_seeded_and_in_order(n, seed):
     some = d.pick(sample=n, seed=seed); ids = [e.id for e in some]
     assert len(ids) == n and ids == sorted(ids) and ids == [e.id for e in d.pick(sample=n, seed=seed)]
     assert set(ids) <= {e.id for e in d.pick(sample=n + 1, seed=seed)} and max(some.counts().values()) - min([*some.counts().values(), *([0] if len(some.counts()) < 3 else [])]) <= 1
+
+# --- one bad entry is one bad entry
+
+GOOD = dict(image="a.png", source_prompt="a", target_prompt="b")
+def as_line(**more): return json.dumps(GOOD | more)
+
+@pytest.mark.parametrize("bad, field", [
+    (as_line(id="bad", source_prompt="a \ud800"), "source_prompt"), (as_line(id="bad")[:-1] + ', "seed": ' + "9"*5000 + ', "mask": [0, ' + "9"*5000 + "]}", "mask"), ('{"id": "bad", "id": "bad"' + as_line()[1:].replace("{", ",", 1), "json"),
+    ("[" * 100_000, "json"), (as_line(id="bad")[:-1] + ', "type": ' + "["*500 + "]"*500 + "}", "type"), (as_line(id="bad", mask=["["*50, [[[]]]]), "mask"), (as_line(id=["x"]), "id"), (as_line(id=1.5), "id"), (as_line(id=True), "id"),
+    (as_line(id="bad", target_prompt="b").replace('"b"', '"\udcff"'), "target_prompt"), ('{"image": "a.png", "image": "a.png", "id": "bad", "source_prompt": "a", "target_prompt": "b"}', "entry")])
+def test_a_bad_line_of_jsonl_is_one_bad_entry(tmp_path, bad, field):
+    own(tmp_path, "", "t.jsonl"); text = as_line(id="one", target_prompt="line\u2028end") + "\n" + bad + "\n" + as_line(id="two").replace('"b"', '"b\u2028c\x85d"') + "\n"
+    (tmp_path/"t.jsonl").write_bytes(text.encode("utf-8", "surrogateescape")); problems, said = found(tmp_path)
+    assert field in {f for _, f, _ in problems} and len({i for i, *_ in problems}) == 1 and said.isprintable() is False and "\x1b" not in said
+    d = read_data(tmp_path, skip_bad=True); assert [e.id for e in d] == ["one", "two"] and d.skipped == 1 and d["two"].target_prompt == "b\u2028c\x85d"
+
+def test_a_bad_line_of_csv_is_one_bad_entry(tmp_path):
+    own(tmp_path, ""); head = b"id,image,source_prompt,target_prompt\n"; good = b"%s,a.png,a,b\n"
+    (tmp_path/"t.csv").write_bytes(head + good % b"one" + b"bad,a.png,caf\xe9,b\n" + b"long,a.png,%s,b\n" % (b"x"*200_000) + good % b"two"); problems, _ = found(tmp_path)
+    assert {i for i, *_ in problems} == {"bad", "line 4"} and "UTF-8" in problems[0][2] + problems[1][2] and [e.id for e in read_data(tmp_path, skip_bad=True)] == ["one", "two"]
+    for head, words in ((b"id,id,image,source_prompt,target_prompt\n", "twice"), (b"caf\xe9,image,source_prompt,target_prompt\n", "UTF-8"), ("id,image".encode("utf-16"), "UTF-8")):
+        (tmp_path/"t.csv").write_bytes(head + b"x,y,a.png,a,b\n")
+        with pytest.raises(DataError, match=words): read_data(tmp_path)
+
+@pytest.mark.parametrize("deep", ["["*100_000 + "]"*100_000, '{"a":'*100_000 + '"]"' + "}"*100_000, '{"mask": ' + "["*5000 + '"\\"[{"' + "]"*5000 + "}"])
+def test_a_deep_entry_of_a_mapping_file_is_one_bad_entry(folder, deep):
+    f = folder/"mapping_file.json"; text = f.read_text().rstrip(); n = len(json.loads(text)); f.write_text('{"deep": ' + deep + ", " + text[1:])
+    assert found(folder)[0] == [("deep", "entry", "is nested too deeply")] and len(read_data(folder, skip_bad=True)) == n
+    f.write_text('{"deep": ' + deep)
+    with pytest.raises(DataError, match="readable JSON"): read_data(folder)
+
+def test_what_is_no_file_is_refused_without_waiting(folder, tmp_path):
+    os.remove(folder/"mapping_file.json"); os.mkfifo(tmp_path/"t.csv"); os.mkdir(tmp_path/"u.jsonl")
+    for name in ("t.csv", "u.jsonl"):
+        with pytest.raises(DataError): read_data(tmp_path/name)
+
+def test_twice_as_many_repeated_keys_take_about_twice_as_long():
+    "Counted in comparisons, not in seconds: keys are hashed, never searched for."
+    class Key(str):
+        n = 0
+        def __eq__(self, other): Key.n += 1; return str(self) == str(other)
+        __hash__ = str.__hash__
+    from fastedit.measure.folders import _object
+    def work(n): Key.n = 0; d = _object([(Key(f"k{i % (n//2)}"), 1) for i in range(n)]); assert len(d["\0twice"]) == n//2; return Key.n
+    assert work(4000) < 3*work(2000)
+
+# --- the gate to a folder from elsewhere
+
+@pytest.fixture
+def results(tmp_path):
+    (root := tmp_path/"results"/"images").mkdir(parents=True); Image.new("RGB", (16, 16), "teal").save(root/"a.png"); Image.new("RGB", (16, 16), "red").save(tmp_path/"secret.png"); return root.parent
+
+@pytest.mark.parametrize("name, words", [("/etc/passwd", "outside"), ("../secret.png", "outside"), ("images/../../secret.png", "outside"), ("images/link.png", "outside"), ("up/secret.png", "outside"), ("..\\secret.png", "outside"), ("images/none.png", "missing"), ("images", "ordinary"),
+    ("images/pipe.png", "ordinary"), ("a\0b", "usable"), ("\ud800", "."), ("x"*5000, "."), ("", "no path"), (None, "no path"), (3, "no path"), (["images/a.png"], "no path"), ("images/loop.png", "."), ("images/a.eps", "no PNG"), ("images/fake.png", "no PNG"), ("images/tiff.png", "no PNG"),
+    ("images/cut.png", "cut short"), ("images/huge.png", "more than 8192x8192"), ("images/empty.png", "no PNG"), ("images/riff.png", "no PNG")])
+def test_nothing_else_comes_through_the_gate(results, name, words):
+    at = results/"images"; png = (at/"a.png").read_bytes(); (at/"link.png").symlink_to("../../secret.png"); (results/"up").symlink_to(".."); os.mkfifo(at/"pipe.png"); (at/"loop.png").symlink_to("loop.png")
+    (at/"a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n"); (at/"fake.png").write_bytes((at/"a.eps").read_bytes()); Image.new("RGB", (16, 16)).save(at/"tiff.png", "TIFF"); (at/"cut.png").write_bytes(png[:60]); (at/"empty.png").touch()
+    (at/"riff.png").write_bytes(b"RIFF\0\0\0\0WAVE"); (at/"huge.png").write_bytes(png[:12] + (head := b"IHDR" + (30000).to_bytes(4, "big")*2 + png[24:29]) + zlib.crc32(head).to_bytes(4, "big") + png[33:])
+    with pytest.raises(DataError, match=words) as e: folder_picture(results, name)
+    assert str(e.value).isprintable() and len(str(e.value)) < 700
+
+def test_a_picture_is_known_by_its_hash(results):
+    data = (results/"images/a.png").read_bytes(); assert folder_picture(results, "images/a.png", file_hash(data)).getpixel((0, 0)) == (0, 128, 128) and picture_bytes(results, "images/a.png") == data
+    with pytest.raises(DataError, match="hash differs"): folder_picture(results, "images/a.png", file_hash(data+b"x"))
+    (results/"alias.png").symlink_to("images/a.png"); os.symlink(results, results.parent/"named"); assert inside(results.parent/"named", "alias.png").name == "a.png" and ".png" in PICTURES   # links that stay inside are followed
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.binary(), st.lists(st.text()), st.just(10**6000)))
+def test_whatever_it_is_it_can_be_printed(value):
+    text = printable(value); assert text.isprintable() and len(text.encode()) < 1300
+
+def test_json_is_read_or_refused_in_words():
+    assert read_json("9"*5000, "x") == float("inf") and read_json('{"a": 1, "a": 2}', "x") == {"a": 2, "\0twice": ["a"]}
+    for text in ("["*100_000, '{"a":'*100_000, "", "{", "nul", '"\\x"'):
+        with pytest.raises(DataError, match="readable JSON"): read_json(text, "x")

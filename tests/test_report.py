@@ -162,3 +162,28 @@ def test_command_line(run, tmp_path):
     out = tmp_path/"out"; r = CliRunner().invoke(app, ["report", str(run), "--out", str(out), "--draws", "200", "--published", "-q"])
     assert r.exit_code == 0 and "reader-success" in r.output and sorted(p.name for p in out.iterdir()) == ["report.html", "report.md", "rows.csv", "summary.csv"] and "SwiftEdit" in (out/"report.html").read_text()
     r = CliRunner().invoke(app, ["report", str(tmp_path/"nowhere"), "--out", str(out)]); assert r.exit_code and "nowhere" in r.output and "Traceback" not in r.output
+
+# --- results from elsewhere
+
+EVIL = '"><script>alert(1)</script>'
+
+def test_texts_of_rows_reach_the_page_escaped(tmp_path):
+    out = write_run(tmp_path/"r", per_type=1, types=(1,), seeds=(0,), fail=("good", 0)); run = json.loads((out/"run.json").read_text()); rows = [json.loads(x) for x in (out/"rows.jsonl").read_text().splitlines()]; label = EVIL+"\n| a $\\frac$ [x](javascript:y)"
+    for r in (*rows, *run["runs"]): r["label"] = label if r["label"] == "good" else r["label"]
+    for r in rows: r.update(row=r["row"]+EVIL, type=EVIL)
+    (out/"run.json").write_text(json.dumps(run | dict(dataset="a\n# b"+EVIL))); (out/"rows.jsonl").write_text("".join(json.dumps(r)+"\n" for r in rows)); r = R.report(out, draws=100); p, md = Page(r.html()), r.markdown()
+    assert "script" not in p.tags and {h[1:] for h in p.links if h.startswith("#")} <= set(p.ids)
+    assert "<script" not in md and "\n# b" not in md and "](javascript" not in md and len({line.count(" | ") for line in md.splitlines() if line.startswith("| method | psnr")}) <= 1
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path):
+    from fastedit.measure import Table
+    bad = ("=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1"); got = list(csv.reader(io.StringIO(Table(("=a", "n"), tuple((b, -1.5) for b in bad)).csv())))
+    assert got[0][0] == "'=a" and all(c[0] == "'" and float(n) == -1.5 for c, n in got[1:])
+
+def test_pictures_and_data_from_outside_stay_outside(run, tmp_path):
+    out = tmp_path/"r"; shutil.copytree(run, out); Image.new("RGB", (16, 16), "red").save(tmp_path/"secret.png"); shutil.copytree(out/"data", tmp_path/"data"); rows = [json.loads(x) for x in (out/"rows.jsonl").read_text().splitlines()]
+    for i, r in enumerate(rows):
+        if r["image"]: r["image"] = (str(tmp_path/"secret.png"), "../secret.png", "images/link.png")[i % 3]
+    (out/"images/link.png").symlink_to(tmp_path/"secret.png"); (out/"rows.jsonl").write_text("".join(json.dumps(r)+"\n" for r in rows)); run_json = json.loads((out/"run.json").read_text())
+    for data in ("../data", str(tmp_path/"data")):   # of the second no entry fits its hash
+        (out/"run.json").write_text(json.dumps(run_json | dict(data=data))); text = R.report(out, draws=100).html(); assert "<img" not in text and "leads outside" in text and "not at hand" in text

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
 from fastedit import OptionError
 from fastedit.pictures.sources import landscape
-from fastedit.show import before_after, divider, embed, page
+from fastedit.show import before_after, contrast, divider, embed, ink, label_lines, label_points, new_figure, page, PALETTE, spread
 
 SCENE = landscape(40, 24)
 VOID = {"img", "input", "meta", "br", "hr", "link"}
@@ -91,3 +91,28 @@ def test_a_shown_has_three_forms_and_saves_two(tmp_path):
 
 def test_a_page_carries_title_and_body():
     html = page("<title> BODY", "y"); assert "&lt;title&gt; BODY</title>" in html and html.endswith("y</body></html>\n")
+
+# --- charts
+
+@given(st.lists(st.floats(-100, 100), max_size=12), st.floats(.1, 10))
+def test_spread_keeps_order_and_distance(places, gap):
+    import numpy as np
+    out = spread(places, gap); order = np.argsort(places, kind="stable")
+    assert len(out) == len(places) and (np.diff(out[order]) >= gap-1e-6).all()
+
+def test_spread_moves_nothing_that_is_far_enough():
+    assert list(spread([5., 1., 9.], 2)) == [5., 1., 9.]
+
+def test_every_colour_can_be_read_as_text(): assert all(contrast(ink(c)) >= 4.5 for c in PALETTE)
+
+def test_each_line_is_named_once_and_names_keep_apart():
+    fig, ax = new_figure()
+    for k in range(5): ax.plot([0, 1], [0, .01*k], label=f"line {k}")
+    label_lines(ax); fig.draw_without_rendering()
+    boxes = sorted((t.get_window_extent() for t in ax.texts), key=lambda b: b.y0)
+    assert len(boxes) == 5 and all(a.y1 <= b.y1 and a.y0 < b.y0 for a, b in zip(boxes, boxes[1:]))
+
+def test_names_beside_points_do_not_overlap():
+    fig, ax = new_figure(); ax.scatter([0, .02, 1], [0, .02, 1])
+    label_points(ax, [(f"name {k}", [(x, x)], PALETTE[k]) for k, x in enumerate((0, .02, 1))]); fig.draw_without_rendering()
+    a, b, c = (t.get_window_extent() for t in ax.texts); assert not a.overlaps(b) and not b.overlaps(c)

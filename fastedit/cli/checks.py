@@ -60,13 +60,14 @@ def check_profile(name):
 def check_edit(prompt, model, settings, picture, device=None, precision=None,
                residency="resident") -> bool:
     "Refuse an edit that cannot work; tell whether lean imports are enough for it."
-    from fastedit.editor import EditRequest, check_request
+    from fastedit.editor import EditRequest, check_request, take_control
     from fastedit.models import PRECISIONS, find_spec
     check_machine(device, precision, residency)
     spec = find_spec(model)
     flow = spec.family == "flow"
     default = dict(method="flow") if flow else {}
-    request = EditRequest(prompt=prompt, model=model, **default | settings)
+    control, _ = take_control(settings.get("control"))
+    request = EditRequest(prompt=prompt, model=model, **default | settings | dict(control=control))
     method = check_request(request, spec, picture)
     check_models([spec])
     packed = precision in PRECISIONS and PRECISIONS[precision].weights

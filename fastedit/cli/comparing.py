@@ -81,10 +81,10 @@ def run_to_the_end(asked: dict, quiet: bool):
     "Run a benchmark; Ctrl-C says how to go on."
     from fastedit.studies.bench import run_bench
     try: return run_bench(**asked, quiet=quiet)
-    except KeyboardInterrupt:
-        say("\nfastedit: interrupted; nothing is lost: the same command goes on from what is in "
-            f"{Path(asked['out'])}")
-        raise typer.Exit(130)
+    except KeyboardInterrupt as e:
+        say(f"\nfastedit: {str(e) or 'interrupted'}; nothing is lost: the same command goes on "
+            f"from what is in {Path(asked['out'])}")
+        raise typer.Exit(128+getattr(e, "number", 2))
 
 # %% ../../nbs/cli/909_comparing.ipynb #a4673c68
 def take_in(folder, others: list, quiet: bool):

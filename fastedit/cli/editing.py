@@ -32,9 +32,22 @@ Method = option(str, "ddcm (if not given), img2img, ..., a preset such as edit_f
                 "FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
-Control = option(str, "Control map: canny, canny-auto, none, ...")
-ControlScale = option(str, "ControlNet scale, or a curve such as interval:1:0:0.5; "
-                      "with commas: one per UNet block, then the middle.")
+Control = option(list[str], "Control map: canny, canny-auto, none, ..., or a picture that is the "
+                 "map; repeated, one for each --controlnet.", "--control")
+ControlScale = option(list[str], "ControlNet scale, or a curve such as interval:1:0:0.5; with "
+                      "commas: one per UNet block, then the middle; repeated, one for each "
+                      "--controlnet.", "--control-scale")
+ControlNets = option(list[str], "ControlNet instead of the model's own: a name (see `fastedit "
+                     "doctor`) or a folder; may be repeated.", "--controlnet")
+
+def one_or_all(values):
+    "What was given once as itself, several as a list, none as None."
+    return None if not values else values[0] if len(values) == 1 else list(values)
+
+def control_options(control, control_scale) -> dict:
+    "Settings of control as they are typed."
+    scale = one_or_all([scales(s) for s in control_scale or ()])
+    return dict(control=one_or_all(control), control_scale=scale)
 Schedule = option(str, "continuous; or stock (img2img), to repeat published runs.")
 Size = option(str, "WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")
 Seed = option(int, "Of the noise.", min=0)
@@ -87,6 +100,7 @@ def edit(image: Image,
          guidance: Guidance=None,
          control: Control=None,
          control_scale: ControlScale=None,
+         controlnet: ControlNets=None,
          schedule: Schedule=None,
          mask: Mask=None,
          feather: Feather=2.,
@@ -107,15 +121,16 @@ def edit(image: Image,
         raise PromptError("the prompt is empty: say what the picture shall show")
     writable(out, SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                    strength=strength, guidance=number(guidance), control=control,
-                    control_scale=scales(control_scale), schedule=schedule, size=sides(size),
-                    seed=seed, feather=feather, options=named_values(option))
+                    strength=strength, guidance=number(guidance), schedule=schedule,
+                    size=sides(size), seed=seed, feather=feather, options=named_values(option),
+                    **control_options(control, control_scale))
     if method: settings["method"] = method
     adapters = loras(lora)
     source, region = read_pictures(image, mask, anyway or _given(ctx, "model"))
     machine = dict(device=device, precision=precision, residency=residency)
     lean = check_edit(prompt, model, settings, source.image.size, **machine)
     bring(quiet, lean)
+    if controlnet: adapters["controlnet"] = one_or_all(controlnet)
     editor = load_editor(model, quiet, lean, budget_gb=budget, allow_smaller=allow_smaller,
                          **machine, **adapters)
     with steps_bar(steps, quiet) as on_step:
@@ -135,6 +150,8 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
               model: option(Path, "Folder or file of its model, "
                             "if that is not in the registry.")=None,
               lora: Lora=None,
+              control: option(list[Path], "Control pictures that it was made with.",
+                              "--control")=None,
               device: Device=None,
               as_json: option(bool, "Print what came out as JSON.", "--json")=False,
               quiet: Quiet=False):
@@ -146,7 +163,8 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
     with waiting(f"loading {request.model}", quiet):
         editor = open_editor(request, device, None if model is None else str(model), **adapters)
     with steps_bar(request.steps, quiet) as on_step:
-        result = editor(source, mask=region, request=request, on_step=on_step)
+        own = dict(control=list(control)) if control else {}
+        result = editor(source, mask=region, request=request, on_step=on_step, **own)
     found = compare(saved, told, result)
     if as_json: print_json(found.to_dict())
     else: print(found)

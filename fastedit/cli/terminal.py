@@ -6,7 +6,7 @@
 __all__ = ['app', 'main']
 
 # %% ../../nbs/cli/900_terminal.ipynb #42b73461
-import os, sys, warnings
+import os, signal, sys, threading, warnings
 from contextlib import contextmanager
 from typing import Annotated
 import typer
@@ -18,8 +18,25 @@ def say(text):
     "Say something on standard error."
     print(text, file=sys.stderr, flush=True)
 
+class Ended(KeyboardInterrupt):
+    "The system asked the program to end; it ends as after Ctrl-C."
+    def __init__(self, number: int # of the signal
+                ):
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+def end_as_ctrl_c():
+    "Let SIGTERM and SIGHUP end the program as Ctrl-C does, unless they are ignored (`nohup`)."
+    if threading.current_thread() is not threading.main_thread(): return
+    def end(number, frame): raise Ended(number)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)   # Windows has no SIGHUP
+        if number and signal.getsignal(number) == signal.SIG_DFL: signal.signal(number, end)
+
 def explain(error) -> tuple:
     "Put an error into one line, and give the exit code that belongs to it."
+    if isinstance(error, Ended):
+        return f"\nfastedit: {error}; no file was left half-written", 128+error.number
     if isinstance(error, KeyboardInterrupt):
         return f"\nfastedit: {str(error) or 'interrupted; no file was left half-written'}", 130
     text = " ".join(str(error).split()) or type(error).__name__
@@ -107,5 +124,6 @@ def main():
     "Run the command line."
     for stream in (sys.stdout, sys.stderr):   # letters beyond its encoding are replaced
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+    end_as_ctrl_c()
     try: app()
     except KeyboardInterrupt as e: sys.exit(fail(e))

@@ -5,23 +5,28 @@
 # %% auto #0
 __all__ = ['Denoiser', 'guidance_embedding', 'spread']
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #06a6988e
+# %% ../../nbs/denoise/057_denoiser.ipynb #ac0eb1f0
+from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import cached_property
 import torch
 from fastcore.basics import patch
 from ..core import ModelError, OptionError
 from .codec import Codec, Count, Text, dtype_of
 from .schedules import NoiseSchedule, boundary
+from .sharing import exchanged
 from .store import Memo, fingerprint
 from .tricks import ordinary_tensor
-from ..models import vae_factor
+from ..models import controlnets, vae_factor
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #b03b0ca1
+# %% ../../nbs/denoise/057_denoiser.ipynb #93e783e4
 class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
     def __init__(self,
                  parts,                     # `models.Components`
-                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none
+                 edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none;
+                                            # or one for each picture of a batch. Of several
+                                            # ControlNets a list: a map each, or None
                  negative: Text=None,       # what CFG pushes away from; None: see `unconditional`
                  drop_w: bool=False,        # CFG instead of a guidance embedding, only above 1
                  count: Count=None,         # where to keep the books
@@ -31,12 +36,16 @@ class Denoiser(Codec):
                  keep_negative=None):       # keeps unconditional answers, see `_apart`
         super().__init__(parts, count, tile, memo)
         self._negative, self._drop_w, self.keep_negative = negative, drop_w, keep_negative
-        self._stem, self._keep_stem, self._map, self._paired = None, stem, None, False
+        self.follows = None   # the `attention.Control` that calls of the UNet follow, if any
+        self._stem, self._keep_stem, self._map, self._paired = {}, stem, {}, False
+        self._nets = controlnets(parts.controlnet)
         if edges is None: return
-        if parts.controlnet is None:
+        if not self._nets:
             raise ModelError(f"model {parts.spec.key!r} has no ControlNet loaded: "
                              "use control='none' or load one")
-        self.edges = edges.to(self.device, dtype_of(parts.controlnet))
+        own = self.device, dtype_of(self._nets[0])
+        if not isinstance(edges, (list, tuple)): self.edges = edges.to(*own)
+        else: self.edges = [None if e is None else e.to(*own) for e in edges]
 
     @cached_property
     def schedule(self): return NoiseSchedule.from_config(self.parts.scheduler)
@@ -93,86 +102,122 @@ def spread(scales: tuple,   # one per block of the encoder, or one per residual;
 @patch
 def _controlled(self: Denoiser, control) -> bool:
     "Whether the ControlNet has a say at a scale, or at one per block."
-    several = isinstance(control, (list, tuple))
-    return self.edges is not None and (any(control) if several else bool(control))
+    return self.edges is not None and bool(self._acting(control))
 
 @patch
-def _scales(self: Denoiser, control) -> tuple:
+def _acting(self: Denoiser, control) -> list:
+    "List which ControlNets have a say, and at which scale: (place, scale)."
+    n = len(self._nets)
+    maps = self.edges if isinstance(self.edges, list) else [self.edges]
+    each = control if n > 1 and isinstance(control, (list, tuple)) else [control]*n
+    def says(s): return any(s) if isinstance(s, (list, tuple)) else bool(s)
+    return [(i, s) for i, (m, s) in enumerate(zip(maps, each)) if m is not None and says(s)]
+
+@patch
+def _scales(self: Denoiser, control, net) -> tuple:
     "Scales of the residuals, and the one that goes inside, for networks that pool after scaling."
-    net = self.parts.controlnet
     if isinstance(control, (list, tuple)): return spread(control, net), 1.
     inside = float(control) if net.config.global_pool_conditions else 1.
     each = 1. if inside != 1 else control
     return [each]*(len(net.controlnet_down_blocks)+1), inside
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #cc4316dc
+# %% ../../nbs/denoise/057_denoiser.ipynb #29194d7b
+_KNOWN = ContextVar("whether the stem's output is handed in", default=False)
+
 class _Given(torch.nn.Module):
-    "Stands in for a ControlNet's stem once its output is known."
-    def forward(self, x): return x
+    "Stands in for a ControlNet's stem, and passes on its output where that is handed in."
+    def __init__(self, stem):
+        super().__init__()
+        self._modules, self.ask = stem._modules, stem.__call__
+
+    def forward(self, x): return x if _KNOWN.get() else self.ask(x)
+
+def _put_given(net):
+    "Let a ControlNet's stem look up whether it is asked; gives the function that undoes it."
+    stem = net.controlnet_cond_embedding
+    net.controlnet_cond_embedding = _Given(stem)
+    def undo(): net.controlnet_cond_embedding = stem
+    return undo
 
 @patch
-def _stem_of_map(self: Denoiser, stem, edges):
+def _stem_of_map(self: Denoiser, net, edges, place: int=0):
     "Ask the stem about the map, once; `stem=` is called with a function that asks it."
     def make():
-        with self._asked(stem): y = stem(edges)
+        with self._asked(net): y = net.controlnet_cond_embedding(edges)
         return ordinary_tensor(y)
-    if self._stem is None: self._stem = self._keep_stem(make) if self._keep_stem else make()
-    return self._stem
+    if place not in self._stem:
+        kept = self._keep_stem if len(self._nets) == 1 else None
+        self._stem[place] = kept(make) if kept else make()
+    return self._stem[place]
 
 @patch
-def _about_map(self: Denoiser):
-    if self._map is None and self.edges is not None: self._map = fingerprint(self.edges)
-    return self._map
+def _map_of(self: Denoiser, place: int):
+    "The map of one ControlNet."
+    return self.edges[place] if isinstance(self.edges, list) else self.edges
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #7afec034
 @patch
-def _residuals(self: Denoiser, x, t, text, inside, question, conditions):
+def _about_map(self: Denoiser, place: int=None):
+    "Fingerprint of one map, or of all."
+    if self.edges is None: return None
+    if place is None and isinstance(self.edges, list):
+        return fingerprint(*(e for e in self.edges if e is not None))
+    place = place or 0
+    if place not in self._map: self._map[place] = fingerprint(self._map_of(place))
+    return self._map[place]
+
+# %% ../../nbs/denoise/057_denoiser.ipynb #30507694
+@patch
+def _residuals(self: Denoiser, x, t, text, inside, question, conditions, place):
     "The ControlNet's residuals before their scale: one per level, and that of the middle."
     self.count.control_nfe += len(x)
     def run():
         with self.stage("denoise"), self._timed("controlnet"):
-            return self._ask_controlnet(x, t, text, inside, conditions)
+            return self._ask_controlnet(x, t, text, inside, conditions, place)
     return run() if question is None else self.memo.ask("controlnet", question, len(x), run)
 
 @patch
-def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions):
-    net = self.parts.controlnet
-    stem = net.controlnet_cond_embedding
+def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions, place=0):
+    net, edges = self._nets[place], self._map_of(place)
     bgr = net.config.controlnet_conditioning_channel_order == "bgr"
-    hint = self._stem_of_map(stem, self.edges.flip(1) if bgr else self.edges)
+    hint = self._stem_of_map(net, edges.flip(1) if bgr else edges, place)
     if bgr: hint = hint.flip(1)   # as the network will flip it
-    with self._asked(net):
-        net.controlnet_cond_embedding = _Given()
+    if len(hint) > 1: hint = hint[[i % len(hint) for _, i in self.rows]]   # a map per picture
+    with self._asked(net), exchanged(net, "stem", lambda: _put_given(net)):
+        token = _KNOWN.set(True)
         try:
             return net(x, t, encoder_hidden_states=text.states, conditioning_scale=inside,
                        controlnet_cond=hint.expand(len(x), -1, -1, -1), return_dict=False,
                        **conditions)
-        finally: net.controlnet_cond_embedding = stem
+        finally: _KNOWN.reset(token)
 
-def _weighed(down, mid, scales, like) -> dict:
-    "Scale residuals; keywords for the UNet."
+def _weighed(residuals: list, like) -> dict:
+    "Scale residuals, and add those of several ControlNets; keywords for the UNet."
     def scaled(residual, s): return (residual if s == 1 else residual*s).to(like)
-    return dict(down_block_additional_residuals=[scaled(d, s) for d, s in zip(down, scales)],
-                mid_block_additional_residual=scaled(mid, scales[-1]))
+    total = None
+    while residuals:   # taken out, so that only what is passed on stays in memory
+        (down, mid), scales = residuals.pop(0)
+        own = [*(scaled(d, s) for d, s in zip(down, scales)), scaled(mid, scales[-1])]
+        total = own if total is None else [a+b for a, b in zip(total, own)]
+    return dict(down_block_additional_residuals=total[:-1], mid_block_additional_residual=total[-1])
 
 # %% ../../nbs/denoise/057_denoiser.ipynb #f60bad44
 @patch
 def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     "Ask the UNet once for a batch, with what the ControlNet has to say."
-    conditions, residuals, scales = self._conditions(text, x.shape), [], ()
+    conditions, residuals = self._conditions(text, x.shape), []
     question = self._question(x, t, text, w) if self._keeps(kw) else None
-    if self._controlled(control):
-        scales, inside = self._scales(control)
+    for place, scale in self._acting(control) if self.edges is not None else ():
+        scales, inside = self._scales(scale, self._nets[place])
         about = None
         if question is not None:   # guidance is an input of the UNet, not of the ControlNet
             same = question if w is None else fingerprint(x, int(t), text.states, text.pooled)
-            about = fingerprint("controlnet", same, self._about_map(), inside)
+            about = fingerprint("controlnet", same, self._about_map(place), inside)
             question = fingerprint(question, about, tuple(scales))
-        residuals.append(self._residuals(x, t, text, inside, about, conditions))
+        asked = self._residuals(x, t, text, inside, about, conditions, place)
+        residuals.append((asked, scales))
     def run():
         more = dict(kw)
-        # taken out, so that only what is passed on stays in memory
-        if residuals: more |= _weighed(*residuals.pop(), scales, x)
+        if residuals: more |= _weighed(residuals, x)
         return self._ask_unet(x, t, text, w, conditions | more)
     self.count.nfe += len(x)
     self.count.calls += 1
@@ -180,7 +225,7 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     shape = len(x), self.parts.unet.config.out_channels, *x.shape[-2:]
     return self.memo.ask("unet", question, len(x), run, shape)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #2d9f8f0d
+# %% ../../nbs/denoise/057_denoiser.ipynb #47bb3b09
 @patch
 def _keeps(self: Denoiser, kw) -> bool:
     return self.memo is not None and not kw and not torch.is_grad_enabled()
@@ -203,8 +248,9 @@ def _ask_unet(self: Denoiser, x, t, text, w, more):
     unet = self.parts.unet
     if w is not None:
         more["timestep_cond"] = guidance_embedding(w, unet.config.time_cond_proj_dim).to(x)
+    follow = nullcontext() if self.follows is None else self.follows.followed()
     with self.stage("denoise"), self._timed("unet"):
-        with self._asked(unet):
+        with self._asked(unet), follow:
             y = unet(x, t, encoder_hidden_states=text.states, return_dict=False, **more)[0]
         return ordinary_tensor(y)
 
@@ -267,7 +313,8 @@ def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
     if self.count.nfe == before:
         self.count.nfe += len(pair)
         self.count.reused += len(pair)
-        self.count.control_nfe += len(pair)*self._controlled(control)
+        self.count.control_nfe += len(pair)*len(self._acting(control) if self.edges is not None
+                                                else ())
     return e0, self._unet(x, t, text, None, control)
 
 # %% ../../nbs/denoise/057_denoiser.ipynb #a332b160

@@ -25,7 +25,7 @@ def is_packable(m) -> bool:
     usual = m.padding_mode == "zeros" and not isinstance(m.padding, str)
     return usual and "_conv_forward" not in vars(m)
 
-# %% ../../nbs/denoise/054b_packing.ipynb #abf81ea7
+# %% ../../nbs/denoise/054b_packing.ipynb #82f5117a
 class PackedConv:
     """Compute one convolution with weights kept in oneDNN's order; what it cannot do, and what
     large inputs would not gain by, the layer does itself."""
@@ -42,17 +42,18 @@ class PackedConv:
             seen = (id(w), w.data_ptr(), w._version, *settings, c.padding_mode,
                     "_conv_forward" in c.__dict__)
         if seen == self.seen: return self
-        self.seen, self.args, self.shape, self.weight = seen, settings, None, None
+        self.seen, self.args, self.packed = seen, settings, (None, None)
         self.most = 4*w.numel() if is_packable(c) else 0   # largest input that gains
         return self
 
     def __call__(self, x: torch.Tensor  # (B, C, H, W)
                 ) -> torch.Tensor:
         if not self._gains(x): return nn.Conv2d.forward(self.conv, x)
-        if x.shape[1:] != self.shape:
-            weight = self.own["weight"].detach()
-            self.weight, self.shape = _REORDER(weight, *self.args, list(x.shape)), x.shape[1:]
-        return _CONVOLVE(x, self.weight, self.own["bias"], *self.args, "none", [], "")
+        shape, weight = self.packed   # read once: another thread may bring another shape
+        if x.shape[1:] != shape:
+            weight = _REORDER(self.own["weight"].detach(), *self.args, list(x.shape))
+            self.packed = x.shape[1:], weight
+        return _CONVOLVE(x, weight, self.own["bias"], *self.args, "none", [], "")
 
     def _gains(self, x) -> bool:
         if type(x) is not torch.Tensor or x.dtype is not torch.float32 or not x.is_cpu: return False

@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['quick', 'forget']
 
-# %% ../../nbs/denoise/054c_tricks.ipynb #866b05f9
-import threading, weakref
+# %% ../../nbs/denoise/054c_tricks.ipynb #fe6e9b1d
+import weakref
 from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from .layers import is_bare, plain_attention, plain_block, plain_resnet
 from .packing import PackedConv, is_packable
+from .sharing import exchanged, is_exchanged
 from .state import in_use
 
-# %% ../../nbs/denoise/054c_tricks.ipynb #a3f6ad84
+# %% ../../nbs/denoise/054c_tricks.ipynb #ccdc0ff1
 class _Plan:
     "What one network's layers are exchanged for, and what that rests on."
     def __init__(self, net):
-        self.inside, self.exchanged, self.convs = 0, (), None   # how many calls are inside
+        self.exchanged, self.convs = (), None
         self.tree = [(m._modules, name, child, type(child), child._compiled_call_impl)
                      for m in net.modules() for name, child in m._modules.items()
                      if child is not None]
@@ -69,8 +70,8 @@ class _Plan:
             if own.get("forward") is forward: del own["forward"]
         self.exchanged = ()
 
-# %% ../../nbs/denoise/054c_tricks.ipynb #a5474c8f
-_PLANS, _LOCK = weakref.WeakKeyDictionary(), threading.RLock()
+# %% ../../nbs/denoise/054c_tricks.ipynb #415ab718
+_PLANS = weakref.WeakKeyDictionary()
 
 @contextmanager
 def quick(net: nn.Module,    # any network
@@ -81,27 +82,22 @@ def quick(net: nn.Module,    # any network
         yield
         return
     pack = pack and in_use("weights") and not is_in_torch_dispatch_mode()
-    with _LOCK:
+    def put():
         plan = _PLANS.get(net)
-        if plan is None or not plan.inside and not plan.holds():
-            plan = _PLANS[net] = _Plan(net)
-        plan.inside += 1
-    try:
-        with _LOCK:
-            if plan.inside == 1: plan.enter(in_use("layers"), pack)
-        yield
-    finally:
-        with _LOCK:
-            plan.inside -= 1
-            if not plan.inside: plan.leave()
+        if plan is None or not plan.holds(): plan = _PLANS[net] = _Plan(net)
+        try: plan.enter(in_use("layers"), pack)
+        except BaseException:
+            plan.leave()
+            raise
+        return plan.leave
+    with exchanged(net, "plain", put): yield
 
 def forget(net: nn.Module  # any network
           ):
     """Drop a network's packed weights: after its weights were written to through `.data`, or to
     free memory; the next call packs them again."""
-    with _LOCK:
-        plan = _PLANS.get(net)
-        if plan is not None and not plan.inside: plan.convs = None
+    plan = _PLANS.get(net)
+    if plan is not None and not is_exchanged(net, "plain"): plan.convs = None
 
 # %% ../../nbs/denoise/054c_tricks.ipynb #b6bcd1c6
 def without_versions(wanted: bool=True):

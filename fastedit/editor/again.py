@@ -179,6 +179,10 @@ def open_editor(request: EditRequest,  # of a saved edit
                ):
     "Make a `FastEditor` with the model that a request asks for, its precision and its LoRAs."
     from fastedit.editor.editor import FastEditor   # brings torch, which `prepare` needs not
+    if model is None and request.model.startswith("pipeline:"):
+        raise ModelError(f"the edit was made with a pipeline in memory, {request.model}, which no "
+                         "file holds: reproduce(edit, editor=FastEditor(pipe)) in Python repeats "
+                         "it; or give a folder that pipe.save_pretrained wrote (--model)")
     if request.loras and not load.get("loras"):
         load["loras"] = [(x["file"], x["weight"]) for x in request.loras]
     try:

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/editor/208_defaults.ipynb #45291fff
 from __future__ import annotations
+from ..core import OptionError
 from ..denoise import curve
 from .request import EditRequest
 from ..methods import Method
@@ -37,11 +38,35 @@ def default_guidance(r: EditRequest, method: Method,
     return guidance, source
 
 # %% ../../nbs/editor/208_defaults.ipynb #ab60e66b
+def _of_several(r, method, n: int) -> tuple:
+    "Fill in a control and a scale for each of several ControlNets."
+    control, scale = r.control or ("none",)*n, r.control_scale
+    if control == "none": control = ("none",)*n
+    if not isinstance(control, tuple) or len(control) != n:
+        have = len(control) if isinstance(control, tuple) else 1
+        raise OptionError(f"this editor has {n} ControlNets and was given {have} control"
+                          f"{'s' if have > 1 else ''}: give a list of {n}; 'none' leaves one out")
+    if scale is None: scale = method.control or .5
+    if not isinstance(scale, tuple): scale = (scale,)*n
+    if len(scale) != n:
+        raise OptionError(f"control_scale has {len(scale)} values for {n} ControlNets: give one, "
+                          f"or a list of {n}")
+    return control, tuple(0. if c == "none" else s for c, s in zip(control, scale))
+
 def default_control(r: EditRequest, method: Method,
-                    has_control: bool  # whether the model has a ControlNet
+                    has_control: int   # how many ControlNets the model has
                    ) -> tuple:
-    "Fill in a request's control map and its scale: (name, scale)."
+    "Fill in a request's control map and its scale: (name, scale); of several, one for each."
+    if has_control > 1: return _of_several(r, method, has_control)
+    if isinstance(r.control, tuple):
+        raise OptionError(f"control has {len(r.control)} maps and this editor "
+                          f"{'one ControlNet' if has_control else 'no ControlNet'}: make "
+                          "FastEditor(model, controlnet=[...]) with one for each")
     scale = r.control_scale
+    if isinstance(scale, tuple) and any(isinstance(s, tuple) for s in scale):
+        raise OptionError(f"control_scale={scale!r}: scales of several ControlNets, and this "
+                          "editor has one: give a number from 0 to 10, a curve, or one of these "
+                          "per UNet block and one for the middle")
     if scale is None: scale = method.control or (.5 if r.control not in (None, "none") else 0.)
     control = r.control or ("canny" if scale and has_control else "none")
     silent = isinstance(scale, tuple) and not any(scale)

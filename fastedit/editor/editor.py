@@ -5,24 +5,27 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #2c126ae0
-import threading, time
+# %% ../../nbs/editor/209_editor.ipynb #48786906
+import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from inspect import signature
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..core import OptionError, PromptError, in_words
-from ..denoise import machine, ordinary, packs, stamp
+from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
+from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
+from .control import check_maps, same_maps, take_control
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
 from .result import EditResult, versions
-from .stages import Draft
+from .stages import Draft, asking_of
 from .stores import StageCache
+from .together import (Edits, denoise_together, each_seed, going_together,
+                                      in_chunks, read_jobs, words_of)
 from ..memory import MemorySettings, ladder_for, run_with_fallbacks
 from ..methods import Method, register_method
 from ..models import load_model, other_loras, working_size
@@ -30,7 +33,7 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #43f8489a
+# %% ../../nbs/editor/209_editor.ipynb #9a5e1313
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
@@ -40,7 +43,8 @@ class FastEditor(PlacedStages):
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
 
     def __init__(self,
-                 model="mini",      # registry name, local folder, single file, or `Components`
+                 model="mini",      # registry name, local folder, single file, `Components`, or
+                                    # a pipeline of diffusers or a dict of its components
                  device: str=None,  # "cpu", "cuda", ...; None: a GPU if there is one
                  precision: str=None,  # key of `PRECISIONS`; None or "auto": fp32 on a CPU, on a
                                     # GPU the model's native one, fp16 for the full-size ones
@@ -63,12 +67,18 @@ class FastEditor(PlacedStages):
                      keep_negative=keep_negative)
         check_keywords(load, _keywords(), _FIELDS)
         super().__init__(None, StageCache(cache_bytes), keep_negative=keep_negative)
-        self._lock, self.allow_smaller, self.meter = threading.Lock(), allow_smaller, meter
+        self.allow_smaller, self.meter = allow_smaller, meter
         with ordinary():
             self.flow = open_flow(model, device, precision, residency, budget_gb=budget_gb,
                                   **load)
             if self.flow is not None: self.parts = self.flow
             else: self.load(model, device, precision, residency, budget_gb, **load)
+
+    @property
+    def _lock(self):
+        "The turn of the loaded model, whichever editor has it."
+        net = self.parts.unet if self.flow is None else self.flow.pipe.transformer
+        return turn_of(net, f"the model {self.spec.key!r}")
 
 # %% ../../nbs/editor/209_editor.ipynb #8aec5fec
 _FIELDS = {f.name for f in fields(EditRequest)}
@@ -113,6 +123,17 @@ def _given(request, prompt, settings) -> EditRequest:
     return request
 
 # %% ../../nbs/editor/209_editor.ipynb #ec4fec60
+def _asked_for(editor, prompt, request, settings) -> tuple:
+    "The request of a call, whole or written down from its settings, and its control pictures."
+    control, pictures = take_control(settings.get("control"))
+    if request is None:
+        if "control" in settings: settings = settings | dict(control=control)
+        return _suited(editor, _written_down(editor, prompt, settings)), pictures
+    if pictures: settings = {k: v for k, v in settings.items() if k != "control"}
+    r = _given(request, prompt, settings)
+    same_maps(r.control, pictures)
+    return _suited(editor, r), pictures
+
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
     key, own = editor.spec.key, editor.parts.precision
@@ -127,7 +148,7 @@ def _suited(editor, r: EditRequest) -> EditRequest:
         raise OptionError(f"{words}: make FastEditor({r.model!r}, loras=[(file, weight), ...])")
     return r
 
-# %% ../../nbs/editor/209_editor.ipynb #9789a6bf
+# %% ../../nbs/editor/209_editor.ipynb #1a405803
 @dataclass
 class _Inputs:
     "A picture and a mask as they were read."
@@ -152,7 +173,6 @@ def _read_inputs(image, mask) -> _Inputs:
     read = in_steps(read_mask(mask, picture.image.size))
     return _Inputs(picture, read.values, tuple(read.notes))
 
-# %% ../../nbs/editor/209_editor.ipynb #9ebc1753
 def _stamp_stores(editor):
     "Have the stores know the networks as they are now; changed ones find nothing."
     if editor.flow is not None: return
@@ -165,18 +185,26 @@ def _computed_on(editor, done) -> dict:
     ways = {k: done.memory[k] for k in ("vae_tile", "packed") if k in done.memory}
     return {**machine(device), **ways}
 
-def _accounted(editor, image, mask, r, on_step) -> EditResult:
+def _accounted(editor, image, mask, r, on_step, pictures) -> EditResult:
     "Read picture and mask, run the request, and complete the account."
     given = _read_inputs(image, mask)
+    check_maps(r.control, pictures, given.picture.image.size)
     said = given.said(r)
     _stamp_stores(editor)
-    edit = editor._edit if editor.flow is None else editor._edit_flow
-    done = edit(given.picture.image, given.mask, r, on_step)
-    return replace(done, image=keep_alpha(done.image, given.picture), mask=given.mask,
+    source = given.picture.image
+    if editor.flow is not None: done = editor._edit_flow(source, given.mask, r, on_step)
+    else: done = editor._edit(source, given.mask, r, on_step, pictures)
+    return _completed(editor, given, done, said)
+
+def _completed(editor, given, done, said) -> EditResult:
+    "Complete the account of an edit by what is to be said of its picture and mask."
+    done = replace(done, image=keep_alpha(done.image, given.picture), mask=given.mask,
                    request=replace(done.request, image=given.seen, mask=given.mask_hash),
                    notes=(*done.notes, *said), machine=_computed_on(editor, done))
+    done._editor = weakref.ref(editor)
+    return done
 
-# %% ../../nbs/editor/209_editor.ipynb #51a9ac78
+# %% ../../nbs/editor/209_editor.ipynb #efea5175
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -186,19 +214,25 @@ def __call__(self: FastEditor,
              request: EditRequest=None,  # a whole request instead of keywords
              on_step=None,       # called with dict(step, steps, t, latents, clean) after each
                                  # step; raise `Cancelled` to stop
+             seeds: list=None,   # several seeds: gives `Edits`, one for each
+             num_images: int=None,  # so many, with the seeds that follow `seed`; gives `Edits`
+             at_once: int=1,     # of several, how many go into one call of the networks
              **settings          # fields of `EditRequest`
             ) -> EditResult:
     """Edit `image` so that it shows `prompt`.
 
-    Raises a subclass of `FastEditError` in words, never leaves a hook behind."""
+    Raises a subclass of `FastEditError` in words, never leaves a hook behind. Edits on one
+    loaded model take turns; one begun in another's `on_step` is refused."""
+    if seeds is not None or num_images is not None:
+        asked = dict(image=image, prompt=prompt, mask=mask, request=request)
+        return _variants(self, asked, seeds, num_images, at_once, on_step, settings)
     if on_step is not None and not callable(on_step):
         raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
                           "dict after each step, or None")
-    if request is None: r = _written_down(self, prompt, settings)
-    else: r = _given(request, prompt, settings)
-    r = _suited(self, r)
+    with self._lock, ordinary(): self.look_again()
+    r, pictures = _asked_for(self, prompt, request, settings)
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
-        return _accounted(self, image, mask, r, on_step)
+        return _accounted(self, image, mask, r, on_step, pictures)
 
 # %% ../../nbs/editor/209_editor.ipynb #6d6bea94
 def _shrink(r, share: float, spec) -> EditRequest:
@@ -220,7 +254,11 @@ def _attempt(self: FastEditor, draft: Draft) -> EditResult:
     self.run(draft)
     if self.meter is not None: peak = self.meter.most
     else: peak = torch.cuda.max_memory_allocated() if cuda else None
-    count = draft.denoiser.count
+    return _account_of(self, draft, moved, peak)
+
+def _account_of(self, draft, moved, peak) -> EditResult:
+    "Write down what became of a draft."
+    count, mover = draft.denoiser.count, getattr(self.parts, "mover", None)
     memory = dict(residency=draft.settings.residency, vae_tile=_tile_used(draft),
                   moved=mover.moved-moved if mover else 0, packed=packs(self.parts))
     return EditResult(draft.image, draft.source, draft.request, draft.job.grid, count.nfe,
@@ -240,7 +278,7 @@ def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     finally: self.restore()
 
 @patch
-def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
+def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> EditResult:
     "Fill in the request and run it."
     start = time.perf_counter()
     mask = None if mask is None else load_mask(mask, source.size)
@@ -248,7 +286,8 @@ def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
     def run(s: MemorySettings):
         with self.placed(s):
             smaller = _shrink(r, s.area_scale, self.spec)
-            return self._attempt(Draft(smaller, method, source, mask, s, on_step))
+            return self._attempt(Draft(smaller, method, source, mask, s, on_step,
+                                       pictures=pictures))
     result, used = self._with_fallbacks(r, run)
     tile = result.memory["vae_tile"]
     if tile and tile == self.memory.vae_tile:
@@ -256,6 +295,89 @@ def _edit(self: FastEditor, source, mask, request, on_step) -> EditResult:
     result.seconds["total"] = time.perf_counter()-start
     rungs = tuple(f"{g.key}: {g.words}" for g in used)
     return replace(result, notes=tuple(notes), fallbacks=rungs)
+
+# %% ../../nbs/editor/209_editor.ipynb #f8ab785e
+def _alone(editor, job, on_step):
+    "Run one edit of a batch: its result, or its error."
+    try: return editor(**job, on_step=on_step)
+    except Cancelled: raise
+    except FastEditError as e: return e
+
+def _drafted(editor, job, on_step):
+    "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
+    r, pictures = _asked_for(editor, *words_of(job))
+    given = _read_inputs(job["image"], job.get("mask"))
+    check_maps(r.control, pictures, given.picture.image.size)
+    source = given.picture.image
+    region = None if given.mask is None else load_mask(given.mask, source.size)
+    said = given.said(r)
+    filled, method, notes = editor.resolve(r, source, region)
+    draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
+    return given, editor.prepare(draft), (*notes, *said)
+
+# %% ../../nbs/editor/209_editor.ipynb #88005fcd
+def _at_once(editor, jobs: list, on_step) -> dict:
+    "Run those of several edits that can go into one call of the networks, {place: result}."
+    ready, groups, found = {}, {}, {}
+    for i, job in enumerate(jobs):
+        try: ready[i] = _drafted(editor, job, on_step)
+        except FastEditError: continue   # it is run alone, which says what is wrong
+        if key := going_together(ready[i][1]): groups.setdefault(key, []).append(i)
+    for places in groups.values():
+        if len(places) < 2: continue
+        drafts = [ready[i][1] for i in places]
+        denoise_together(editor, drafts, asking_of(editor, drafts[0]))
+        for i, d in zip(places, drafts):
+            d.clock["total"] = sum(d.clock.values())
+            done = replace(_account_of(editor, d, 0, None), notes=ready[i][2])
+            found[i] = _completed(editor, ready[i][0], done, ())
+    return found
+
+def _several(editor, jobs: list, on_step) -> list:
+    "Run several edits, as many as possible in one call: results, or the errors in their places."
+    found = {}
+    if len(jobs) > 1 and editor.flow is None and editor.meter is None:
+        try:
+            with editor._lock, ordinary(), torch.no_grad(), few_threads(editor.parts):
+                editor.look_again()
+                _stamp_stores(editor)
+                with editor.placed(editor.memory): found = _at_once(editor, jobs, on_step)
+        except Cancelled: raise
+        except (FastEditError, RuntimeError, MemoryError): editor.free()
+    return [found.get(i) or _alone(editor, job, on_step) for i, job in enumerate(jobs)]
+
+# %% ../../nbs/editor/209_editor.ipynb #c677b5cd
+@patch
+def batch(self: FastEditor,
+          jobs: list,      # (picture, prompt) of each edit, or a dict of what a call takes
+          at_once: int=1,  # how many go into one call of the networks; 1: the bytes of single
+                           # edits, more: within 1 of 255
+          on_result=None,  # called with (place, result or error) as soon as one is there
+          on_step=None,    # as for a single edit
+          **common         # fields of `EditRequest` that all share
+         ) -> Edits:
+    """Make many edits; one that fails leaves its error in its place.
+
+    Raises `OptionError` for what is no batch, before anything runs."""
+    for name, f in (("on_result", on_result), ("on_step", on_step)):
+        if f is not None and not callable(f):
+            raise OptionError(f"{name}={in_words(f)}: give a function, or None")
+    read = read_jobs(jobs, common)
+    found = [None]*len(read)
+    for places in in_chunks(read, at_once):
+        for i, done in zip(places, _several(self, [read[i] for i in places], on_step)):
+            found[i] = done
+            if on_result is not None: on_result(i, done)
+    return Edits(found)
+
+def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings) -> Edits:
+    "Make one edit with several seeds; an error is raised, since it is the same for all."
+    own = each_seed(asked["request"], seeds, num_images, settings.pop("seed", 0))
+    jobs = [asked | settings | o for o in own]
+    for job in jobs: _asked_for(editor, *words_of(job))
+    edits = editor.batch(jobs, at_once, on_step=on_step)
+    for e in edits.errors.values(): raise e
+    return edits
 
 # %% ../../nbs/editor/209_editor.ipynb #8d6063e0
 @patch

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['PlacedStages']
 
-# %% ../../nbs/editor/208c_placing.ipynb #598dc48e
+# %% ../../nbs/editor/208c_placing.ipynb #96fca9a4
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from ..core import MemoryPlanError, OptionError, in_words, nearest
-from ..denoise import forget
+from ..denoise import forget, own_turn
 from .stages import Stages
 from .stores import StageCache
 from ..memory import (RESIDENCIES, MemorySettings, Mover, free_caches, out_of_memory,
                              settings_for, widened)
 from ..memory import advice as planners_advice
-from ..models import (PRECISIONS, Components, check_device, check_precision,
-                             chosen_precision, default_device, find_spec, load_model)
+from ..models import (PRECISIONS, Components, borrow, check_device, check_precision,
+                             chosen_precision, controlnets, default_device, find_spec, is_pipeline,
+                             load_model, renew)
 
 # %% ../../nbs/editor/208c_placing.ipynb #c5d3940a
 def check_values(device, cache_bytes, meter, **switches):
@@ -47,13 +48,15 @@ def check_keywords(given: dict, known: tuple, of_an_edit: set):
 # %% ../../nbs/editor/208c_placing.ipynb #3dfd74a5
 def _as_loaded(parts, precision, load) -> str:
     "Take a loaded model as it is; what would have had to be said when it was loaded is refused."
+    lent = parts.lent is not None
     for name, value in load.items():
-        raise OptionError(f"{name}={in_words(value)}: this model is loaded already: give it to "
-                          "load_model")
+        way = "have the pipeline do that itself" if lent else "give it to load_model"
+        raise OptionError(f"{name}={in_words(value)}: this model is loaded already: {way}")
     if precision not in (None, "auto", parts.precision):
+        way = ("bring the pipeline there with pipe.to(torch.float16) or the like" if lent else
+               "load it anew with load_model(..., precision=...)")
         raise OptionError(f"precision={in_words(precision)}: this model was loaded in "
-                          f"{parts.precision}: leave precision out, or load it anew with "
-                          "load_model(..., precision=...)")
+                          f"{parts.precision}: leave precision out, or {way}")
     return parts.precision
 
 # %% ../../nbs/editor/208c_placing.ipynb #3151a9eb
@@ -70,6 +73,20 @@ class PlacedStages(Stages):
         return PRECISIONS[self.parts.precision].compute == "float16"
 
 # %% ../../nbs/editor/208c_placing.ipynb #75cd0c53
+def _borrowed(pipe, device, load: dict) -> Components:
+    "Take a pipeline apart; takes `controlnet` out of `load`, and refuses to move the networks."
+    control = load.pop("controlnet", True)
+    several = control if isinstance(control, (list, tuple)) and control else (control,)
+    one = control is None or isinstance(control, bool)
+    if not one and not all(hasattr(c, "parameters") for c in several):
+        raise OptionError(f"controlnet={in_words(control)}: with a pipeline give True for its own, "
+                          "False, a ControlNetModel, or a list of them")
+    parts = borrow(pipe, control)
+    if device is not None and check_device(device).type != parts.device.type:
+        raise OptionError(f"device={str(device)!r}: the pipeline's networks are on "
+                          f"{parts.device}: leave device out, or call pipe.to({str(device)!r})")
+    return parts
+
 def _known_model(model, precision, device, residency, load) -> tuple:
     "Find out what a model is: (loaded components or None, what the planner takes, precision)."
     if isinstance(model, Components):
@@ -82,6 +99,18 @@ def _known_model(model, precision, device, residency, load) -> tuple:
     place = "cpu" if residency != "resident" else device   # only a loaded file says what is in it
     parts = load_model(model, device=place, precision=precision, **load)
     return parts, parts, precision
+
+def _first(controlnet):
+    "Of several ControlNets the first."
+    return controlnet[0] if isinstance(controlnet, (list, tuple)) and controlnet else controlnet
+
+def _check_several(controlnet, parts, residency, budget_gb):
+    "Refuse a plan for several ControlNets, whose memory is not reckoned."
+    several = isinstance(controlnet, (list, tuple)) and len(controlnet) > 1
+    if parts is not None: several = len(controlnets(parts.controlnet)) > 1
+    if several and (budget_gb is not None or residency == "auto"):
+        raise OptionError("the memory of several ControlNets is not planned: leave budget_gb out, "
+                          "and choose a residency such as 'model-offload' yourself")
 
 def _waits_outside(residency, precision) -> bool:
     "Whether weights are loaded on the CPU, and come to the device when they are needed."
@@ -101,11 +130,13 @@ def load(self: PlacedStages,
     """Decide what stays where, then load the model there.
 
     Raises `MemoryPlanError` for what cannot fit, before anything is loaded."""
+    if is_pipeline(model): model = _borrowed(model, device, load)
     loaded = isinstance(model, Components)
     self.device = check_device(device or (model.device if loaded else default_device()))
     parts, known, precision = _known_model(model, precision, self.device, residency, load)
+    _check_several(load.get("controlnet"), parts, residency, budget_gb)
     self.planned = dict(model=known, precision=parts.precision if parts else precision,
-                        controlnet=load.get("controlnet", True) if parts is None
+                        controlnet=_first(load.get("controlnet", True)) if parts is None
                         else parts.controlnet is not None)
     self.memory = settings_for(**self.planned, residency=residency, budget_gb=budget_gb,
                                device=self.device)
@@ -122,7 +153,7 @@ def load(self: PlacedStages,
         return
     raise MemoryPlanError(f"memory ran out while loading ({reason}). {self.advice()}")
 
-# %% ../../nbs/editor/208c_placing.ipynb #b676978a
+# %% ../../nbs/editor/208c_placing.ipynb #ad020e06
 def _elsewhere(parts, device) -> bool:
     "Whether any network is on another kind of device."
     return any(next(net.parameters()).device.type != device.type
@@ -131,6 +162,9 @@ def _elsewhere(parts, device) -> bool:
 @patch
 def keep(self: PlacedStages, settings: MemorySettings):
     "Have the networks where settings want them; nothing to do if they are there."
+    with own_turn(self.parts.unet): _keep(self, settings)
+
+def _keep(self, settings):
     mover = getattr(self.parts, "mover", None)
     resident = settings.residency == "resident" and self.meter is None
     if mover is not None and not resident:
@@ -140,9 +174,17 @@ def keep(self: PlacedStages, settings: MemorySettings):
     elif _elsewhere(self.parts, self.device): self.parts.to(self.device)
 
 @patch
+def look_again(self: PlacedStages):
+    "Read a model that is borrowed from a pipeline anew if that was changed, or moved."
+    if getattr(self.parts, "lent", None) is None: return
+    renew(self.parts)
+    if self.parts.execution is None: self.device = self.parts.device
+
+@patch
 def release(self: PlacedStages):
     "Put an end to the coming and going of the networks."
-    if getattr(self.parts, "mover", None) is not None: self.parts.mover.release()
+    with own_turn(self.parts.unet):
+        if getattr(self.parts, "mover", None) is not None: self.parts.mover.release()
 
 @patch
 def restore(self: PlacedStages):

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['EditResult', 'versions']
 
-# %% ../../nbs/editor/207_result.ipynb #0e66f17d
-import base64, html, json, platform, warnings
+# %% ../../nbs/editor/207_result.ipynb #38601741
+import base64, json, platform, warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
+from .account import account_html, show_edit
 from .request import EditRequest
-from ..pictures import encode_png, image_grid, pack_mask, save_image
+from ..pictures import encode_png, pack_mask, save_image
+from ..show import Shown, side_by_side
 
 # %% ../../nbs/editor/207_result.ipynb #33126874
 @dataclass(repr=False)
@@ -38,7 +40,19 @@ class EditResult:
     machine: dict=field(default_factory=dict)   # what computed it, see `machine`
     mask: object=None       # float32 (H,W) in steps of 1/255, as it was used
 
-# %% ../../nbs/editor/207_result.ipynb #f6486d3e
+# %% ../../nbs/editor/207_result.ipynb #17b4af66
+@patch(as_prop=True)
+def editor(self: EditResult):
+    "The editor that made this edit, while that is alive; None otherwise."
+    return self._editor() if self._editor else None
+
+@patch
+def __getstate__(self: EditResult) -> dict:
+    "What is pickled: all but the editor."
+    return {k: v for k, v in self.__dict__.items() if k != "_editor"}
+
+EditResult._editor = None   # a weak reference, set by the editor
+
 _TOLD = ("timesteps", "nfe", "control_nfe", "reused", "seconds", "network_seconds", "peak_memory",
          "notes", "fallbacks", "memory", "revision", "versions", "machine")
 
@@ -83,29 +97,31 @@ def __repr__(self: EditResult) -> str:
     notes = "".join("; note: "+n for n in (*self.notes, *self.fallbacks))
     return f"EditResult({self.request.prompt!r}; {self.summary}{notes})"
 
-# %% ../../nbs/editor/207_result.ipynb #e9121f07
+# %% ../../nbs/editor/207_result.ipynb #4315bdc9
 @patch
 def pair(self: EditResult,
          side: int=256  # longer side of each, pixels
         ):
     "Before and after beside each other, as a PIL image."
-    w, h = self.source.size
-    scale = side/max(w, h)
-    size = max(8, round(w*scale)), max(8, round(h*scale))
-    how = 0 if scale > 2 else 1   # whole pixels where they are large, else Lanczos
-    shown = [im.resize(size, how) for im in (self.source, self.image)]
-    return image_grid(shown, labels=["before", self.request.prompt])
+    return side_by_side([self.source, self.image], ["before", self.request.prompt], side)
+
+@patch
+def show(self: EditResult,
+         side: int=384,     # longer side of the picture at first, pixels on the screen
+         most: int=300_000  # characters that before and after may take; more keeps more pixels
+        ) -> Shown:
+    "Show before and after with a line to drag, and the account; `.save(\"edit.html\")` keeps it."
+    return show_edit(self, side, most)
 
 @patch
 def _repr_png_(self: EditResult): return encode_png(self.pair())
 
 @patch
-def _repr_html_(self: EditResult):
-    data = base64.b64encode(encode_png(self.pair())).decode()
-    notes = "".join(f"<li>{html.escape(n)}</li>" for n in (*self.notes, *self.fallbacks))
-    listed = f"<ul>{notes}</ul>" if notes else ""
-    return (f'<figure><img src="data:image/png;base64,{data}" alt="before and after">'
-            f'<figcaption>{html.escape(self.summary)}</figcaption></figure>{listed}')
+def _repr_html_(self: EditResult): return account_html(self)
+
+@patch
+def _repr_mimebundle_(self: EditResult, include=None, exclude=None):
+    return self.show()._repr_mimebundle_()
 
 # %% ../../nbs/editor/207_result.ipynb #69586f2c
 _KEPT = ("request", "timesteps", "nfe", "control_nfe", "notes", "fallbacks", "revision",

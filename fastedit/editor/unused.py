@@ -63,7 +63,7 @@ def _option_notes(r, method) -> list:
 # %% ../../nbs/editor/206b_unused.ipynb #345a6a83
 def _any_scale(scale) -> bool:
     "Whether a ControlNet scale, or one of several, is not 0."
-    return any(scale) if isinstance(scale, tuple) else bool(scale)
+    return any(map(_any_scale, scale)) if isinstance(scale, tuple) else bool(scale)
 
 def _place_notes(r, asked, method, mask, has_control) -> list:
     "Say which settings of control and feather cannot act."

@@ -4,6 +4,6 @@ from ..core import pages_on_demand
 # Those without torch first: reading a data set or a report needs none.
 __getattr__, __dir__ = pages_on_demand(
     __name__, ".tables", ".resampling", ".intervals", ".differences", ".comparison", ".power",
-    ".tradeoff", ".verdict", ".pixels", ".runs", ".entries", ".reading", ".datasets", ".drawn",
-    ".network", ".reader", ".embeddings", ".backbones", ".perceptual", ".metrics", ".profiles",
-    ".scorer", ".standin", ".timing")
+    ".tradeoff", ".verdict", ".pixels", ".runs", ".folders", ".entries", ".reading", ".datasets",
+    ".drawn", ".network", ".reader", ".embeddings", ".backbones", ".perceptual", ".metrics",
+    ".profiles", ".scorer", ".standin", ".timing")

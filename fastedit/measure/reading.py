@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Problem']
 
-# %% ../../nbs/measure/312_reading.ipynb #86bc8c38
-import csv, io, json
-from collections import Counter
+# %% ../../nbs/measure/312_reading.ipynb #c235af05
+import csv, io, re
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 from ..core import DataError, ImageError, MaskError
 from .entries import Entry, strip_brackets
+from .folders import DECODER, TWICE, open_file, printable, read_json
 from .runs import SIDE, runs_error
 from ..pictures import FORMATS, MAX_SIDE, MIN_SIDE, load_image, load_mask
 from ..world import EDIT_TYPES
@@ -27,11 +27,7 @@ class Problem:
     reason: str
     def __str__(self) -> str: return f"{self.id}  {self.field}: {self.reason}"
 
-# %% ../../nbs/measure/312_reading.ipynb #bcc0e731
-def printable(value, most: int=120) -> str:
-    "Text of outside origin as it may be printed: cut, and without what no file can hold."
-    return str(value)[:most].encode("utf-8", "backslashreplace").decode()
-
+# %% ../../nbs/measure/312_reading.ipynb #487a6f01
 _PLAIN = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 class Checked:
@@ -39,7 +35,7 @@ class Checked:
     def __init__(self, id, data: dict, root: Path, problems: list):
         self.id, self.data, self.root = printable(id), data, root
         self.problems, self.ok = problems, True
-        name = str(id)
+        name = str(id) if type(id) in (str, int) else ""
         if not name or len(name) > 120 or set(name)-_PLAIN or name[0] == ".":
             self.bad("id", "is no plain name; use letters, digits, '.', '_' and '-', 120 at most")
 
@@ -54,7 +50,7 @@ class Checked:
         if v is None: v = ""
         if not isinstance(v, str): return self.bad(field, f"is {type(v).__name__}, not text") or ""
         if v.encode("utf-8", "ignore").decode() != v:
-            return self.bad(field, "holds half characters that no text file can hold") or ""
+            return self.bad(field, "is no UTF-8 text: save the file as UTF-8") or ""
         if required and not strip_brackets(v).strip():
             self.bad(field, "is missing" if field not in self.data else "is empty")
         return v
@@ -110,41 +106,68 @@ def runs(self: Checked, field: str, size: tuple, overrun: str) -> tuple|None:
     if why := runs_error(v, size[0]*size[1], overrun == "clip"): return self.bad(field, why)
     return tuple(v)
 
-# %% ../../nbs/measure/312_reading.ipynb #86ac0058
+# %% ../../nbs/measure/312_reading.ipynb #a25c6809
 _MOST_MIB = 512   # more than a list of edits can need
 
 def read_text(path: Path) -> str:
-    "Read a UTF-8 file of bounded size; raises `DataError`."
-    if (mib := path.stat().st_size >> 20) > _MOST_MIB:
-        raise DataError(f"{path.name} has {mib} MiB, more than the {_MOST_MIB} that a list of "
-                        "edits can need: is it the right file?")
-    try: return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path.name} cannot be read ({e}): save it as UTF-8 text") from e
+    "Read a file of bounded size; bytes that are no UTF-8 become half characters, which are bad."
+    with open_file(path) as file: data = file.read((_MOST_MIB << 20)+1)
+    if len(data) >> 20 >= _MOST_MIB:
+        raise DataError(f"{path.name} has more than the {_MOST_MIB} MiB that a list of edits can "
+                        "need: is it the right file?")
+    return data.decode("utf-8-sig", "surrogateescape")
 
-TWICE = "\0twice"   # key under which an object remembers its repeated keys
+def refuse_other_text(text: str, name: str):
+    "Raise `DataError` for what is no UTF-8."
+    if re.search("[\ud800-\udfff]", text):
+        raise DataError(f"{name} is no UTF-8 text: save it as UTF-8")
 
-def _object(pairs):
-    d = dict(pairs)
-    if len(d) < len(pairs):
-        d[TWICE] = sorted(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
-    return d
+# %% ../../nbs/measure/312_reading.ipynb #d0dcc441
+_SPACE, _BRACKET = re.compile(r"[ \t\n\r]*"), re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
+TOO_DEEP = "\0deep"   # stands for a value that is nested too deeply
 
-def _whole(digits): return int(digits) if len(digits) < 19 else float(digits)
+def _past(text, at) -> int:
+    "Where a value ends that is too deep to be read."
+    depth = 0
+    for m in _BRACKET.finditer(text, at):
+        depth += (m[0] in "[{")-(m[0] in "]}")
+        if not depth: return m.end()
+    raise ValueError("it ends within an entry")
 
-def read_json(text: str, name: str):
-    "Parse JSON; an object remembers repeated keys under `TWICE`; raises `DataError`."
-    try: return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{name} is not readable JSON ({str(e)[:120]}): "
-                        "get a whole copy of it") from e
+def _expect(text, at, sign) -> int:
+    at = _SPACE.match(text, at).end()
+    if text[at:at+1] not in sign: raise ValueError(f"{sign[0]!r} was expected at {at}")
+    return _SPACE.match(text, at+1).end()
 
-# %% ../../nbs/measure/312_reading.ipynb #879cb9da
+def _by_entries(text) -> dict:
+    "Read an object entry by entry; one that is too deep becomes `TOO_DEEP`."
+    at, pairs = _expect(text, 0, "{"), []
+    while True:
+        id, at = DECODER.raw_decode(text, at)
+        at = _expect(text, at, ":")
+        try: value, at = DECODER.raw_decode(text, at)
+        except RecursionError: value, at = TOO_DEEP, _past(text, at)
+        pairs.append((id, value))
+        at = _SPACE.match(text, at).end()
+        if text[at:at+1] == "}": return DECODER.object_pairs_hook(pairs)
+        at = _expect(text, at, ",")
+
+def read_mapping(text, name):
+    "Read a mapping file; raises `DataError` if it is no JSON."
+    try: return read_json(text, name)
+    except DataError as e:
+        refuse_other_text(text, name)
+        if not isinstance(e.__cause__, RecursionError): raise
+        try: return _by_entries(text)
+        except (ValueError, TypeError, RecursionError): raise e from None
+
+# %% ../../nbs/measure/312_reading.ipynb #7411ef10
 def _drawn_size(root):
     scenes = read_json(read_text(root/"scenes.json"), "scenes.json")
     size = scenes.get("size") if isinstance(scenes, dict) else None
     if type(size) is int and MIN_SIDE <= size <= MAX_SIDE: return size
-    raise DataError(f"scenes.json states the size {size!r}: it must be a whole number of pixels")
+    raise DataError(f"scenes.json states the size {printable(size)!r}: it must be a whole number "
+                    "of pixels")
 
 def _pie_entry(id, d, root, problems, wh, border, drawn, overrun, decode):
     "One entry of a mapping file; None if anything is wrong with it."
@@ -166,7 +189,7 @@ def _pie_entry(id, d, root, problems, wh, border, drawn, overrun, decode):
 def read_pie(root: Path, size: int|None, border: bool|None, overrun: str, decode: bool) -> tuple:
     "Read a PIE-Bench folder, drawn or real: (kind, entries, problems, number of entries)."
     problems, entries, drawn = [], [], (root/"scenes.json").is_file()
-    mapping = read_json(read_text(root/"mapping_file.json"), "mapping_file.json")
+    mapping = read_mapping(read_text(root/"mapping_file.json"), "mapping_file.json")
     if not isinstance(mapping, dict):
         raise DataError(f"mapping_file.json holds a {type(mapping).__name__}, not an object of "
                         "entries")
@@ -176,13 +199,14 @@ def read_pie(root: Path, size: int|None, border: bool|None, overrun: str, decode
     border = not drawn if border is None else border
     for id, d in mapping.items():
         if not isinstance(d, dict):
-            problems.append(Problem(printable(id), "entry", f"is {type(d).__name__}, no object"))
+            why = "is nested too deeply" if d == TOO_DEEP else f"is {type(d).__name__}, no object"
+            problems.append(Problem(printable(id), "entry", why))
             continue
         e = _pie_entry(id, d, root, problems, (side, side), border, drawn, overrun, decode)
         if e: entries.append(e)
     return ("drawn" if drawn else "pie"), entries, problems, len(mapping)
 
-# %% ../../nbs/measure/312_reading.ipynb #f3e55958
+# %% ../../nbs/measure/312_reading.ipynb #c2493f39
 _NEEDED = ("image", "source_prompt", "target_prompt")
 
 def _jsonl_rows(text, problems):
@@ -195,13 +219,35 @@ def _jsonl_rows(text, problems):
         if isinstance(d, dict): yield f"line {i}", d
         else: problems.append(Problem(f"line {i}", "json", f"is {type(d).__name__}, not an object"))
 
+def _columns(reader, name) -> list:
+    "Names in the first line of a CSV, each once; raises `DataError`."
+    try: found = reader.fieldnames or []
+    except csv.Error as e:
+        raise DataError(f"{name} is not readable CSV ({e}): quote fields that hold commas or "
+                        "line ends") from e
+    refuse_other_text("".join(found), name)
+    if twice := {c for c in found if found.count(c) > 1} if len(found) < 1000 else found:
+        raise DataError(f"{name} has the column {printable(min(twice))!r} twice, or too many "
+                        "columns: the first line names them, each once")
+    return found
+
+def _csv_lines(reader, problems):
+    "Yield the lines of a CSV; what cannot be read is noted."
+    while True:
+        try: d = next(reader)
+        except StopIteration: return
+        except csv.Error as e:
+            problems.append(Problem(f"line {reader.line_num+1}", "line", f"is no CSV ({e})"))
+        else: yield d
+
 def _csv_rows(text, name, problems):
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    here = _columns(reader, name)
     for need in _NEEDED:
-        if need not in (reader.fieldnames or []):
-            raise DataError(f"{name} has no column {need!r} but {reader.fieldnames}: "
+        if need not in here:
+            raise DataError(f"{name} has no column {need!r} but {printable(', '.join(here))!r}: "
                             "the first line names the columns")
-    for d in reader:
+    for d in _csv_lines(reader, problems):
         line = f"line {reader.line_num}"
         if None in d or None in d.values():
             why = "has another number of columns than the first line"
@@ -211,13 +257,8 @@ def _csv_rows(text, name, problems):
 def table_rows(path: Path, problems: list):
     "Yield (label, dict) of each line of a CSV or JSONL."
     text = read_text(path)
-    if path.suffix.lower() == ".jsonl":
-        yield from _jsonl_rows(text, problems)
-        return
-    try: yield from _csv_rows(text, path.name, problems)
-    except csv.Error as e:
-        raise DataError(f"{path.name} is not readable CSV ({e}): "
-                        "quote fields that hold commas or line ends") from e
+    if path.suffix.lower() == ".jsonl": yield from _jsonl_rows(text, problems)
+    else: yield from _csv_rows(text, path.name, problems)
 
 # %% ../../nbs/measure/312_reading.ipynb #98693926
 def _table_mask(c, d, wh, overrun, decode) -> tuple:

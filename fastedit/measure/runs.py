@@ -13,12 +13,16 @@ from ..world import mask_to_runs
 # %% ../../nbs/measure/310_runs.ipynb #5cd5f000
 SIDE = 512  # of PIE-Bench's pictures
 
+def _said(v) -> str:
+    if isinstance(v, int): return str(v) if v.bit_length() < 200 else "a very long number"
+    return f"{v!r:.40}" if isinstance(v, (str, float)) else type(v).__name__
+
 def _run_error(start, length, pixels, clip) -> str:
-    if type(start) is not int or type(length) is not int:
-        return f"({start!r:.40}, {length!r:.40}) is not two whole numbers"
-    if start < 0 or length < 0: return f"({start}, {length}) is negative"
+    said = f"({_said(start)}, {_said(length)})"
+    if type(start) is not int or type(length) is not int: return f"{said} is not two whole numbers"
+    if start < 0 or length < 0: return f"{said} is negative"
     beyond = not clip and start+length > pixels
-    return f"({start}, {length}) goes beyond the image of {pixels} pixels" if beyond else ""
+    return f"{said} goes beyond the image of {pixels} pixels" if beyond else ""
 
 def runs_error(runs,             # what claims to be a list of runs
                pixels: int,      # of the mask

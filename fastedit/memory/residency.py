@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from ..models import upcasts
+from ..models import controlnets, upcasts
 from ..core import OptionError, in_words, nearest
 from .costs import arch_key
 from ..models import (ARCHITECTURES, Components, build, compute_dtype, find_spec, mini_path,
@@ -53,7 +53,8 @@ _CLASSES = dict(unet="UNet2DConditionModel", controlnet="ControlNetModel", vae="
 def _of_loaded(model) -> dict:
     def config(m):
         return m.config.to_diff_dict() if type(m).__name__.startswith("CLIP") else dict(m.config)
-    return {k: (type(m).__name__, config(m)) for k, m in model.modules().items()}
+    first = {k: controlnets(m)[0] for k, m in model.modules().items()}   # of several ControlNets
+    return {k: (type(m).__name__, config(m)) for k, m in first.items()}
 
 def _of_folder(root: Path) -> dict:
     files = {k: root/k/"config.json" for k in _CLASSES}

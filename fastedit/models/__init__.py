@@ -24,3 +24,4 @@ from .load import *
 from .doctor import *
 from .fetching import *
 from .random_models import *
+from .pipelines import *

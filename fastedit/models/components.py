@@ -36,6 +36,7 @@ class Components:
     mover: object=None          # the `memory.Mover` that brings the networks there, if any
     packed: bool|None=None      # convolutions in the order that a CPU wants; None: `quick.packs`
     zero_negative: bool=False   # zeros, not the empty prompt, for an absent negative prompt
+    lent: tuple=field(default=None, repr=False)  # the pipeline it is of, see `pipelines.borrow`
 
     @property
     def device(self):

@@ -6,10 +6,11 @@
 __all__ = ['LAST', 'CLIPPED', 'FLOORED', 'ZERO_SNR', 'SCHEDULERS', 'CONFIGURATION', 'scheduler_values', 'Key', 'check_vae',
            'check_scheduler', 'check_configuration', 'upcasts', 'zeros_for_empty', 'latent_shift', 'configuration_rows']
 
-# %% ../../nbs/models/041_configuration.ipynb #e715f56f
+# %% ../../nbs/models/041_configuration.ipynb #4341dff9
 import re
 from dataclasses import dataclass
-from ..core import ModelError
+from ..core import ModelError, in_words
+from .entries import entry_schema
 
 # %% ../../nbs/models/041_configuration.ipynb #fb0f24d3
 _SD = dict(beta_start=.00085, beta_end=.012)   # Stable Diffusion's own
@@ -258,15 +259,15 @@ no effect: is_cosxl_edit: belongs to a pipeline that is not used
 CONFIGURATION = dict(scheduler=_SCHEDULER, unet=_UNET, controlnet=_CONTROLNET, vae=_VAE,
                      text_encoder=_TEXT, tokenizer=_TOKENIZER, model_index=_INDEX)
 
-# %% ../../nbs/models/041_configuration.ipynb #4ce46530
+# %% ../../nbs/models/041_configuration.ipynb #91172f59
 def _refuse(where, name, value, why):
-    said = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:50]}..."
-    raise ModelError(f"{where}: {name}={said} cannot be followed ({why}): use a model without it")
+    raise ModelError(f"{where}: {name}={in_words(value)} cannot be followed ({why}): "
+                     "use a model without it")
 
 def _numbers(value, n: int) -> bool:
     "Say whether a value is a list of `n` numbers."
     if not isinstance(value, list) or len(value) != n: return False
-    return all(type(v) in (int, float) for v in value)
+    return all(type(v) in (int, float) and abs(v) < 1e9 for v in value)
 
 def check_vae(config: dict, where: str):
     "Refuse shifts and scales that are no numbers, or not one for each channel."
@@ -276,7 +277,7 @@ def check_vae(config: dict, where: str):
             _refuse(where, name, value, f"there must be a number for each of {n} channels")
     if type(shift := config.get("shift_factor") or 0.) not in (int, float):
         _refuse(where, "shift_factor", shift, "it must be a number")
-    if config.get("scaling_factor", 1) == 0 or 0 in (config.get("latents_std") or ()):
+    if config.get("scaling_factor", 1) == 0 or 0 in (config.get("latents_std") or []):
         _refuse(where, "scaling_factor and latents_std", 0, "nothing would be left of the latents")
 
 def check_scheduler(config: dict,  # a scheduler's configuration
@@ -285,8 +286,8 @@ def check_scheduler(config: dict,  # a scheduler's configuration
                    ):
     "Refuse a scheduler whose class is unknown or whose entries do not go together."
     if kind not in SCHEDULERS:
-        raise ModelError(f"{where}: scheduler {kind!r} is not one that fastedit can follow: "
-                         f"use a model with one of {', '.join(SCHEDULERS)}")
+        raise ModelError(f"{where}: scheduler {in_words(kind)} is not one that fastedit can follow"
+                         f": use a model with one of {', '.join(SCHEDULERS)}")
     betas, n = config.get("trained_betas"), config.get("num_train_timesteps", 1000)
     if betas is not None and not _numbers(betas, n):
         _refuse(where, "trained_betas", betas, f"there must be one beta for each of {n} times")
@@ -295,7 +296,15 @@ def check_scheduler(config: dict,  # a scheduler's configuration
         _refuse(where, "rescale_betas_zero_snr", True,
                 "a network that predicts noise is divided by zero there")
 
-# %% ../../nbs/models/041_configuration.ipynb #12e2f498
+# %% ../../nbs/models/041_configuration.ipynb #42bc8320
+def _check_types(part, config, where, kind="", family="sdxl"):
+    "Refuse entries that are followed and have another type than the class that reads them takes."
+    keys = CONFIGURATION[part]
+    def follows(k): return keys[k].verdict_for(kind, family) == "followed"
+    names = tuple(k for k in keys if k in config and follows(k))
+    entry_schema(names).check(config, f"{where}: ")
+
+# %% ../../nbs/models/041_configuration.ipynb #dcc27186
 def check_configuration(part: str,           # key of `CONFIGURATION`
                         config: dict,        # what its file says
                         where: str="",       # the file, for messages; the part's name by default
@@ -306,6 +315,7 @@ def check_configuration(part: str,           # key of `CONFIGURATION`
 
     What nobody has heard of is listed as notes."""
     where, kind = where or part, kind or str(config.get("_class_name", ""))
+    _check_types(part, config, where, kind, family)
     if part == "scheduler": check_scheduler(config, kind, where)
     if part == "vae": check_vae(config, where)
     strange = []
@@ -318,8 +328,8 @@ def check_configuration(part: str,           # key of `CONFIGURATION`
         if key.verdict_for(kind, family) != "no effect" and not key.accepts(value):
             _refuse(where, name, value, key.why)
     if not strange: return []
-    return [f"{where} says {', '.join(strange)}, which fastedit does not know: "
-            "the model may need it"]
+    listed = ", ".join(strange[:20])+(", ..." if len(strange) > 20 else "")
+    return [f"{where} says {listed}, which fastedit does not know: the model may need it"]
 
 # %% ../../nbs/models/041_configuration.ipynb #6693a2c5
 def upcasts(config: dict,            # a VAE's configuration

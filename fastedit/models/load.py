@@ -19,8 +19,8 @@ from .lora import Lora, asked_loras, find_lora
 from .lora_merge import apply_loras
 from .mini import EMBEDDED, mini_path
 from .names import find_spec
-from .networks import load_network
-from .places import (files_of, is_single_file, pick_controlnet, places_of,
+from .networks import controlnets, joined, load_network
+from .places import (files_of, is_single_file, pick_controlnets, places_of,
                                     preview_source)
 from .precision import check_precision, quantize
 from .registry import MODELS, ModelSpec
@@ -188,8 +188,9 @@ def _check_fit(spec: ModelSpec, parts: dict):
     "Raise `ModelError` unless text encoders, ControlNet and VAE fit the UNet."
     _check_lengths(spec, parts)
     _check_text(spec, parts)
-    unet, control = parts["unet"].config, parts.get("controlnet")
-    if control is not None and _blocks(control.config) != _blocks(unet):
+    unet = parts["unet"].config
+    for control in controlnets(parts.get("controlnet")):
+        if _blocks(control.config) == _blocks(unet): continue
         raise ModelError(f"model {spec.key!r}: the ControlNet's blocks "
                          f"{tuple(control.config.block_out_channels)} do not fit the UNet's "
                          f"{tuple(unet.block_out_channels)}: use a ControlNet for {spec.family}")
@@ -215,12 +216,21 @@ def _revision(used: list, precision: str, loras: list, zeros: bool) -> str:
     return content_hash(key, "zeros") if zeros else key
 
 # %% ../../nbs/models/048c_load.ipynb #9cdebc46
+def _join_controls(loaded: dict, files: dict) -> list:
+    "Make one of several ControlNets that were loaded; gives their files' hashes in order."
+    names = [k for k in loaded if k.startswith("controlnet")]
+    if len(names) < 2: return []
+    nets = [loaded.pop(k) for k in names]
+    loaded["controlnet"] = joined(nets)
+    return [[file_hash(f) for f in sorted(files[k].glob("*.safetensors"))] for k in names]
+
 def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Components:
     "Load what was found, make one model of it, and say what it is."
     spec, index = found.spec, _index_of(found)
     strange = _check_settings(found, index)
     loaded, notes = _load_networks(found, precision, device)
     adapters, said = _apply(found, loaded, fuse, extra)
+    order = _join_controls(loaded, found.files)
     _check_fit(spec, loaded)
     for k in ("unet", "controlnet", "text_encoder", "text_encoder_2"):
         if k in loaded: quantize(loaded[k], precision, device)
@@ -228,6 +238,7 @@ def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Co
     zeros = zeros_for_empty(index, spec.family)
     theirs = adapters[len(adapters)-len(extra):] if extra else []
     revision = _revision(_used_files(files, precision), precision, theirs, zeros)
+    if order: revision = content_hash(revision, order)
     names = ("vae", "unet", "controlnet", "tokenizer", "tokenizer_2", "text_encoder",
              "text_encoder_2")
     return Components(spec, **{k: loaded.get(k) for k in names}, revision=revision,
@@ -254,7 +265,8 @@ def _refuse_flow(spec: ModelSpec):
 def load_model(name,                      # registry name, local folder, .safetensors, `ModelSpec`
                device: str|None=None,     # torch device; None: CUDA if there is one, else CPU
                precision: str="fp32",     # key of `PRECISIONS`; "auto": see `native_precision`
-               controlnet=True,           # the default, False, a key of `CONTROLNETS`, a folder
+               controlnet=True,           # the default, False, a key of `CONTROLNETS`, a folder, or
+                                          # a list of several
                lora=True,                 # the model's own, False, or what `loras` takes, beside it
                fuse: bool=True,           # add the LoRA to the weights; False keeps it apart (peft)
                vae: str|None=None,        # key of `VAES`, a folder, "own"; None: the default
@@ -275,7 +287,7 @@ def load_model(name,                      # registry name, local folder, .safete
     if compile: check_compiler(device)
     _refuse_flow(spec)
     own, extra = asked_loras(lora, loras)
-    control = pick_controlnet(spec, controlnet)
+    control = pick_controlnets(spec, controlnet)
     found = _find(spec, places_of(spec, control, spec.lora if own else None, vae), own, fuse)
     _check_weights(found, precision, extra)
     parts = _load(found, device, precision, fuse, extra)

@@ -75,8 +75,8 @@ def _no_name(model) -> str:
     way = (f"use one of {', '.join(MODELS)}, or the path of a folder with model_index.json or of a "
            ".safetensors file")
     if hasattr(model, "save_pretrained") and hasattr(model, "components"):
-        return (f"{said}: a pipeline in memory is not taken apart here: write it with "
-                f"pipe.save_pretrained(folder) and give that folder; or {way}")
+        return (f"{said}: a pipeline in memory is no name: FastEditor(pipe) takes it as it is, "
+                f"and pipe.save_pretrained(folder) writes a folder to give here; or {way}")
     if hasattr(model, "state_dict"): return f"{said}: one network is no whole model: {way}"
     return f"{said} names no model: {way}"
 

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Picture', 'read_image', 'load_image']
 
-# %% ../../nbs/pictures/012_reading.ipynb #2d8889fc
+# %% ../../nbs/pictures/012_reading.ipynb #c3826952
 import warnings
 from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ..core import ImageError
+from .bounds import check_before, check_opened, exif_excess
 from .colours import profile_of, set_aside, to_srgb
 from .sources import (FORMATS, MAX_SIDE, check_size, declared_size,
                                        foreign_format, open_source)
 
-# %% ../../nbs/pictures/012_reading.ipynb #84b01a7b
+# %% ../../nbs/pictures/012_reading.ipynb #ab61ae63
 def _upright(im) -> tuple:
     "Load a PIL image's first frame, turned as EXIF says; what was changed; what was left aside."
     said, turned = [], None
@@ -23,26 +24,32 @@ def _upright(im) -> tuple:
     if several and im.format != "MPO":   # MPO: a phone's JPEG with a second view behind it
         said.append("the file has several frames or pages: the first one is used")
     im.load()
-    try: turned = ImageOps.exif_transpose(im)
+    try:
+        if exif_excess(im.info.get("exif") or b""):
+            del im.info["exif"]
+            raise ValueError("its entries name the same bytes over and over")
+        turned = ImageOps.exif_transpose(im)
     except Exception as e:
         said.append(f"the picture has unreadable EXIF data ({e}): its orientation is ignored")
     turned = im.copy() if turned is None else turned
     if icc := profile_of(im): turned.info["icc_profile"] = icc   # some formats lose it in a copy
     return turned, said, set_aside(im)
 
-# %% ../../nbs/pictures/012_reading.ipynb #262a07c4
+# %% ../../nbs/pictures/012_reading.ipynb #b66857f6
 def _read_stream(name: str, stream) -> tuple:
     "Check what a stream declares, then decode it."
     head = stream.read(32)
     stream.seek(0)
     if not head: raise ImageError(f"{name} is empty (0 bytes): nothing to read")
     if declared := declared_size(head): check_size(declared, name)
+    check_before(stream, name)
     try: im = Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError as e:
         unknown = (f"is not a picture that can be read: give {', '.join(FORMATS)}, "
                    "or open it elsewhere and save it as PNG")
         raise ImageError(f"{name} {foreign_format(head) or unknown}") from e
     check_size(im.size, name)
+    check_opened(im, stream, name)
     return _upright(im)
 
 def decode(source) -> tuple:

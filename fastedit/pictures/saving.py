@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['encode_png', 'pixel_hash', 'save_image', 'read_metadata']
 
-# %% ../../nbs/pictures/018_saving.ipynb #8015f5df
+# %% ../../nbs/pictures/018_saving.ipynb #bce6d618
 import hashlib, io, json, warnings
 from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 from ..core import DataError, OptionError, atomic_write, canonical_json
+from .bounds import exif_excess
 from .colours import EXIF_IFD
 from .reading import load_image, read_image
 from .sources import FORMATS, open_source
+from ..schema import parse_json
 
 # %% ../../nbs/pictures/018_saving.ipynb #bb5e508a
 def encode_png(image: Image.Image  # of any mode that a PNG holds
@@ -50,7 +52,7 @@ def _recipe(metadata: dict, kind: str) -> dict:
     exif.get_ifd(EXIF_IFD)[_USER_COMMENT] = _ASCII+ascii_text.encode()
     return dict(exif=exif)
 
-# %% ../../nbs/pictures/018_saving.ipynb #170f3d16
+# %% ../../nbs/pictures/018_saving.ipynb #7cd868ca
 def _writable(image, transparency: bool) -> Image.Image:
     "Copy a picture in a mode that the format holds."
     modes = ("RGB", "RGBA") if transparency else ("RGB",)
@@ -62,6 +64,14 @@ def _writable(image, transparency: bool) -> Image.Image:
     warnings.warn("a JPEG holds no transparency: transparent parts were laid over white; "
                   "write .png or .webp to keep them", stacklevel=3)
     return found.image.copy()
+
+_LONGEST = dict(WEBP=16_383, JPEG=65_500)   # pixels of a side that the format holds
+
+def _check_sides(size, kind: str):
+    "Refuse a picture that a format has no room for."
+    if max(size) > (most := _LONGEST.get(kind, max(size))):
+        raise OptionError(f"a picture of {size[0]}x{size[1]} does not fit into a {kind}: its sides "
+                          f"end at {most:,} pixels: write a .png")
 
 def save_image(image,              # picture, anything that `load_image` takes
                path,               # target; .png, .jpg, .jpeg or .webp decide the format
@@ -78,19 +88,29 @@ def save_image(image,              # picture, anything that `load_image` takes
     options = dict(PNG={}, JPEG=dict(quality=95, subsampling=0), WEBP=dict(lossless=True))[kind]
     if metadata is not None: options |= _recipe(metadata, kind)
     image, buffer = _writable(image, kind != "JPEG"), io.BytesIO()
+    _check_sides(image.size, kind)
     if image.mode == "RGBA" and kind == "WEBP":
         options["exact"] = True   # colours under transparent pixels stay
     image.info = {}
     image.save(buffer, kind, **options)
     return atomic_write(path, buffer.getvalue())
 
-# %% ../../nbs/pictures/018_saving.ipynb #97ace23f
+# %% ../../nbs/pictures/018_saving.ipynb #1d73d83c
 def _settings(text, comment):
     "What is stored in a PNG's text chunk or an EXIF comment; {} if nothing is."
-    if text is not None: return json.loads(text)
+    if text is not None: return parse_json(text, "a PNG's text")
     ours = _ASCII+b'{"fastedit":'
     if not isinstance(comment, bytes) or not comment.startswith(ours): return {}
-    return json.loads(comment[len(_ASCII):])["fastedit"]
+    return parse_json(comment[len(_ASCII):], "an EXIF comment").get("fastedit")
+
+def _inside(data: bytes) -> tuple:
+    "The PNG text and the EXIF comment of a picture that has passed the checks."
+    with Image.open(io.BytesIO(data), formats=FORMATS) as im:
+        im.load()
+        if exif_excess(im.info.get("exif") or b""): return im.info.get("fastedit"), b""
+        try: comment = im.getexif().get_ifd(EXIF_IFD).get(_USER_COMMENT, b"")
+        except Exception: comment = b""   # damaged EXIF holds nothing of ours
+        return im.info.get("fastedit"), comment
 
 def read_metadata(source  # path, bytes or binary file object
                  ) -> dict:
@@ -100,15 +120,12 @@ def read_metadata(source  # path, bytes or binary file object
     name, stream = open_source(source)
     with stream: data = stream.read()
     load_image(data)   # the checks
-    with Image.open(io.BytesIO(data), formats=FORMATS) as im:
-        im.load()
-        text = im.info.get("fastedit")
-        comment = im.getexif().get_ifd(EXIF_IFD).get(_USER_COMMENT, b"")
+    text, comment = _inside(data)
     try:
         found = _settings(text, comment)
         if not isinstance(found, dict):
             raise ValueError(f"{type(found).__name__} instead of an object")
-    except ValueError as e:
+    except (ValueError, AttributeError, DataError) as e:
         raise DataError(f"{name} holds fastedit settings that cannot be read ({e}): "
                         "it was changed by another program") from e
     return found

@@ -69,23 +69,35 @@ def foreign_format(head: bytes) -> str:
     kind = next((k for start, k in _OTHER.items() if head.startswith(start)), None)
     return f"is a {kind} file, which is not read here: save it as PNG" if kind else ""
 
-# %% ../../nbs/pictures/010_sources.ipynb #d981176c
+# %% ../../nbs/pictures/010_sources.ipynb #b93e5e25
 def _open_path(source) -> tuple:
     "Name and byte stream of a file."
     if given := address(source):
         raise ImageError(f"{given} is an address; fastedit fetches no pictures: "
                          "download it and give its path")
-    name, path = str(source), Path(source).expanduser()
+    name = str(source)
     try:
+        path = Path(source).expanduser()
         if path.is_dir(): raise ImageError(f"{name} is a folder: name a picture inside it")
         if not path.is_file():
             raise ImageError(f"{name!r} does not exist or is not a regular file: check the path "
                              f"(the current folder is {Path.cwd().name!r})")
         return name, open(path, "rb")
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RuntimeError) as e:   # RuntimeError: the home of nobody
         why = getattr(e, "strerror", None) or e
         raise ImageError(f"{name[:200]!r} cannot be opened ({why}): "
                          "check the path and its permissions") from e
+
+def _read_open(source) -> tuple:
+    "Name and bytes of an open file; its faults are many, and none of them is ours."
+    name = str(getattr(source, "name", "the open file"))
+    try: data = source.read()
+    except Exception as e:
+        raise ImageError(f"{name} cannot be read ({e or type(e).__name__}): open it in mode 'rb', "
+                         "and give it before it is closed") from e
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
+    return name, bytes(data)
 
 def open_source(source) -> tuple:
     "Name and byte stream (ours to close) of a path, bytes or an open file."
@@ -93,9 +105,7 @@ def open_source(source) -> tuple:
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, data = f"the picture ({len(source)} bytes)", bytes(source)
     elif hasattr(source, "read"):
-        name, data = str(getattr(source, "name", "the open file")), source.read()
-        if not isinstance(data, bytes):
-            raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
+        name, data = _read_open(source)
     else:
         raise ImageError(f"a {type(source).__name__} is not a picture: give a path, bytes, "
                          "an open file, a PIL image or a numpy array")

@@ -7,9 +7,10 @@ __all__ = ['EditorWidget']
 
 # %% ../../nbs/widgets/709_editor_widget.ipynb #cc82f3fe
 import random, warnings
+from dataclasses import replace
 from html import escape
 from fastcore.basics import patch
-from ..core import Cancelled, FastEditError, ImageError
+from ..core import FastEditError, ImageError
 from ..editor import EditRequest, FastEditor
 from ..methods import find_method, register_preset
 from ..pictures import encode_png, read_image
@@ -286,7 +287,6 @@ def restore(self: EditorWidget, entry):
 @patch
 def vary(self: EditorWidget) -> int:
     "Make the same edit with several seeds, one after the other; all of them are kept."
-    from dataclasses import replace
     if self.image is None: raise ImageError("there is no picture yet: open one first")
     asked, mask, image, n = self.request(), self.mask, self.image, self.c["seeds"].value
     def work(job):
@@ -295,6 +295,7 @@ def vary(self: EditorWidget) -> int:
         return self._edit(job, replace(asked, seed=asked.seed+n-1), mask, image)
     return self._submit(work)
 
+# %% ../../nbs/widgets/709_editor_widget.ipynb #ab12cd34
 @patch
 def _throw(self: EditorWidget): self.c["seed"].value = random.randrange(2**31)
 

@@ -56,7 +56,9 @@ def _flags(request) -> list:
     for k, v in asked(request).items():
         if k == "options":
             for name, o in v.items(): out += ["--option", f"{name}={json.dumps(o)}"]
-        else: out += [f"--{k.replace('_', '-')}", "x".join(map(str, v)) if k == "size" else _word(v)]
+            continue
+        flag = f"--{k.replace('_', '-')}"
+        out += [flag, "x".join(map(str, v)) if k == "size" else _word(v)]
     for path, weight in _loras(request): out += ["--lora", f"{path}:{weight:g}"]
     return out
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 from ..editor import EditRequest, EditResult
 from ..pictures import load_image
-from ..show import before_after, side_by_side
+from ..show import before_after
 
 # %% ../../nbs/widgets/705_history.ipynb #10ebd7ed
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def positions(knobs: list,           # `Knob`s
 def control(knob: Knob):
     "Make the ipywidgets control of a knob."
     import ipywidgets as w
-    look = dict(description=knob.name.replace("_", " "), description_tooltip=knob.doc,
+    look = dict(description=knob.name.replace("_", " "), tooltip=knob.doc,
                 style=dict(description_width="7.5em"), layout=dict(width="auto", min_width="0"))
     if knob.kind == "switch": return w.Checkbox(knob.default, indent=True, **look)
     if knob.kind == "choice": return w.Dropdown(options=knob.choices, value=knob.default, **look)

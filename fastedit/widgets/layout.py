@@ -65,7 +65,7 @@ def _asking(model: str) -> dict:
                               layout=w.Layout(width="13em")),
         dice=_button("⚄", "another seed"),
         feather=w.FloatSlider(2., min=0., max=32., step=.5, description="feather",
-                              description_tooltip="inward ramp at the mask's rim, pixels",
+                              tooltip="inward ramp at the mask's rim, pixels",
                               style=dict(description_width="6.5em"),
                               layout=w.Layout(width="auto", flex="1 1 16em", max_width="24em")))
 

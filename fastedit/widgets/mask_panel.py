@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from ..core import FastEditError, MaskError, atomic_write, check_output
-from ..pictures import encode_png, feather, in_steps, load_image, pack_mask, read_mask
+from ..pictures import encode_png, feather, in_steps, pack_mask, read_mask
 from .brush import Brush, viewed
 from .regions import SHAPES, grow, shape
 

@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw
 from ..core import Later, MaskError, OptionError
 from ..denoise import ordinary
 from ..editor import Draft, EditRequest
-from ..methods import find_method
-from ..pictures import feather, load_image, to_image, unfit
-from ..threads import few_threads
+from ..pictures import load_image, to_image, unfit
+from ..denoise.threads import few_threads
 
 # %% ../../nbs/widgets/702_regions.ipynb #ebfa90df
 cv2, torch = Later("cv2"), Later("torch")

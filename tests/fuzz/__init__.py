@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Callable
 
-KINDS = ()
+KINDS = ("requests",)
 SECONDS = 5       # a case that takes longer hangs
 BAD = ("raw errors", "crashes", "hangs", "leaks", "over memory")   # what must stay 0, beside the bad counts of a kind's own
 

@@ -95,6 +95,7 @@ def draw_trade_off(found: Bench,                    # results over several value
     "Draw one curve per method over its knob, intervals as crosses, the front as a staircase."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     t, fig = found.trade_off(x, y), Figure(size, dpi=110, layout="constrained")
     canvas, ax = FigureCanvasAgg(fig), fig.add_subplot()
     for i, (name, points) in enumerate(t.curves().items()):
@@ -103,5 +104,6 @@ def draw_trade_off(found: Bench,                    # results over several value
     _draw_front(ax, t.points)
     if x.endswith("psnr"): _leave_identity_out(ax, t.points)
     _finish(ax, x, y)
+    for text in fig.findobj(Text): text.set_parse_math(False)   # names may hold a $
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

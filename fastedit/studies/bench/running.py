@@ -11,7 +11,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import patch
-from ...core import DataError, Later, OptionError, atomic_write, progress
+from ...core import (DataError, Later, OptionError, atomic_write, clear_leftovers,
+                           progress)
+from ...measure.folders import inside
 from ...editor import versions
 from ...models import asked_loras, find_lora
 from ...measure import Table
@@ -148,6 +150,7 @@ def _claim(out, run, team, index, of) -> RowFile:
     mine = rows_path(out, index, of)
     if team.rank: return RowFile(mine)   # the first of a team writes
     with starting_in(out):
+        inside(out, "run.json")
         if _asks_otherwise(out, run):
             ours = [rows_path(out, i, of) for i in range(index, index+team.size)]
             _refuse_if_others_work(out, ours)
@@ -269,12 +272,13 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
     run = dict(**_about_data(dataset, data, out, size), **_about_jobs(data, share),
                **_about_runs(good, refused, judge, editors, loras))
     with closing(_claim(out, run, team, index, of)) as file:
+        clear_leftovers(out, out/"images", *(out/"images").glob("*"))
         loading = time.perf_counter()-start
         live = Progress(len(good)*len(share.entries)*len(seeds), quiet or team.rank > 0,
                         (lambda: read_bench(out).table()) if _in_notebook() else None)
         worker = Worker(out, share, editors, judge, file, live, workers, retry)
         account = _do_share(worker, good, live)
-    return _finish(out, team, loading=loading, **account)
+        return _finish(out, team, loading=loading, **account)   # before anybody else writes here
 
 def _profile_for(data) -> str: return "drawn" if data.kind == "drawn" else "corrected"
 

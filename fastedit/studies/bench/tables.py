@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from ...core import DataError
 from PIL import Image
 from ..demo import average_row
 from ...measure import DataSet, Table, read_data, scores
-from ...pictures import image_grid, load_image
+from ...measure.folders import folder_picture, inside
+from ...pictures import image_grid
 from .judging import HEADLINE
 from .rows import read_rows, read_run
+from .sources import entry_hash
 from ...world import EDIT_TYPES
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #7ab8b594
@@ -26,13 +29,15 @@ def current_rows(rows,     # from `read_rows`
     lines = {(r["label"], r["model"]): r for r in run["runs"]}
     return [r for r in rows if _belongs(r, lines.get((r["label"], r["model"])), run)]
 
+_OF_LINE = ("method", "settings", "knob", "value", "oracle", "control")
+
 def _belongs(r, line, run) -> bool:
     return (line is not None
-            and r["method"] == line["method"] and r["settings"] == line["settings"]
+            and all(r[k] == line[k] for k in _OF_LINE)
             and r["profile"] == run["profile"] and r["seed"] in run["seeds"]
             and r["entry"] == run["entries"].get(r["id"])
             and r["revision"] == run["revisions"][r["model"]]
-            and r["versions"]["fastedit"] == run["versions"]["fastedit"]
+            and r["versions"].get("fastedit") == run["versions"].get("fastedit")
             and r["request"].get("precision", run["precision"]) == run["precision"])
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #92c03b4f
@@ -104,6 +109,13 @@ def summarise(rows,             # from `read_rows`
     return [_line(rs) for rs in lines.values()]
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #bb06e6e9
+def _data_place(folder, said) -> Path:
+    "Where the data set of a run lies; one that came with the folder must lie inside of it."
+    if Path(said).is_absolute(): return Path(said)
+    path = inside(folder, said)
+    for name in ("mapping_file.json", "scenes.json"): inside(path, name)
+    return path
+
 @dataclass
 class Bench:
     "What a results folder says about the last command in it."
@@ -112,6 +124,7 @@ class Bench:
     rows: list     # one dict per picture, method and seed
     session: dict = field(default_factory=dict)  # this process: wall, loading, network, edits
     rank: int = 0  # this process among those that share the run
+    bad: list = field(default_factory=list)   # damaged rows that were passed over, in words
 
     @property
     def expected(self) -> int:
@@ -128,9 +141,13 @@ class Bench:
     @property
     def data(self) -> DataSet:
         "The data set, for its pictures and masks."
-        path = self.folder/self.run["data"]   # an absolute path stays what it is
+        path = _data_place(self.folder, self.run["data"])
         found = read_data(path, skip_bad=True, size=self.run["size"])
-        return found.pick(ids=list(self.run["entries"]))
+        entries = self.run["entries"]
+        if Path(self.run["data"]).is_absolute():   # elsewhere: these very entries, or none
+            entries = [e.id for e in found if entry_hash(e) == entries.get(e.id)]
+        if not entries: raise DataError("the data set holds none of the entries of this run")
+        return found.pick(ids=list(entries))
 
     def __repr__(self): return f"{self.table()!r}\n{self.cost}"
     def _repr_markdown_(self): return self.table()._repr_markdown_()+f"\n\n{self.cost}"
@@ -139,8 +156,8 @@ class Bench:
 def read_bench(folder # results folder
               ) -> Bench:
     "Read a results folder back: what the last command asked for and its rows."
-    run = read_run(folder)
-    return Bench(Path(folder), run, current_rows(read_rows(folder), run))
+    run, bad = read_run(folder), []
+    return Bench(Path(folder), run, current_rows(read_rows(folder, bad=bad), run), bad=bad)
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #5cc176c8
 _COLUMNS = dict(success=        ("success", "{:.0%}"),
@@ -205,6 +222,9 @@ def _about_seconds(rows):
     if len(threads) > 1: yield f"with {', '.join(map(str, threads))} threads"
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #52097770
+def _type_name(t) -> str:
+    return EDIT_TYPES.get(int(t), t) if t.isascii() and t.isdigit() and len(t) < 4 else t
+
 def _type_cell(values, key) -> str:
     n = int(np.isfinite(values).sum())
     if not n: return "-"
@@ -216,12 +236,13 @@ def types(self: Bench) -> Table:
     "Edit success (background PSNR where nobody judges success) per edit type."
     key = "success" if HEADLINE[self.run["profile"]]["success"] else "background_psnr"
     found = scores(flat_rows(self.rows), key, method=("label", "model"))
-    kinds, kind = sorted({r["type"] for r in self.rows}, key=int), np.asarray(found.types)
+    kinds = sorted({r["type"] for r in self.rows}, key=lambda t: (len(t), t))
+    kind = np.asarray(found.types)
     def cells(r):
         values = found.values.get(f"{r['label']} {r['model']}", np.array([]))
         each = (values[kind == t] if len(values) else values for t in kinds)
         return r["label"], r["model"], *(_type_cell(v, key) for v in each)
-    heads = ("method", "model", *(EDIT_TYPES[int(t)] for t in kinds))
+    heads = ("method", "model", *(_type_name(t) for t in kinds))
     return Table(heads, tuple(map(cells, self.run["runs"])), f"{key.replace('_', ' ')} per type")
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #11fbf7ca
@@ -256,8 +277,8 @@ def _cells_of(found, entry, runs):
     rows = {(r["label"], r["model"]): r for r in reversed(found.rows) if r["id"] == entry.id}
     for r in runs:
         row = rows.get((r["label"], r["model"]))
-        made = load_image(found.folder/row["image"]) if row and row["image"] else None
-        yield made, r["label"]
+        picture = row and row["image"] and (row["image"], row.get("picture"))
+        yield folder_picture(found.folder, *picture) if picture else None, r["label"]
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #79936ce6
 @patch

@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from fastcore.basics import patch
-from ...core import (Cancelled, FastEditError, Later, MaskError, ModelError, OptionError,
-                           canonical_json, content_hash)
+from ...core import (Cancelled, DataError, FastEditError, Later, MaskError, ModelError,
+                           OptionError, canonical_json, content_hash)
 from ...editor import versions
 from ...methods import check_model, check_options, find_method
 from ...models import diagnose
 from ...pictures import load_image, pixel_hash, save_image
-from .rows import RowFile, read_rows
+from ...measure.folders import (file_hash, folder_picture, inside, picture_bytes,
+                                       printable)
+from .rows import RowFile, read_rows, tell_damage
 from .sources import bench_request, entry_hash
 
 # %% ../../../nbs/studies/bench/374_worker.ipynb #c6eba86a
@@ -140,13 +142,22 @@ class Worker:
         self.threads = torch.get_num_threads()
         self.done, self.pictures, self.busy, self.warm = {}, {}, set(), set()
         self.network, self.edits = 0., 0   # seconds inside the networks, edits made here
-        for r in read_rows(self.out): self._know(r, retry)
+        self._look_around(retry)
+
+    def _look_around(self, retry):
+        "Take up what lies in the folder; damaged rows and pictures are told, and done again."
+        bad = []
+        for r in read_rows(self.out, bad=bad):
+            try:
+                if r["image"]: picture_bytes(self.out, r["image"], r.get("picture"))
+            except DataError as e: bad.append(str(e))
+            else: self._know(r, retry)
+        tell_damage(self.out, bad, "what is missing now is done again")
 
     def _know(self, r, retry=False):
-        "Remember a row; one whose picture is lost counts for nothing."
-        if r["image"] is None and not (retry and r["error"]): self.done[r["row"]] = r
-        if r["image"] and (self.out/r["image"]).is_file():
-            self.done[r["row"]] = self.pictures[r["key"]] = r
+        "Remember a row whose picture, if it has one, is there."
+        if r["image"]: self.pictures[r["key"]] = r
+        if r["image"] or not (retry and r["error"]): self.done[r["row"]] = r
 
     def close(self):
         "Finish what is queued."
@@ -187,7 +198,7 @@ def _request(self: Worker, run, entry, source, seed) -> tuple:
 
 # %% ../../../nbs/studies/bench/374_worker.ipynb #670a6c10
 _MADE = dict(seconds=None, network_seconds=None, nfe=None, control_nfe=None, steps=None,
-             timesteps=[], image=None, notes=[])   # what an edit fills in
+             timesteps=[], image=None, picture=None, notes=[])   # what an edit fills in
 
 @patch
 def _row(self: Worker, run, entry, seed, request, revision, error=None) -> dict:
@@ -202,7 +213,8 @@ def _row(self: Worker, run, entry, seed, request, revision, error=None) -> dict:
                 session=self.session, threads=self.threads, error=error, **run.to_dict())
 
 # %% ../../../nbs/studies/bench/374_worker.ipynb #53bd9749
-def _error_text(e) -> str: return f"{type(e).__name__}: {' '.join(str(e).split())}"
+def _error_text(e) -> str:
+    return f"{type(e).__name__}: {printable(str(e), 2000)}"
 
 @patch
 def _one(self: Worker, run, entry, seed, source):
@@ -218,7 +230,7 @@ def _one(self: Worker, run, entry, seed, source):
     if row["row"] in self.done: return self.on_row(self.done[row["row"]], False)
     if row["key"] in self.busy: self.sink.wait()
     if twin := self.pictures.get(row["key"]):
-        same = {k: twin[k] for k in (*_MADE, "request", "session", "threads")}
+        same = {k: twin.get(k) for k in (*_MADE, "request", "session", "threads")}
         return self.sink.put(row | same, entry, None)
     self._edit(run, row, entry, source, ask, mask)
 
@@ -284,7 +296,7 @@ def _finish(self: Worker, row, entry, image):
         if image is not None: self._save(image, row)
         try: self._score(row, entry, image)
         except (FastEditError, RuntimeError, ValueError) as e:
-            row |= dict(error=_error_text(e), image=None, metrics={})
+            row |= dict(error=_error_text(e), image=None, picture=None, metrics={})
     self.file.add(row)
     self._know(row)
     self.busy.discard(row["key"])
@@ -292,14 +304,15 @@ def _finish(self: Worker, row, entry, image):
 
 @patch
 def _save(self: Worker, image, row):
-    path = self.out/row["image"]
+    path = inside(self.out, row["image"])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(image, path, {k: row[k] for k in _KEPT})
+    row["picture"] = file_hash(path.read_bytes())
 
 @patch
 def _score(self: Worker, row, entry, image):
     "Fill in metrics and notes; a judge of a user's own need not have notes."
-    if image is None: image = load_image(self.out/row["image"])
+    if image is None: image = folder_picture(self.out, row["image"], row["picture"])
     row["metrics"] = self.judge(entry, image)
     said = self.judge.notes(entry, image) if hasattr(self.judge, "notes") else []
     row["notes"] = [*row["notes"], *(n for n in said if n not in row["notes"])]

@@ -19,9 +19,10 @@ _GREY, _BETTER, _WORSE, _PLAIN = "#888888", "#2e8b57", "#d1495b", "#444444"
 
 def svg(fig, salt: str) -> str:
     "Write a figure as inline SVG whose ids begin with `salt`, since several share a page."
-    import matplotlib as mpl
+    import matplotlib as mpl, matplotlib.text
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     out = io.StringIO()
+    for text in fig.findobj(mpl.text.Text): text.set_parse_math(False)   # names may hold a $
     with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(fig).print_svg(out, metadata=nothing)

@@ -10,6 +10,7 @@ import base64, hashlib, io, math
 from html import escape
 from pathlib import Path
 from PIL import Image
+from ...measure.folders import folder_picture, printable
 from ..bench import read_bench
 from ...core import FastEditError
 from .sections import Section
@@ -81,8 +82,8 @@ class Gallery:
         for folder, _ in section.runs:
             try: self.data |= {e.id: e for e in read_bench(folder).data}
             except (FastEditError, OSError, KeyError, ValueError) as e:
-                self.notes.append(f"The data set of {Path(folder).name} is not at hand, so its "
-                                  f"sources are not shown: {e}")
+                self.notes.append(f"The data set of {printable(Path(folder).name)} is not at hand, "
+                                  f"so its sources are not shown: {printable(str(e), 300)}")
 
     def given(self, id) -> list:
         "Source and right answer of an entry, as far as they can be read."
@@ -104,9 +105,9 @@ class Gallery:
         good, bad = (r["metrics"].get(heads.get(k)) for k in ("success", "ignored"))
         look = "good" if good == 1 else "bad" if bad == 1 else ""
         try:
-            with Image.open(Path(r["folder"])/r["image"]) as im: im.load()
-        except (OSError, ValueError) as e:
-            self.notes.append(f"{r['image']} cannot be read: {e}")
+            im = folder_picture(r["folder"], r["image"], r.get("picture"))
+        except FastEditError as e:
+            self.notes.append(f"A picture cannot be read or is not as it was written: {e}")
             return ""
         return _figure(im, name, look, f"row-{r['row']}")
 

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from fastcore.basics import patch
 from ...core import atomic_write
-from ...measure import Table, fmt
+from ...measure import Table, fmt, markdown_text
 from .figures import (curves, plot_differences, plot_tradeoff, plot_types,
                                              svg)
 from .gallery import gallery
@@ -167,8 +167,9 @@ def markdown(self: Report, page: str="report.html") -> str:
     "Write everything but pictures as Markdown; numbers link into the HTML page."
     out = ["# Results"]
     for s, bs in zip(self.sections, self.blocks()):
-        out += [f"## {s.dataset}, profile `{s.profile}`", " ".join(intro(s)),
-                *(f"> {w}" for w in warnings_of(s)), *(b.markdown(page) for b in bs)]
+        out += [f"## {markdown_text(s.dataset)}, profile `{s.profile}`",
+                markdown_text(" ".join(intro(s))),
+                *(f"> {markdown_text(w)}" for w in warnings_of(s)), *(b.markdown(page) for b in bs)]
     if more := self.elsewhere():
         out += ["## Published under other protocols", *(b.markdown(page) for b in more)]
     return "\n\n".join(out)+"\n"

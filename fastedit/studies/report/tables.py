@@ -9,8 +9,9 @@ __all__ = ['Cell', 'as_cell', 'Block', 'blocks', 'published_block']
 import math
 from dataclasses import dataclass
 from html import escape
+from urllib.parse import quote
 from fastcore.basics import patch
-from ...measure import Table, fmt
+from ...measure import Table, fmt, markdown_text
 from .published import PUBLISHED
 from .sections import Section
 from ...world import EDIT_TYPES
@@ -25,13 +26,13 @@ class Cell:
 
     def markdown(self, page: str) -> str:
         "Write the cell as Markdown, a link where there are rows behind it."
-        text = " ".join(self.text.split()).replace("|", "\\|")
-        return f"[{text}]({page}#{self.to})" if self.to and self.text != "-" else text
+        text = markdown_text(self.text)
+        return f"[{text}]({page}#{quote(self.to)})" if self.to and self.text != "-" else text
 
     def html(self, tag: str="td", scope: str="") -> str:
         "Write the cell as HTML."
         text = escape(self.text)
-        if self.to and self.text != "-": text = f'<a href="#{self.to}">{text}</a>'
+        if self.to and self.text != "-": text = f'<a href="#{escape(self.to)}">{text}</a>'
         look = f" class={self.look}" if self.look else ""
         return f"<{tag}{scope}{look}>{text}</{tag}>"
 
@@ -58,7 +59,7 @@ class Block:
         "Write the table as Markdown, each number a link into the HTML page."
         def bar(cells): return "| "+" | ".join(as_cell(c).markdown(page) for c in cells)+" |"
         lines = [bar(self.columns), bar(["---"]*len(self.columns)), *map(bar, self.rows)]
-        parts = f"**{self.title}**", "\n".join(lines), self.note
+        parts = f"**{markdown_text(self.title)}**", "\n".join(lines), markdown_text(self.note)
         return "\n\n".join(p for p in parts if p)
 
     def html(self) -> str:

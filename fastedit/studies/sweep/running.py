@@ -20,7 +20,7 @@ from ...editor import EditRequest, EditResult, FastEditor, StageCache, versions
 from ...measure import Scorer, Table
 from ...methods import find_method
 from ...pictures import load_image
-from .grid import combinations, request_of
+from .grid import combinations, listed, request_of
 from .plan import SweepPlan, make_plan
 from .rehearsal import rehearse, rehearsed
 from .subjects import subjects
@@ -49,6 +49,8 @@ class Sweep:
                  out=None,              # folder that keeps every result, so that a run goes on
                  random: int=None,      # draw so many settings; None: all combinations
                  random_seed: int=0,    # of that drawing
+                 each: list=None,       # dicts of settings that run one by one, instead of all
+                                        # combinations; the rest is what they share
                  skip_bad: bool=False,  # leave out settings that cannot run, instead of refusing
                  memo_bytes: int=1 << 30,  # what shared answers of the networks may take
                  **settings):           # what `combinations` takes
@@ -58,7 +60,9 @@ class Sweep:
         if editor is not None:
             own = dict(model=editor.spec.key, precision=editor.parts.precision)
             settings = own | settings
-        self.names, self.settings = combinations(settings, random, random_seed)
+        if each is None: spelled = combinations(settings, random, random_seed)
+        else: spelled = listed(each, settings)
+        self.names, self.settings = spelled
         self.scorer = Scorer(metrics) if isinstance(metrics, str) else metrics
         self.jobs, self.left_out = [], []   # (picture, setting, request); (picture, setting, why)
         self._plan, self._done, self._editors, self.ran = None, {}, {}, Counter()
