@@ -1,0 +1,64 @@
+"The notebook editor without a browser: what it shows and exports is what ran."
+import numpy as np
+import pytest
+from fastedit import FastEditor, world
+from fastedit.editor import EditRequest
+from fastedit.widgets import EditorWidget
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return FastEditor("mini")
+
+
+@pytest.fixture
+def widget(editor):
+    scene = world.Scene((world.Thing("ball", "red", "plain", "large", 0.0, 0.5, 0.5),), "meadow", "flat", 0.3)
+    picture = world.render(scene, 64)
+    return EditorWidget(editor, picture, "a drawing of a large blue ball on a meadow", world.caption(scene))
+
+
+def run(widget):
+    widget.c["run"].click()
+    assert widget.wait(120)
+    return widget.result
+
+
+def test_an_edit_of_the_widget_is_the_edit_of_its_request(widget, editor):
+    done = run(widget)
+    again = editor(widget.image, request=widget.asked)
+    assert again.image.tobytes() == done.image.tobytes()
+
+
+def test_the_json_that_it_exports_is_the_request(widget):
+    done = run(widget)
+    assert EditRequest.from_json(widget.c["json"].value) == done.request
+
+
+def test_a_mask_keeps_the_rest(widget):
+    widget.masks.c["kind"].value = "ellipse"
+    widget.masks.c["draw"].click()
+    done = run(widget)
+    outside = widget.mask == 0
+    assert outside.any()
+    assert np.array_equal(np.asarray(done.image)[outside], np.asarray(done.source)[outside])
+
+
+def test_a_step_back_restores_the_settings(widget):
+    run(widget)
+    assert widget.knobs.controls["strength"].value == 0.7
+    widget.knobs.controls["strength"].value = 0.9
+    assert widget.wait(120)
+    widget.restore(widget.history[0])
+    assert widget.knobs.controls["strength"].value == 0.7
+
+
+def test_an_empty_prompt_is_said_in_the_widget(widget):
+    widget.c["prompt"].value = ""
+    widget.c["run"].click()
+    assert "the prompt is empty" in widget.c["words"].value
+
+
+def test_a_missing_file_is_said_in_the_widget(widget):
+    widget.open("nowhere.png")
+    assert "nowhere.png" in widget.c["words"].value
