@@ -124,7 +124,8 @@ def test_turbo_is_inversion_then_sampling(parts, grid, shift, limit):
     for (t, prev), z in zip(pairs(grid), stored):
         source, target = mean(x, t, prev, job.source), mean(x, t, prev, job.target)
         x = source+z+1.5*(target-source)
-    assert (found-x).abs().max() < 2e-5*max(1, x.abs().max())
+    alpha = sc.noised(torch.ones(1), torch.zeros(1), grid[0])   # rounding of eps grows by 1/alpha in the clean latents
+    assert (found-x).abs().max() < 4e-6/float(alpha)*max(1, x.abs().max())
 
 
 def test_a_clean_point_of_the_path_is_the_source_itself(parts, monkeypatch):

@@ -67,8 +67,8 @@ def pick_controlnets(spec: ModelSpec,  # the model
         return () if one is None else (one,)
     found = tuple(pick_controlnet(spec, c) for c in controlnet)
     if not found or None in found:
-        raise ModelError(f"controlnet={list(controlnet)}: a list holds ControlNets only: leave the "
-                         "others out")
+        raise ModelError(f"controlnet={list(controlnet)}: a list names ControlNets, such as "
+                         "'canny-sdxl-small', and nothing else; False means none")
     return found
 
 def _own(spec: ModelSpec, name: str) -> Source:

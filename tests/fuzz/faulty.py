@@ -8,7 +8,10 @@ HELD = []
 BAD_OF = ("rows lost",)
 
 def refuse(): raise OptionError("no")
-def unreadable(): raise OptionError("\x1b[31m")
+class Unreadable(OptionError):
+    def __str__(self): return "\x1b[31m"   # our own errors spell such signs out
+
+def unreadable(): raise Unreadable("no")
 def fault(): {}["x"]
 def leave(): raise SystemExit(1)
 def hang():
