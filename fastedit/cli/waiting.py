@@ -45,6 +45,7 @@ def steps_bar(steps, quiet: bool=False):
 def bring(quiet: bool=False, lean: bool=False):
     "Import what edits, under a clock; if `lean`, without what a plain edit does not use."
     from fastedit.start import lean_imports, sleep_while_waiting
+    lean = lean and "IPython" not in sys.modules   # a notebook's process is not our own
     sleep_while_waiting()
     with waiting("starting", quiet), lean_imports() if lean else nullcontext():
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

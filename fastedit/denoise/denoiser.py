@@ -213,8 +213,8 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
             same = question if w is None else fingerprint(x, int(t), text.states, text.pooled)
             about = fingerprint("controlnet", same, self._about_map(place), inside)
             question = fingerprint(question, about, tuple(scales))
-        asked = self._residuals(x, t, text, inside, about, conditions, place)
-        residuals.append((asked, scales))
+        # no name holds them: they are let go before the UNet runs
+        residuals.append((self._residuals(x, t, text, inside, about, conditions, place), scales))
     def run():
         more = dict(kw)
         if residuals: more |= _weighed(residuals, x)
