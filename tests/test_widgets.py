@@ -62,3 +62,20 @@ def test_an_empty_prompt_is_said_in_the_widget(widget):
 def test_a_missing_file_is_said_in_the_widget(widget):
     widget.open("nowhere.png")
     assert "nowhere.png" in widget.c["words"].value
+
+
+def test_the_command_line_knows_every_flag_that_is_exported():
+    import shlex
+    import typer
+    from fastedit.cli import app
+    from fastedit.widgets.exports import as_cli
+
+    known = {f for p in typer.main.get_command(app).commands["edit"].params for f in p.opts}
+    full = EditRequest(
+        "a blue ball", "a red ball", "grey", method="ddcm", steps=3, strength=0.5, guidance=2.0,
+        source_guidance=1.5, control="canny", control_scale=0.5, schedule="continuous", size=(64, 64),
+        precision="fp32", feather=1.0, seed=7, options=dict(uac=True),
+    )
+    flags = {w for w in shlex.split(as_cli(full, mask="mask.png")) if w.startswith("-")}
+    assert "--source-guidance" in flags
+    assert flags <= known

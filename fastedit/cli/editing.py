@@ -32,6 +32,7 @@ Method = option(str, "ddcm (if not given), img2img, ..., a preset such as edit_f
                 "FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
+SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
 Control = option(list[str], "Control map: canny, canny-auto, none, ..., or a picture that is the "
                  "map; repeated, one for each --controlnet.", "--control")
 ControlScale = option(list[str], "ControlNet scale, or a curve such as interval:1:0:0.5; with "
@@ -98,6 +99,7 @@ def edit(image: Image,
          steps: Steps=None,
          strength: Strength=None,
          guidance: Guidance=None,
+         source_guidance: SourceGuidance=None,
          control: Control=None,
          control_scale: ControlScale=None,
          controlnet: ControlNets=None,
@@ -121,8 +123,8 @@ def edit(image: Image,
         raise PromptError("the prompt is empty: say what the picture shall show")
     writable(out, SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                    strength=strength, guidance=number(guidance), schedule=schedule,
-                    size=sides(size), seed=seed, feather=feather, options=named_values(option),
+                    strength=strength, guidance=number(guidance),
+                    source_guidance=source_guidance, schedule=schedule, size=sides(size), seed=seed, feather=feather, options=named_values(option),
                     **control_options(control, control_scale))
     if method: settings["method"] = method
     adapters = loras(lora)
