@@ -124,7 +124,8 @@ def edit(image: Image,
     writable(out, SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
                     strength=strength, guidance=number(guidance),
-                    source_guidance=source_guidance, schedule=schedule, size=sides(size), seed=seed, feather=feather, options=named_values(option),
+                    source_guidance=source_guidance, schedule=schedule,
+                    size=sides(size), seed=seed, feather=feather, options=named_values(option),
                     **control_options(control, control_scale))
     if method: settings["method"] = method
     adapters = loras(lora)
