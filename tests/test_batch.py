@@ -1,4 +1,6 @@
-"Many edits: the bytes of single ones, errors in their places, runs that go on, a page that needs nothing."
+"""Many edits: the bytes of single ones, errors in their places, runs that go on, a page that needs
+nothing."""
+
 import json, re
 from pathlib import Path
 import numpy as np, pytest
@@ -12,155 +14,359 @@ from fastedit.editor.together import Edits, flags, in_chunks, read_jobs
 from fastedit.models import load_model, random_model
 from fastedit.world import render, sample_scene
 
-def picture(seed, size=64): return Image.fromarray(render(sample_scene(seed), size))
-def apart(a, b): return np.abs(np.asarray(a.image).astype(int)-np.asarray(b.image)).max()
+
+def picture(seed, size=64):
+    return Image.fromarray(render(sample_scene(seed), size))
+
+
+def apart(a, b):
+    return np.abs(np.asarray(a.image).astype(int) - np.asarray(b.image)).max()
+
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory): return random_model(tmp_path_factory.mktemp("m")/"tiny", channels=(16, 32, 32), width=16)
+def folder(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("m") / "tiny", channels=(16, 32, 32), width=16)
+
 
 @pytest.fixture(scope="module")
-def ed(folder): return FastEditor(load_model(folder))
+def ed(folder):
+    return FastEditor(load_model(folder))
 
-JOBS = [dict(image=picture(i), prompt=f"a {w}", source_prompt="a ball") for i, w in enumerate(("cup", "star", "tree"))]
+
+JOBS = [
+    dict(image=picture(i), prompt=f"a {w}", source_prompt="a ball")
+    for i, w in enumerate(("cup", "star", "tree"))
+]
+
 
 def test_a_batch_gives_the_bytes_of_single_edits(ed):
     edits = ed.batch(JOBS, steps=2)
-    assert isinstance(edits, Edits) and [e.image.tobytes() for e in edits] == [ed(**j, steps=2).image.tobytes() for j in JOBS]
+    assert isinstance(edits, Edits) and [e.image.tobytes() for e in edits] == [
+        ed(**j, steps=2).image.tobytes() for j in JOBS
+    ]
 
-@pytest.mark.parametrize("kw", [dict(), dict(method="img2img", guidance=1.5), dict(method="img2img", schedule="stock", steps=4), dict(control="canny", control_scale=.8),
-    dict(method="img2img", control="canny", control_scale=(1., .5, .2, .7), guidance="linear:2:1"), dict(options=dict(region="model"))])
+
+@pytest.mark.parametrize(
+    "kw",
+    [
+        dict(),
+        dict(method="img2img", guidance=1.5),
+        dict(method="img2img", schedule="stock", steps=4),
+        dict(control="canny", control_scale=0.8),
+        dict(
+            method="img2img",
+            control="canny",
+            control_scale=(1.0, 0.5, 0.2, 0.7),
+            guidance="linear:2:1",
+        ),
+        dict(options=dict(region="model")),
+    ],
+)
 def test_several_in_one_call_come_within_one_step(ed, kw):
-    kw = dict(steps=2) | kw; seen = []; hook = ed.parts.unet.register_forward_hook(lambda m, a, o: seen.append(len(a[0])))
-    try: together = ed.batch(JOBS, at_once=3, **kw)
-    finally: hook.remove()
+    kw = dict(steps=2) | kw
+    seen = []
+    hook = ed.parts.unet.register_forward_hook(lambda m, a, o: seen.append(len(a[0])))
+    try:
+        together = ed.batch(JOBS, at_once=3, **kw)
+    finally:
+        hook.remove()
     alone = [ed(**j, **kw) for j in JOBS]
-    assert all(apart(a, b) <= 1 for a, b in zip(alone, together)) and len(seen) < sum(len(e.timesteps) for e in alone)
-    assert [(e.nfe, e.control_nfe, e.request) for e in alone] == [(e.nfe, e.control_nfe, e.request) for e in together]
+    assert all(apart(a, b) <= 1 for a, b in zip(alone, together)) and len(seen) < sum(
+        len(e.timesteps) for e in alone
+    )
+    assert [(e.nfe, e.control_nfe, e.request) for e in alone] == [
+        (e.nfe, e.control_nfe, e.request) for e in together
+    ]
+
 
 def test_masks_and_seeds_go_together_and_stay_exact(ed):
-    mask = np.zeros((64, 64), np.uint8); mask[16:48, 16:48] = 255
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 255
     jobs = [dict(j, mask=mask, seed=s) for s, j in enumerate(JOBS)]
     for e, j in zip(ed.batch(jobs, at_once=2, steps=2, method="img2img"), jobs):
-        assert (np.asarray(e.image)[mask == 0] == np.asarray(j["image"])[mask == 0]).all() and e.request.seed == j["seed"]
+        assert (
+            np.asarray(e.image)[mask == 0] == np.asarray(j["image"])[mask == 0]
+        ).all() and e.request.seed == j["seed"]
+
 
 def test_what_cannot_go_together_runs_by_itself(ed):
-    jobs = [JOBS[0], dict(JOBS[1], steps=3), dict(JOBS[2], method="p2p"), dict(JOBS[0], image=picture(4, 96))]
-    for e, j in zip(ed.batch(jobs, at_once=4, steps=2), jobs): assert e.image.tobytes() == ed(**dict(steps=2) | j).image.tobytes()
+    jobs = [
+        JOBS[0],
+        dict(JOBS[1], steps=3),
+        dict(JOBS[2], method="p2p"),
+        dict(JOBS[0], image=picture(4, 96)),
+    ]
+    for e, j in zip(ed.batch(jobs, at_once=4, steps=2), jobs):
+        assert e.image.tobytes() == ed(**dict(steps=2) | j).image.tobytes()
+
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_one_bad_edit_spoils_nothing(ed, at_once):
-    edits = ed.batch([JOBS[0], dict(image="gone.png", prompt="a cup"), dict(image=picture(2), prompt=" "), JOBS[1]], at_once=at_once, steps=2)
-    assert [type(e).__name__ for e in edits] == ["EditResult", "ImageError", "PromptError", "EditResult"] and set(edits.errors) == {1, 2}
-    assert edits.cost["failed"] == 2 and edits.flags[1][0].startswith("failed") and edits.grid().width
+    edits = ed.batch(
+        [
+            JOBS[0],
+            dict(image="gone.png", prompt="a cup"),
+            dict(image=picture(2), prompt=" "),
+            JOBS[1],
+        ],
+        at_once=at_once,
+        steps=2,
+    )
+    assert [type(e).__name__ for e in edits] == [
+        "EditResult",
+        "ImageError",
+        "PromptError",
+        "EditResult",
+    ] and set(edits.errors) == {1, 2}
+    assert (
+        edits.cost["failed"] == 2 and edits.flags[1][0].startswith("failed") and edits.grid().width
+    )
+
 
 def test_a_failed_call_for_several_is_made_again_one_by_one(ed, monkeypatch):
     real = type(ed.parts.unet).forward
+
     def small(self, x, *a, **k):
-        if len(x) > 4: raise RuntimeError("CUDA out of memory")
+        if len(x) > 4:
+            raise RuntimeError("CUDA out of memory")
         return real(self, x, *a, **k)
+
     monkeypatch.setattr(type(ed.parts.unet), "forward", small)
     assert not ed.batch(JOBS, at_once=3, steps=2).errors
 
+
 def test_cancelling_stops_the_batch(ed):
-    def stop(state): raise Cancelled("enough")
+    def stop(state):
+        raise Cancelled("enough")
+
     for n in (1, 3):
-        with pytest.raises(Cancelled): ed.batch(JOBS, at_once=n, steps=2, on_step=stop)
+        with pytest.raises(Cancelled):
+            ed.batch(JOBS, at_once=n, steps=2, on_step=stop)
+
 
 def test_seeds_and_numbers_of_one_call(ed):
-    some = ed(**JOBS[0], seeds=[5, 3], steps=2); assert [e.request.seed for e in some] == [5, 3]
+    some = ed(**JOBS[0], seeds=[5, 3], steps=2)
+    assert [e.request.seed for e in some] == [5, 3]
     assert some[1].image.tobytes() == ed(**JOBS[0], seed=3, steps=2).image.tobytes()
     assert [e.request.seed for e in ed(**JOBS[0], num_images=2, seed=7, steps=2)] == [7, 8]
-    assert [e.request.seed for e in ed(picture(1), request=EditRequest("a cup", model=ed.spec.key, seed=4, steps=2), num_images=2)] == [4, 5]
-    for bad in (dict(seeds=[]), dict(seeds="12"), dict(seeds=[1.5]), dict(num_images=0), dict(num_images=True), dict(seeds=[1], num_images=2)):
-        with pytest.raises(OptionError): ed(**JOBS[0], **bad)
-    with pytest.raises(ImageError): ed("gone.png", "a cup", seeds=[1, 2])
+    assert [
+        e.request.seed
+        for e in ed(
+            picture(1),
+            request=EditRequest("a cup", model=ed.spec.key, seed=4, steps=2),
+            num_images=2,
+        )
+    ] == [4, 5]
+    for bad in (
+        dict(seeds=[]),
+        dict(seeds="12"),
+        dict(seeds=[1.5]),
+        dict(num_images=0),
+        dict(num_images=True),
+        dict(seeds=[1], num_images=2),
+    ):
+        with pytest.raises(OptionError):
+            ed(**JOBS[0], **bad)
+    with pytest.raises(ImageError):
+        ed("gone.png", "a cup", seeds=[1, 2])
+
 
 def test_results_are_told_as_they_come(ed):
-    seen = []; ed.batch(JOBS, steps=1, on_result=lambda i, e: seen.append(i)); assert sorted(seen) == [0, 1, 2]
+    seen = []
+    ed.batch(JOBS, steps=1, on_result=lambda i, e: seen.append(i))
+    assert sorted(seen) == [0, 1, 2]
 
-@pytest.mark.parametrize("jobs", ["a.png", dict(image="a.png"), 3, [("a.png",)], ["a.png"], [dict(prompt="a")]])
+
+@pytest.mark.parametrize(
+    "jobs", ["a.png", dict(image="a.png"), 3, [("a.png",)], ["a.png"], [dict(prompt="a")]]
+)
 def test_what_is_no_batch_is_refused(ed, jobs):
-    with pytest.raises(OptionError, match="batch"): ed.batch(jobs)
+    with pytest.raises(OptionError, match="batch"):
+        ed.batch(jobs)
     assert ed.batch([]) == []
+
 
 def test_pictures_of_one_size_lie_together():
     jobs = read_jobs([(picture(1), "a"), (picture(2, 96), "b"), (picture(3), "c")], {})
     assert sorted(map(sorted, in_chunks(jobs, 2))) == [[0, 2], [1]]
 
+
 def test_flags(ed):
-    e = ed(picture(1), "a cup", method="identity"); assert flags(e) == ("nothing changed",)
-    e.image = Image.new("RGB", (64, 64), (9, 9, 9)); assert "the picture is flat" in flags(e)
+    e = ed(picture(1), "a cup", method="identity")
+    assert flags(e) == ("nothing changed",)
+    e.image = Image.new("RGB", (64, 64), (9, 9, 9))
+    assert "the picture is flat" in flags(e)
+
 
 # --- folders and tables
 
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    d = tmp_path/"in"; d.mkdir()
-    for i in (1, 2): picture(i).save(d/f"p{i}.png")
-    (d/"p1.txt").write_text("a cup"); monkeypatch.chdir(tmp_path)
+    d = tmp_path / "in"
+    d.mkdir()
+    for i in (1, 2):
+        picture(i).save(d / f"p{i}.png")
+    (d / "p1.txt").write_text("a cup")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
+
 def test_a_folder_gives_prompts_and_masks(place):
-    Image.new("L", (64, 64), 255).save(place/"in"/"p2-mask.png")
-    rows = read_edits(place/"in", "a star")
-    assert [(r["image"].name, r["prompt"], "mask" in r) for r in rows] == [("p1.png", "a cup", False), ("p2.png", "a star", True)]
-    with pytest.raises(DataError, match="p2.txt"): read_edits(place/"in")
+    Image.new("L", (64, 64), 255).save(place / "in" / "p2-mask.png")
+    rows = read_edits(place / "in", "a star")
+    assert [(r["image"].name, r["prompt"], "mask" in r) for r in rows] == [
+        ("p1.png", "a cup", False),
+        ("p2.png", "a star", True),
+    ]
+    with pytest.raises(DataError, match="p2.txt"):
+        read_edits(place / "in")
+
 
 def test_a_table_gives_settings(place):
-    (place/"t.csv").write_text('image,prompt,strength,options,seed\nin/p1.png,a cup,.5,"{""sampler"": ""lcm""}",3\nin/p2.png,2,,,\n', encoding="utf-8")
-    a, b = plan_edits(read_edits(place/"t.csv"), method="img2img")
-    assert (a.request.strength, a.request.options, a.request.seed) == (.5, dict(sampler="lcm"), 3) and (b.request.prompt, b.request.strength) == ("2", None)
+    (place / "t.csv").write_text(
+        (
+            "image,prompt,strength,options,seed\n"
+            'in/p1.png,a cup,.5,"{""sampler"": ""lcm""}",3\n'
+            "in/p2.png,2,,,\n"
+        ),
+        encoding="utf-8",
+    )
+    a, b = plan_edits(read_edits(place / "t.csv"), method="img2img")
+    assert (a.request.strength, a.request.options, a.request.seed) == (
+        0.5,
+        dict(sampler="lcm"),
+        3,
+    ) and (b.request.prompt, b.request.strength) == ("2", None)
 
-@pytest.mark.parametrize("text, says", [("image,promt\na,b\n", "prompt"), ("prompt\na\n", "no column 'image'"), ("image,prompt\na.png,\n", "line 2: no prompt"),
-    ("image,prompt\n,a\n", "line 2: no image"), ("image,prompt\na,b,c\n", "more cells"), ("image,prompt\n", "no rows")])
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("image,promt\na,b\n", "prompt"),
+        ("prompt\na\n", "no column 'image'"),
+        ("image,prompt\na.png,\n", "line 2: no prompt"),
+        ("image,prompt\n,a\n", "line 2: no image"),
+        ("image,prompt\na,b,c\n", "more cells"),
+        ("image,prompt\n", "no rows"),
+    ],
+)
 def test_a_wrong_table_is_said(place, text, says):
-    (place/"t.csv").write_text(text)
-    with pytest.raises(DataError, match=says): read_edits(place/"t.csv")
+    (place / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=says):
+        read_edits(place / "t.csv")
+
 
 def test_names_are_their_own(place):
-    plan = plan_edits([dict(image="a/x.png", prompt="a"), dict(image="b/x.png", prompt="b")], seeds=(0, 1), methods=("ddcm", "img2img"))
+    plan = plan_edits(
+        [dict(image="a/x.png", prompt="a"), dict(image="b/x.png", prompt="b")],
+        seeds=(0, 1),
+        methods=("ddcm", "img2img"),
+    )
     assert len({p.name for p in plan}) == 8 and plan[0].name == "x-ddcm-seed0"
 
+
 def test_a_run_goes_on_and_makes_the_same(place, ed):
-    plan = plan_edits(read_edits(place/"in", "a star"), model=ed.spec.key, steps=1, seeds=(0, 1))
-    def stop(row): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): run_many(ed, plan, place/"out", on_row=stop)
-    (place/"out"/ROWS).open("a").write('{"name": "torn')
-    assert (place/"out"/"index.html").is_file() and len(done_before(place/"out")) == 1
-    first = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (place/"out").glob("*.png")}
-    rows = run_many(ed, plan, place/"out"); assert len(rows) == 4 and len(first) == 1
-    for n, (t, _) in first.items(): assert (place/"out"/n).stat().st_mtime_ns == t
-    run_many(ed, plan, place/"other")
-    for p in (place/"out").glob("*.png"): assert p.read_bytes() == (place/"other"/p.name).read_bytes()
+    plan = plan_edits(read_edits(place / "in", "a star"), model=ed.spec.key, steps=1, seeds=(0, 1))
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_many(ed, plan, place / "out", on_row=stop)
+    (place / "out" / ROWS).open("a").write('{"name": "torn')
+    assert (place / "out" / "index.html").is_file() and len(done_before(place / "out")) == 1
+    first = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (place / "out").glob("*.png")}
+    rows = run_many(ed, plan, place / "out")
+    assert len(rows) == 4 and len(first) == 1
+    for n, (t, _) in first.items():
+        assert (place / "out" / n).stat().st_mtime_ns == t
+    run_many(ed, plan, place / "other")
+    for p in (place / "out").glob("*.png"):
+        assert p.read_bytes() == (place / "other" / p.name).read_bytes()
+
 
 def test_what_changed_is_made_again(place, ed):
-    def plan(**kw): return plan_edits(read_edits(place/"in", "a star"), model=ed.spec.key, steps=1, **kw)
-    run_many(ed, plan(), place/"out"); seen = []
-    picture(9).save(place/"in"/"p2.png"); (place/"out"/"p1.png").unlink()
+    def plan(**kw):
+        return plan_edits(read_edits(place / "in", "a star"), model=ed.spec.key, steps=1, **kw)
+
+    run_many(ed, plan(), place / "out")
+    seen = []
+    picture(9).save(place / "in" / "p2.png")
+    (place / "out" / "p1.png").unlink()
     real = ed.batch
+
     class Watched:
         spec = ed.spec
-        def batch(self, jobs, *a, **k): seen.extend(Path(j["image"]).name for j in jobs); return real(jobs, *a, **k)
-    run_many(Watched(), plan(), place/"out"); assert sorted(seen) == ["p1.png", "p2.png"]
-    seen.clear(); run_many(Watched(), plan(), place/"out"); assert not seen
+
+        def batch(self, jobs, *a, **k):
+            seen.extend(Path(j["image"]).name for j in jobs)
+            return real(jobs, *a, **k)
+
+    run_many(Watched(), plan(), place / "out")
+    assert sorted(seen) == ["p1.png", "p2.png"]
+    seen.clear()
+    run_many(Watched(), plan(), place / "out")
+    assert not seen
+
 
 def test_the_page_escapes_and_asks_for_nothing(place, ed):
-    rows = [dict(image=place/"in"/"p1.png", prompt="<script>alert(1)</script> & more")]
-    run_many(ed, plan_edits(rows, model=ed.spec.key, steps=1), place/"out")
-    text = (place/"out"/"index.html").read_text("utf-8")
-    assert "<script>alert" not in text and not re.search(r"(src|href)=[\"']?(https?:)?//", text) and 'type="range"' in text
+    rows = [dict(image=place / "in" / "p1.png", prompt="<script>alert(1)</script> & more")]
+    run_many(ed, plan_edits(rows, model=ed.spec.key, steps=1), place / "out")
+    text = (place / "out" / "index.html").read_text("utf-8")
+    assert (
+        "<script>alert" not in text
+        and not re.search(r"(src|href)=[\"']?(https?:)?//", text)
+        and 'type="range"' in text
+    )
+
 
 # --- the command
 
-def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
+
+def run(*args):
+    return CliRunner().invoke(app, [str(a) for a in args])
+
 
 def test_the_command_runs_goes_on_and_counts_failures(place, folder):
-    (place/"in"/"bad.png").write_bytes(b"no"); args = ("batch", "in", "-o", "out", "--prompt", "a star", "--model", folder, "--steps", 1, "--quiet")
-    r = run(*args); assert r.exit_code == 1 and "2 edits, 1 failed" in r.stdout, r.output
-    (place/"in"/"bad.png").unlink(); r = run(*args, "--json"); assert r.exit_code == 0 and json.loads(r.stdout)["totals"]["edits"] == 2
+    (place / "in" / "bad.png").write_bytes(b"no")
+    args = (
+        "batch",
+        "in",
+        "-o",
+        "out",
+        "--prompt",
+        "a star",
+        "--model",
+        folder,
+        "--steps",
+        1,
+        "--quiet",
+    )
+    r = run(*args)
+    assert r.exit_code == 1 and "2 edits, 1 failed" in r.stdout, r.output
+    (place / "in" / "bad.png").unlink()
+    r = run(*args, "--json")
+    assert r.exit_code == 0 and json.loads(r.stdout)["totals"]["edits"] == 2
     assert sorted(p.name for p in Path("out").iterdir()) == [ROWS, "index.html", "p1.png", "p2.png"]
 
-@pytest.mark.parametrize("args, says", [(("in", "-o", "o"), "no prompt"), (("gone", "-o", "o"), "no folder of pictures"), (("in", "-o", "o", "--prompt", "a", "--method", "ddmc"), "did you mean"),
-    (("in", "-o", "in/p1.png", "--prompt", "a"), "is a file"), (("in", "-o", "o", "--prompt", "a", "--seeds", "x"), "whole numbers"), (("in", "-o", "o", "--prompt", "a", "--strength", "2"), "strength")])
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (("in", "-o", "o"), "no prompt"),
+        (("gone", "-o", "o"), "no folder of pictures"),
+        (("in", "-o", "o", "--prompt", "a", "--method", "ddmc"), "did you mean"),
+        (("in", "-o", "in/p1.png", "--prompt", "a"), "is a file"),
+        (("in", "-o", "o", "--prompt", "a", "--seeds", "x"), "whole numbers"),
+        (("in", "-o", "o", "--prompt", "a", "--strength", "2"), "strength"),
+    ],
+)
 def test_the_command_refuses_in_words(place, args, says):
-    r = run("batch", *args); assert r.exit_code in (1, 2) and says in r.output and "Traceback" not in r.output and not Path("o").exists()
+    r = run("batch", *args)
+    assert (
+        r.exit_code in (1, 2)
+        and says in r.output
+        and "Traceback" not in r.output
+        and not Path("o").exists()
+    )

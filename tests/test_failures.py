@@ -1,16 +1,31 @@
 "Drift, repair and diagnosis: invariants on small pictures, and bad input."
+
 import json
 import numpy as np
 import pytest
 from fastedit import ImageError, MaskError, OptionError
-from fastedit.drift import (bend, colour_change, compress, edited_region, move, onto_source, register, repair, seam_score, smooth,
-                            tint)
+from fastedit.drift import (
+    bend,
+    colour_change,
+    compress,
+    edited_region,
+    move,
+    onto_source,
+    register,
+    repair,
+    seam_score,
+    smooth,
+    tint,
+)
 from fastedit.failures import KINDS, diagnose, limits
 from fastedit.measure import psnr
 from skimage import data
 
+
 @pytest.fixture(scope="module")
-def cat(): return data.chelsea()[20:260, 60:380]
+def cat():
+    return data.chelsea()[20:260, 60:380]
+
 
 @pytest.fixture(scope="module")
 def edited(cat):
@@ -19,79 +34,115 @@ def edited(cat):
     box[130:190, 40:110] = True
     return np.where(box[..., None], data.coffee()[100:340, 100:420], cat), box
 
-@pytest.mark.parametrize("shift,scale", [((.25, 0), 1), ((0, .5), 1), ((8, -8), .98), ((-3, 2), 1.02)])
+
+@pytest.mark.parametrize(
+    "shift,scale", [((0.25, 0), 1), ((0, 0.5), 1), ((8, -8), 0.98), ((-3, 2), 1.02)]
+)
 def test_register_finds_shift_and_scale_past_an_edit(edited, cat, shift, scale):
     found = register(cat, compress(tint(move(edited[0], shift, scale), lightness=-4), 88))
-    assert np.abs(np.subtract(found.shift, shift)).max() < .1
-    assert abs(found.scale/scale-1) < .001
+    assert np.abs(np.subtract(found.shift, shift)).max() < 0.1
+    assert abs(found.scale / scale - 1) < 0.001
+
 
 def test_register_of_equal_pictures_is_no_movement(cat):
     found = register(cat, cat)
-    assert np.abs(found.shift).max() < 1e-6 and abs(found.scale-1) < 1e-6
+    assert np.abs(found.shift).max() < 1e-6 and abs(found.scale - 1) < 1e-6
+
 
 def test_register_of_unrelated_pictures_is_not_reliable(cat):
     assert not register(cat, data.coffee()[:240, :320]).reliable
+
 
 def test_onto_source_says_what_was_cut_off(cat):
     _, covered = onto_source(move(cat, (10, 0)), register(cat, move(cat, (10, 0))))
     assert covered[:, :300].all() and not covered[:, -8:].any()
 
-def test_an_edit_is_no_change_of_colour(cat, edited):
-    assert colour_change(cat, edited[0]).cast < .7
 
-def test_compression_is_no_edit(cat): assert not edited_region(cat, compress(cat, 70)).any()
+def test_an_edit_is_no_change_of_colour(cat, edited):
+    assert colour_change(cat, edited[0]).cast < 0.7
+
+
+def test_compression_is_no_edit(cat):
+    assert not edited_region(cat, compress(cat, 70)).any()
+
 
 def test_repair_brings_the_background_back_and_keeps_the_edit(cat, edited):
     after, box = compress(tint(move(edited[0], (2.6, -3.3), 1.01), b=7), 92), edited[1]
     mended = np.asarray(repair(cat, after).image)
     far = np.ones(box.shape, bool)
     far[122:198, 32:118] = False
-    assert psnr(cat, mended, far) > psnr(cat, after, far)+10
+    assert psnr(cat, mended, far) > psnr(cat, after, far) + 10
     assert psnr(edited[0], mended, box) > psnr(edited[0], after, box)
+
 
 def test_repair_leaves_a_clean_edit_alone(cat, edited):
     assert psnr(edited[0], np.asarray(repair(cat, edited[0]).image)) > 45
 
+
 def test_repair_of_the_source_is_the_source(cat):
     assert np.array_equal(np.asarray(repair(cat, cat).image), cat)
+
 
 def test_repair_with_a_mask_gives_the_source_outside_of_it(cat, edited):
     out = np.asarray(repair(cat, move(edited[0], (1, 0)), mask=edited[1], feather=0).image)
     assert np.array_equal(out[~edited[1]], cat[~edited[1]])
 
+
 def test_repair_of_another_size_has_the_source_s_size(cat, edited):
     smaller = np.ascontiguousarray(edited[0][::2, ::2])
     assert repair(cat, smaller).image.size == cat.shape[1::-1]
+
 
 def test_a_seam_is_scored_and_a_picture_without_one_is_not(cat, edited):
     box = edited[1]
     assert seam_score(cat, np.where(box[..., None], tint(cat, a=14), cat), box) > 6
     assert seam_score(cat, cat, box) == 0
 
-def test_a_clean_edit_has_no_failure(cat, edited): assert diagnose(cat, edited[0]).ok
 
-@pytest.mark.parametrize("kind,fault", [
-    ("shift", lambda a: move(a, (1.5, 0))), ("scale", lambda a: move(a, scale=1.015)), ("colour", lambda a: tint(a, b=8)),
-    ("contrast", lambda a: tint(a, contrast=.75)), ("smoothed", lambda a: smooth(a, 2)), ("structure", lambda a: bend(a, 4))])
+def test_a_clean_edit_has_no_failure(cat, edited):
+    assert diagnose(cat, edited[0]).ok
+
+
+@pytest.mark.parametrize(
+    "kind,fault",
+    [
+        ("shift", lambda a: move(a, (1.5, 0))),
+        ("scale", lambda a: move(a, scale=1.015)),
+        ("colour", lambda a: tint(a, b=8)),
+        ("contrast", lambda a: tint(a, contrast=0.75)),
+        ("smoothed", lambda a: smooth(a, 2)),
+        ("structure", lambda a: bend(a, 4)),
+    ],
+)
 def test_each_fault_is_named_alone(cat, edited, kind, fault):
     assert diagnose(cat, compress(fault(edited[0]), 92)).found == (kind,)
 
-def test_doing_nothing_is_ignored(cat): assert diagnose(cat, compress(cat, 90)).found == ("ignored",)
 
-@pytest.mark.parametrize("after", [np.full((240, 320, 3), np.nan), np.zeros((240, 320, 3), np.uint8)])
-def test_what_is_no_picture_is_broken_and_nothing_else(cat, after): assert diagnose(cat, after).found == ("broken",)
+def test_doing_nothing_is_ignored(cat):
+    assert diagnose(cat, compress(cat, 90)).found == ("ignored",)
+
+
+@pytest.mark.parametrize(
+    "after", [np.full((240, 320, 3), np.nan), np.zeros((240, 320, 3), np.uint8)]
+)
+def test_what_is_no_picture_is_broken_and_nothing_else(cat, after):
+    assert diagnose(cat, after).found == ("broken",)
+
 
 def test_without_a_mask_what_needs_one_is_not_judged(cat, edited):
     assert diagnose(cat, edited[0])["partial"].found is None
+
 
 def test_with_a_mask_a_change_beside_it_is_background(cat, edited):
     worse = edited[0].copy()
     worse[20:70, 220:300] = 30, 200, 60
     assert "background" in diagnose(cat, worse, mask=edited[1]).found
 
+
 def test_half_an_edit_is_partial(cat, edited):
     half = np.where((edited[1] & (np.arange(240) < 148)[:, None])[..., None], edited[0], cat)
     assert "partial" in diagnose(cat, half, mask=edited[1]).found
+
 
 def test_a_diagnosis_is_plain_data_and_shows_itself(cat, edited):
     found = diagnose(cat, edited[0], mask=edited[1])
@@ -99,18 +150,26 @@ def test_a_diagnosis_is_plain_data_and_shows_itself(cat, edited):
     assert set(again["findings"]) == set(KINDS) == set(limits())
     assert found._repr_png_().startswith(b"\x89PNG") and "<table>" in found._repr_html_()
 
+
 def test_a_drawn_edit_brings_its_prompts_and_mask():
     from fastedit.world import sample_edit
+
     edit = sample_edit(6, 1_000_000_007)
     source, target = edit.source_image(128), edit.target_image(128)
     assert diagnose(source, target, edit=edit).ok
     assert diagnose(source, source, edit=edit).found == ("ignored",)
 
+
 def test_unknown_limits_are_refused(cat):
-    with pytest.raises(OptionError, match="colours"): diagnose(cat, cat, at=dict(colours=1))
+    with pytest.raises(OptionError, match="colours"):
+        diagnose(cat, cat, at=dict(colours=1))
+
 
 def test_a_mask_of_another_shape_is_refused(cat):
-    with pytest.raises(MaskError, match="shapes differ"): diagnose(cat, cat, mask=np.ones((100, 300), bool))
+    with pytest.raises(MaskError, match="shapes differ"):
+        diagnose(cat, cat, mask=np.ones((100, 300), bool))
+
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ImageError, match="nowhere.png"): repair("nowhere.png", "nowhere.png")
+    with pytest.raises(ImageError, match="nowhere.png"):
+        repair("nowhere.png", "nowhere.png")

@@ -1,4 +1,5 @@
 "The notebook editor without a browser: what it shows and exports is what ran."
+
 import numpy as np
 import pytest
 from fastedit import FastEditor, world
@@ -13,9 +14,13 @@ def editor():
 
 @pytest.fixture
 def widget(editor):
-    scene = world.Scene((world.Thing("ball", "red", "plain", "large", 0.0, 0.5, 0.5),), "meadow", "flat", 0.3)
+    scene = world.Scene(
+        (world.Thing("ball", "red", "plain", "large", 0.0, 0.5, 0.5),), "meadow", "flat", 0.3
+    )
     picture = world.render(scene, 64)
-    return EditorWidget(editor, picture, "a drawing of a large blue ball on a meadow", world.caption(scene))
+    return EditorWidget(
+        editor, picture, "a drawing of a large blue ball on a meadow", world.caption(scene)
+    )
 
 
 def run(widget):
@@ -72,9 +77,22 @@ def test_the_command_line_knows_every_flag_that_is_exported():
 
     known = {f for p in typer.main.get_command(app).commands["edit"].params for f in p.opts}
     full = EditRequest(
-        "a blue ball", "a red ball", "grey", method="ddcm", steps=3, strength=0.5, guidance=2.0,
-        source_guidance=1.5, control="canny", control_scale=0.5, schedule="continuous", size=(64, 64),
-        precision="fp32", feather=1.0, seed=7, options=dict(uac=True),
+        "a blue ball",
+        "a red ball",
+        "grey",
+        method="ddcm",
+        steps=3,
+        strength=0.5,
+        guidance=2.0,
+        source_guidance=1.5,
+        control="canny",
+        control_scale=0.5,
+        schedule="continuous",
+        size=(64, 64),
+        precision="fp32",
+        feather=1.0,
+        seed=7,
+        options=dict(uac=True),
     )
     flags = {w for w in shlex.split(as_cli(full, mask="mask.png")) if w.startswith("-")}
     assert "--source-guidance" in flags

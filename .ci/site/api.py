@@ -1,4 +1,5 @@
-"""Read what the notebooks export, without importing anything: names, parameters with their comments, lines, users."""
+"""Read what the notebooks export, without importing anything: names, parameters with their
+comments, lines, users."""
 
 import ast
 import io
@@ -87,7 +88,9 @@ def _returned(node, comments: dict) -> str:
     said = comments.get(node.body[0].lineno - 1, "")
     if node.returns is None:
         closing = said if node.args.args or node.args.kwonlyargs else ""
-        last = max((x.end_lineno for x in ast.walk(node.args) if hasattr(x, "end_lineno")), default=0)
+        last = max(
+            (x.end_lineno for x in ast.walk(node.args) if hasattr(x, "end_lineno")), default=0
+        )
         return "" if last == node.body[0].lineno - 1 and ")" not in closing else closing
     kind = ast.unparse(node.returns)
     beside = comments.get(node.returns.end_lineno, "")

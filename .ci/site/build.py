@@ -1,4 +1,5 @@
-"""Build the published site from the committed, executed notebooks: `python .ci/site/build.py [OUT]`; nothing is run or fetched."""
+"""Build the published site from the committed, executed notebooks: `python .ci/site/build.py
+[OUT]`; nothing is run or fetched."""
 
 import argparse
 import base64
@@ -39,7 +40,8 @@ def known(site: pages.Site) -> dict:
 
 
 def slider(site: pages.Site) -> str:
-    "Find the landing page's picture: the first before|after of the front page, the quickstart, the divider's page."
+    """Find the landing page's picture: the first before|after of the front page, the quickstart,
+    the divider's page."""
     for rel in ("index", "tutorials/quickstart", "show/021_divider"):
         for c in site.pages[rel].nb["cells"] if rel in site.pages else ():
             for o in c.get("outputs", []):
@@ -52,26 +54,66 @@ def slider(site: pages.Site) -> str:
 def landing(site: pages.Site) -> str:
     "Write the landing page: what it is, a picture, three doors, then the front notebook."
     doors = [
-        ("tutorials/quickstart", "Try it", "From a picture and a sentence to an edit, in a notebook, in seconds."),
-        ("methods/section", "Understand it", "Each method is its formula, run and shown on a page of its own."),
-        ("experiments/section", "Measure it", "Speed, memory and quality, with intervals, each by one command."),
+        (
+            "tutorials/quickstart",
+            "Try it",
+            "From a picture and a sentence to an edit, in a notebook, in seconds.",
+        ),
+        (
+            "methods/section",
+            "Understand it",
+            "Each method is its formula, run and shown on a page of its own.",
+        ),
+        (
+            "experiments/section",
+            "Measure it",
+            "Speed, memory and quality, with intervals, each by one command.",
+        ),
     ]
     cards = "".join(f'<a href="{to}.html"><strong>{t}</strong>{said}</a>' for to, t, said in doors)
-    lines = ["# fastedit", "", '<div class="fe-hero"><div>', f"<p>{escape(site.settings['description'])}.</p>"]
-    lines += ["<p>Notebooks are the source: they export the package, and executed they are these pages. Everything here ran"]
+    lines = [
+        "# fastedit",
+        "",
+        '<div class="fe-hero"><div>',
+        f"<p>{escape(site.settings['description'])}.</p>",
+    ]
+    lines += [
+        (
+            "<p>Notebooks are the source: they export the package, and executed "
+            "they are these pages. Everything here ran"
+        )
+    ]
     lines += ["on a CPU, with trained miniature models that are part of the package.</p>", "</div>"]
-    lines += [f'<div class="fe-pic">{slider(site)}</div></div>', f'<div class="fe-doors">{cards}</div>', ""]
+    lines += [
+        f'<div class="fe-pic">{slider(site)}</div></div>',
+        f'<div class="fe-doors">{cards}</div>',
+        "",
+    ]
     front = site.pages["index"]
     body = pages.convert(site, front, {})["cells"]
     first = body[0]["source"].split("\n")
-    body[0]["source"] = "\n".join(x for x in first if not x.startswith(("# ", "> ")) and "fe-bar" not in x)
+    body[0]["source"] = "\n".join(
+        x for x in first if not x.startswith(("# ", "> ")) and "fe-bar" not in x
+    )
     start = dict(cell_type="markdown", id="top", metadata={}, source="\n".join(lines))
-    tree = ["```{toctree}", ":hidden:", "", "gallery", *(f"{s}/section" if s else "section" for s in site.sections if "/" not in s)]
-    tree += [f"{s}/section" for s in site.sections if "/" in s and s.rpartition("/")[0] not in site.sections]
+    tree = [
+        "```{toctree}",
+        ":hidden:",
+        "",
+        "gallery",
+        *(f"{s}/section" if s else "section" for s in site.sections if "/" not in s),
+    ]
+    tree += [
+        f"{s}/section"
+        for s in site.sections
+        if "/" in s and s.rpartition("/")[0] not in site.sections
+    ]
     end = dict(cell_type="markdown", id="tree", metadata={}, source="\n".join([*tree, "```"]))
     for c in body:
         if c["cell_type"] == "markdown":
-            c["source"] = c["source"].replace("](../CONTRIBUTING.md)", f"]({site.url}/blob/main/CONTRIBUTING.md)")
+            c["source"] = c["source"].replace(
+                "](../CONTRIBUTING.md)", f"]({site.url}/blob/main/CONTRIBUTING.md)"
+            )
     nb = pages.convert(site, front, {})
     return json.dumps(dict(nb, cells=[start, *body, end]))
 
@@ -80,9 +122,23 @@ def gallery(site: pages.Site, out: Path) -> str:
     "Write the gallery: a picture and a line for each page of the sections that show results."
     from PIL import Image
 
-    lines = ["# Gallery", "", "Experiments, tutorials and methods, by the first picture of their pages.", ""]
+    lines = [
+        "# Gallery",
+        "",
+        ("Experiments, tutorials and methods, by the first picture of their pages."),
+        "",
+    ]
     (out / "thumbs").mkdir(parents=True)
-    for s in ("tutorials", "experiments", "methods", "widgets", "views", "failures", "drift", "world"):
+    for s in (
+        "tutorials",
+        "experiments",
+        "methods",
+        "widgets",
+        "views",
+        "failures",
+        "drift",
+        "world",
+    ):
         inside = [p for p in site.sections.get(s, ("", "", []))[2] if p.thumbnail]
         if not inside:
             continue
@@ -99,7 +155,12 @@ def gallery(site: pages.Site, out: Path) -> str:
                 f'<a href="{p.rel}.html"><img src="thumbs/{name}" alt="{alt}" loading="lazy">'
                 f"<strong>{escape(p.title)}</strong>{escape(p.subtitle)}</a>"
             )
-        lines += [f"## {site.sections[s][0]}", "", f'<div class="fe-gallery">{"".join(cards)}</div>', ""]
+        lines += [
+            f"## {site.sections[s][0]}",
+            "",
+            f'<div class="fe-gallery">{"".join(cards)}</div>',
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -107,7 +168,11 @@ def write_plain(site: pages.Site, out: Path):
     "Write `llms.txt`, each page as Markdown and a copy of each notebook for Colab."
     lines = ["# fastedit", "", f"> {site.settings['description']}", ""]
     for s, (title, sentence, inside) in site.sections.items():
-        lines += [f"## {title}", ""] + [f"- [{p.title}]({p.rel}.md): {p.subtitle}" for p in inside] + [""]
+        lines += (
+            [f"## {title}", ""]
+            + [f"- [{p.title}]({p.rel}.md): {p.subtitle}" for p in inside]
+            + [""]
+        )
     (out / "llms.txt").write_text("\n".join(lines), encoding="utf-8")
     for p in site.pages.values():
         to = out / f"{p.rel}.md"
@@ -120,7 +185,19 @@ def write_plain(site: pages.Site, out: Path):
 
 def sphinx(source: Path, out: Path, work: Path) -> subprocess.CompletedProcess:
     "Run Sphinx; its warnings are errors."
-    args = ["-b", "html", "-j", "auto", "-W", "--keep-going", "-q", "-c", str(HERE), "-d", str(work / "doctrees")]
+    args = [
+        "-b",
+        "html",
+        "-j",
+        "auto",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-c",
+        str(HERE),
+        "-d",
+        str(work / "doctrees"),
+    ]
     env = dict(os.environ, FASTEDIT_SITE=str(source))
     cmd = [sys.executable, "-m", "sphinx", *args, str(source), str(out)]
     return subprocess.run(cmd, env=env, capture_output=True, text=True)
@@ -151,7 +228,10 @@ def build(out: Path) -> list:
         shutil.copytree(fresh, out)
     (out / ".nojekyll").touch()
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6
-    print(f"{out}: {size:.0f} MB in {time.time() - started:.0f} s, {len(problems)} problems", flush=True)
+    print(
+        f"{out}: {size:.0f} MB in {time.time() - started:.0f} s, {len(problems)} problems",
+        flush=True,
+    )
     return problems
 
 

@@ -54,7 +54,9 @@ def check(root: Path) -> list:
         reader.feed(p.read_text(encoding="utf-8"))
     for p, r in read.items():
         here = p.relative_to(root)
-        foreign = [a for a in r.assets if urlsplit(a).scheme in ("http", "https") or a.startswith("//")]
+        foreign = [
+            a for a in r.assets if urlsplit(a).scheme in ("http", "https") or a.startswith("//")
+        ]
         bad += [f"{here}: loads {a[:80]} from another host" for a in foreign]
         bad += [f"{here}: a picture without alternative text ({src})" for src in r.bare]
         jumps = [(a, b) for a, b in zip(r.headings, r.headings[1:]) if b > a + 1]

@@ -50,7 +50,7 @@ templates_exclude = ["**.md"]
 exclude_patterns = ["known.json", "**.json"]
 
 _CODE = re.compile(
-    r'(<a [^>]*>(?:(?!</a>).)*</a>|<h[1-6]\b.*?</h[1-6]>|<dt\b.*?</dt>)'
+    r"(<a [^>]*>(?:(?!</a>).)*</a>|<h[1-6]\b.*?</h[1-6]>|<dt\b.*?</dt>)"
     r'|<code class="docutils literal notranslate"><span class="pre">([\w.]+)(\(\))?</span></code>',
     re.S,
 )

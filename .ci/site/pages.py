@@ -1,4 +1,4 @@
-"""Turn the committed, executed notebooks into the pages of the site, as copies that Sphinx reads."""
+"Turn the committed, executed notebooks into the pages of the site, copies that Sphinx reads."
 
 import ast
 import configparser
@@ -94,7 +94,11 @@ def _sentence(root: Path, section: str) -> str:
 
 def collect(root: Path, package: Path) -> Site:
     "Read all notebooks and what they export, in reading order."
-    found = [p for p in (root / "nbs").rglob("*.ipynb") if not any(x[0] in "._" for x in p.relative_to(root).parts)]
+    found = [
+        p
+        for p in (root / "nbs").rglob("*.ipynb")
+        if not any(x[0] in "._" for x in p.relative_to(root).parts)
+    ]
     found.sort(key=lambda p: (p.name, p.as_posix()))
     pages = [_open(p, p.relative_to(root / "nbs").with_suffix("").as_posix()) for p in found]
     first = {}
@@ -197,7 +201,11 @@ def _api(site: Site, page: Page, entry: api.Entry, name: str) -> str:
 
 def _as_code(returns: str) -> str:
     kind, colon, said = returns.partition(": ")
-    return f"`{kind}`{': ' + said if colon else ''}" if re.fullmatch(r"[\w.\[\], |\"']+", kind) else returns
+    return (
+        f"`{kind}`{': ' + said if colon else ''}"
+        if re.fullmatch(r"[\w.\[\], |\"']+", kind)
+        else returns
+    )
 
 
 def _defined(source: str) -> set:
@@ -324,7 +332,11 @@ def as_markdown(page: Page) -> str:
         out.append(f"```python\n{source.strip()}\n```")
         for o in c.get("outputs", []):
             data = o.get("data", {})
-            said = text(o.get("text")) or text(data.get("text/markdown")) or text(data.get("text/plain"))
+            said = (
+                text(o.get("text"))
+                or text(data.get("text/markdown"))
+                or text(data.get("text/plain"))
+            )
             if "text/markdown" in data:
                 out.append(said)
             elif said.strip() and not said.startswith("<"):
@@ -333,15 +345,23 @@ def as_markdown(page: Page) -> str:
 
 
 COLAB = """# Run this page in Colab
-This cell installs fastedit. Everything on this page runs on a CPU with the mini models, which are inside the package; nothing else is
-downloaded. Where a cell needs a GPU, it says so and is skipped without one."""
+This cell installs fastedit. Everything on this page runs on a CPU with the mini models, which are
+inside the package; nothing else is downloaded. Where a cell needs a GPU, it says so and is skipped
+without one."""
 
 
 def for_colab(site: Site, page: Page) -> dict:
     "Copy a notebook with a first cell that installs the package; outputs stay."
     nb = copy.deepcopy(page.nb)
     install = f'%pip install -q "fastedit @ git+{site.url}"'
-    code = dict(cell_type="code", id="colab-1", metadata={}, source=install, outputs=[], execution_count=None)
+    code = dict(
+        cell_type="code",
+        id="colab-1",
+        metadata={},
+        source=install,
+        outputs=[],
+        execution_count=None,
+    )
     nb["cells"] = [dict(_md(COLAB), id="colab-0"), code, *nb["cells"]]
     return nb
 
@@ -356,7 +376,7 @@ def write(site: Site, out: Path):
         to = out / f"{page.rel}.ipynb"
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps(convert(site, page, names)), encoding="utf-8")
-        for other in page.path.parent.iterdir():   # pictures that a page refers to
+        for other in page.path.parent.iterdir():  # pictures that a page refers to
             if other.suffix in (".png", ".webp", ".jpg", ".svg", ".json", ".csv"):
                 if not (to.parent / other.name).exists():
                     shutil.copy(other, to.parent / other.name)
@@ -367,7 +387,15 @@ def write(site: Site, out: Path):
             lines.append(f"- [{p.title}]({here}.ipynb): {p.subtitle}")
         below = [x for x in site.sections if s and x.startswith(s + "/")]
         inner = [p.rel.rpartition("/")[2] for p in inside]
-        lines += ["", "```{toctree}", ":hidden:", "", *inner, *[f"{x[len(s)+1:]}/section" for x in below], "```"]
+        lines += [
+            "",
+            "```{toctree}",
+            ":hidden:",
+            "",
+            *inner,
+            *[f"{x[len(s) + 1 :]}/section" for x in below],
+            "```",
+        ]
         to = out / s / "section.md"
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text("\n".join(lines) + "\n", encoding="utf-8")

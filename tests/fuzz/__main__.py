@@ -1,71 +1,128 @@
 "The large run: cases in a child process that may crash or hang, and is replaced when it does."
+
 import argparse, faulthandler, json, os, select, subprocess, sys, tempfile, time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from tests.fuzz import BAD, KINDS, Found, _resident, bad_names, kind_of, try_case, warm
 
-GRACE = 20   # seconds that a case may take beyond its own before the child is killed
-WARM = 120   # seconds that a child may take to begin
+GRACE = 20  # seconds that a case may take beyond its own before the child is killed
+WARM = 120  # seconds that a child may take to begin
+
 
 def child(kind, seed, first, last):
-    "Say 'i' before each case and its `Found` after it, one JSON a line on the real standard output."
-    out = os.fdopen(os.dup(1), "w", buffering=1); os.dup2(2, 1); faulthandler.enable()
-    resident = None; warm(kind)
+    """Say 'i' before each case and its `Found` after it, one JSON a line on the real standard
+    output."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    faulthandler.enable()
+    resident = None
+    warm(kind)
     for i in range(first, last):
-        print(json.dumps(i), file=out); f = try_case(kind, seed, i)
+        print(json.dumps(i), file=out)
+        f = try_case(kind, seed, i)
         print(json.dumps(asdict(f), default=str), file=out)
-        if i == min(first+200, last-1): resident = _resident("VmRSS")   # warm
+        if i == min(first + 200, last - 1):
+            resident = _resident("VmRSS")  # warm
     print(json.dumps(["end", resident, _resident("VmRSS")]), file=out)
 
+
 def _start(kind, seed, first, last):
-    command, errors = [sys.executable, "-m", "tests.fuzz", "--child", kind, str(seed), str(first), str(last)], tempfile.TemporaryFile()
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=Path(__file__).parents[2]), errors
+    command, errors = (
+        [sys.executable, "-m", "tests.fuzz", "--child", kind, str(seed), str(first), str(last)],
+        tempfile.TemporaryFile(),
+    )
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=errors, cwd=Path(__file__).parents[2]
+    ), errors
+
 
 def _lines(process, seconds):
     "Yield the child's lines; None when it says nothing for `seconds()`."
     fd, rest = process.stdout.fileno(), b""
     while True:
-        if not select.select([fd], [], [], seconds())[0]: yield None; return
-        if not (data := os.read(fd, 65536)): return
-        *whole, rest = (rest+data).split(b"\n")
-        for line in whole: yield json.loads(line)
+        if not select.select([fd], [], [], seconds())[0]:
+            yield None
+            return
+        if not (data := os.read(fd, 65536)):
+            return
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            yield json.loads(line)
+
 
 def large(kind, n, seed, first=0):
     "Run `n` cases: (counts, bad ones, growth of the memory of the last child in bytes)."
     counts, bad, at, growth = Counter(), [], first, 0
-    while at < first+n:
-        (process, errors), running = _start(kind, seed, at, first+n), None
-        limit = getattr(kind_of(kind), "SECONDS", 5)+GRACE
+    while at < first + n:
+        (process, errors), running = _start(kind, seed, at, first + n), None
+        limit = getattr(kind_of(kind), "SECONDS", 5) + GRACE
         for said in _lines(process, lambda: WARM if running is None else limit):
-            if said is None: process.kill(); break
-            if isinstance(said, int): running = said
-            elif isinstance(said, list): growth = (said[2] or 0)-(said[1] or 0)
+            if said is None:
+                process.kill()
+                break
+            if isinstance(said, int):
+                running = said
+            elif isinstance(said, list):
+                growth = (said[2] or 0) - (said[1] or 0)
             else:
-                f = Found(**said); at, running = f.index+1, None; counts[f.outcome] += 1; counts.update(f.counts)
-                if f.outcome in BAD or any(f.counts.get(k) for k in bad_names(kind)): bad.append(f)
+                f = Found(**said)
+                at, running = f.index + 1, None
+                counts[f.outcome] += 1
+                counts.update(f.counts)
+                if f.outcome in BAD or any(f.counts.get(k) for k in bad_names(kind)):
+                    bad.append(f)
         code = process.wait()
         if running is not None or code:
-            errors.seek(0); words = errors.read()[-1500:].decode(errors="replace")
+            errors.seek(0)
+            words = errors.read()[-1500:].decode(errors="replace")
             what = "hangs" if code == -9 else "crashes"
-            counts[what] += 1; bad.append(Found(at, f"exit code {code}", what, words)); at += 1
-        process.stdout.close(); errors.close()
+            counts[what] += 1
+            bad.append(Found(at, f"exit code {code}", what, words))
+            at += 1
+        process.stdout.close()
+        errors.close()
     return counts, bad, growth
 
+
 def main():
-    if sys.argv[1:2] == ["--child"]: return child(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    if sys.argv[1:2] == ["--child"]:
+        return child(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     p = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    p.add_argument("--kind", action="append", choices=(*KINDS, "faulty"), help="default: all"); p.add_argument("--n", type=int, help="default: the kind's own")
-    p.add_argument("--seed", default="0"); p.add_argument("--first", type=int, default=0); p.add_argument("--only", type=int, help="run this case alone, here")
-    p.add_argument("--show", type=int, default=20, help="bad cases that are shown"); a = p.parse_args(); failed = False
+    p.add_argument("--kind", action="append", choices=(*KINDS, "faulty"), help="default: all")
+    p.add_argument("--n", type=int, help="default: the kind's own")
+    p.add_argument("--seed", default="0")
+    p.add_argument("--first", type=int, default=0)
+    p.add_argument("--only", type=int, help="run this case alone, here")
+    p.add_argument("--show", type=int, default=20, help="bad cases that are shown")
+    a = p.parse_args()
+    failed = False
     for kind in a.kind or KINDS:
-        if a.only is not None: print(kind, try_case(kind, a.seed, a.only)); continue
-        begun = time.time(); n = a.n or kind_of(kind).N; counts, bad, growth = large(kind, n, a.seed, a.first); failed |= bool(bad)
+        if a.only is not None:
+            print(kind, try_case(kind, a.seed, a.only))
+            continue
+        begun = time.time()
+        n = a.n or kind_of(kind).N
+        counts, bad, growth = large(kind, n, a.seed, a.first)
+        failed |= bool(bad)
         rest = {k: v for k, v in counts.items() if k not in ("used", "refused", *BAD)}
-        print(f"{kind}: {n} cases of seed {a.seed} in {time.time()-begun:.0f} s: used {counts['used']}, refused {counts['refused']}; "
-              + ", ".join(f"{k} {counts[k]}" for k in bad_names(kind)) + "".join(f", {k} {v}" for k, v in rest.items() if k not in bad_names(kind))
-              + f"; memory grew by {growth/2**20:.0f} MiB", flush=True)
-        for f in bad[:a.show]: print(f"  case {f.index} ({f.outcome}, {f.seconds:.1f} s): {f.words[:300]}\n    " + f.detail.strip().replace("\n", "\n    "))
+        print(
+            (
+                f"{kind}: {n} cases of seed {a.seed} in {time.time() - begun:.0f} s: "
+                f"used {counts['used']}, refused {counts['refused']}; "
+            )
+            + ", ".join(f"{k} {counts[k]}" for k in bad_names(kind))
+            + "".join(f", {k} {v}" for k, v in rest.items() if k not in bad_names(kind))
+            + f"; memory grew by {growth / 2**20:.0f} MiB",
+            flush=True,
+        )
+        for f in bad[: a.show]:
+            print(
+                f"  case {f.index} ({f.outcome}, {f.seconds:.1f} s): {f.words[:300]}\n    "
+                + f.detail.strip().replace("\n", "\n    ")
+            )
     return int(failed)
 
-if __name__ == "__main__": sys.exit(main())
+
+if __name__ == "__main__":
+    sys.exit(main())
