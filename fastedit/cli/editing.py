@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #48d65a1b
+# %% ../../nbs/cli/904_editing.ipynb #65d9fde2
 Method = option(str, "ddcm (if not given), img2img, ..., a preset such as edit_friendly-4, or "
                 "FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
@@ -53,6 +53,8 @@ Schedule = option(str, "continuous; or stock (img2img), to repeat published runs
 Size = option(str, "WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")
 Seed = option(int, "Of the noise.", min=0)
 MethodOptions = option(list[str], "name=value, an option of the method's own; may be repeated.")
+Repair = option(bool, "Afterwards undo movement, colour casts and changes outside of the edit, "
+                "found without a mask.", "--repair")
 Anyway = option(bool, "Edit a photograph even with the mini model, "
                 "which knows drawn scenes only.", "--anyway")
 
@@ -86,7 +88,7 @@ def save_edit(result, out, quiet: bool=False):
         if quiet: warnings.simplefilter("ignore")
         result.save(out)
 
-# %% ../../nbs/cli/904_editing.ipynb #87387ceb
+# %% ../../nbs/cli/904_editing.ipynb #b00ba915
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -114,6 +116,7 @@ def edit(image: Image,
          budget: Budget=None,
          allow_smaller: AllowSmaller=False,
          option: MethodOptions=None,
+         repair: Repair=False,
          anyway: Anyway=False,
          as_json: option(bool, "Print request, steps, cost and notes as JSON.", "--json")=False,
          quiet: Quiet=False,
@@ -125,7 +128,8 @@ def edit(image: Image,
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
                     strength=strength, guidance=number(guidance),
                     source_guidance=source_guidance, schedule=schedule,
-                    size=sides(size), seed=seed, feather=feather, options=named_values(option),
+                    size=sides(size), seed=seed, feather=feather, repair=repair,
+                    options=named_values(option),
                     **control_options(control, control_scale))
     if method: settings["method"] = method
     adapters = loras(lora)

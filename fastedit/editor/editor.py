@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #48786906
+# %% ../../nbs/editor/209_editor.ipynb #c4127b44
 import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -18,6 +18,7 @@ from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
 from .control import check_maps, same_maps, take_control
+from .mending import mended
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
@@ -234,7 +235,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
         return _accounted(self, image, mask, r, on_step, pictures)
 
-# %% ../../nbs/editor/209_editor.ipynb #6d6bea94
+# %% ../../nbs/editor/209_editor.ipynb #a9846d4f
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
@@ -262,10 +263,10 @@ def _account_of(self, draft, moved, peak) -> EditResult:
     memory = dict(residency=draft.settings.residency, vae_tile=_tile_used(draft),
                   moved=mover.moved-moved if mover else 0, packed=packs(self.parts))
     return EditResult(draft.image, draft.source, draft.request, draft.job.grid, count.nfe,
-                      count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
+                      count.control_nfe, draft.clock, count.network_seconds, peak, tuple(draft.said), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused)
 
-# %% ../../nbs/editor/209_editor.ipynb #3985b310
+# %% ../../nbs/editor/209_editor.ipynb #b6e669b6
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
@@ -294,7 +295,7 @@ def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> Edit
         notes.append(f"decoded in tiles of {tile} pixels, to stay within the memory")
     result.seconds["total"] = time.perf_counter()-start
     rungs = tuple(f"{g.key}: {g.words}" for g in used)
-    return replace(result, notes=tuple(notes), fallbacks=rungs)
+    return replace(result, notes=(*notes, *result.notes), fallbacks=rungs)
 
 # %% ../../nbs/editor/209_editor.ipynb #f8ab785e
 def _alone(editor, job, on_step):
@@ -315,7 +316,7 @@ def _drafted(editor, job, on_step):
     draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
     return given, editor.prepare(draft), (*notes, *said)
 
-# %% ../../nbs/editor/209_editor.ipynb #88005fcd
+# %% ../../nbs/editor/209_editor.ipynb #559ca918
 def _at_once(editor, jobs: list, on_step) -> dict:
     "Run those of several edits that can go into one call of the networks, {place: result}."
     ready, groups, found = {}, {}, {}
@@ -329,7 +330,8 @@ def _at_once(editor, jobs: list, on_step) -> dict:
         denoise_together(editor, drafts, asking_of(editor, drafts[0]))
         for i, d in zip(places, drafts):
             d.clock["total"] = sum(d.clock.values())
-            done = replace(_account_of(editor, d, 0, None), notes=ready[i][2])
+            done = _account_of(editor, d, 0, None)
+            done = replace(done, notes=(*ready[i][2], *done.notes))
             found[i] = _completed(editor, ready[i][0], done, ())
     return found
 
@@ -379,7 +381,7 @@ def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings
     for e in edits.errors.values(): raise e
     return edits
 
-# %% ../../nbs/editor/209_editor.ipynb #8d6063e0
+# %% ../../nbs/editor/209_editor.ipynb #88610c12
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."
@@ -396,6 +398,9 @@ def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     made = flow.edit(fitted, r.prompt, filled["steps"], filled["guidance"], r.seed,
                      r.negative_prompt, on_step)
     image = unfit(made.image, frame)
+    if r.repair:
+        image, words = mended(source, image, mask)
+        notes.append(words)
     if mask is not None: image = composite(source, image, mask, r.feather)
     r = replace(r, **filled, loras=(), size=frame.model, image=pixel_hash(source),
                 mask=None if mask is None else pixel_hash(mask))

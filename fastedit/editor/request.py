@@ -115,7 +115,7 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #4dc10f16
+# %% ../../nbs/editor/200_request.ipynb #6ec96e27
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'ddcm'", str),
     model=Model,
@@ -136,9 +136,10 @@ REQUEST = Schema("a request", dict(
     feather=Feather,
     loras=Annotated[object, Then(_check_loras)],
     options=Annotated[dict, Then(_check_options), Give("a dict from name to value")],
-    size=Size))
+    size=Size,
+    repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #e0a6cfb2
+# %% ../../nbs/editor/200_request.ipynb #ccba5334
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, device, number of threads and
@@ -169,6 +170,8 @@ class EditRequest:
     mask: str=None               # hash of the mask, filled in by the editor
     loras: tuple=None            # LoRAs beside the model's own, as `models.named_loras` writes
                                  # them; None: those that the editor has
+    repair: bool=False           # undo movement, colour casts and changes outside of the edit
+                                 # afterwards, see `editor.mending`
 
     def __new__(cls, *values, **given):
         if given: refuse_names(REQUEST, given, "")

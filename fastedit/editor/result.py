@@ -74,7 +74,7 @@ def versions() -> dict:
     "Versions of what computes an edit."
     return dict(_versions())
 
-# %% ../../nbs/editor/207_result.ipynb #38dffff0
+# %% ../../nbs/editor/207_result.ipynb #8df250c5
 def _model_words(r) -> str:
     "Name a request's model and its LoRAs with their weights."
     loras = [x["file"]+":"+format(x["weight"], "g") for x in r.loras or ()]
@@ -89,7 +89,7 @@ def summary(self: EditResult) -> str:
     control = f" + {self.control_nfe} ControlNet" if self.control_nfe else ""
     return (f"{r.method} on {_model_words(r)}: {len(self.timesteps)} steps "
             f"{list(self.timesteps)}, guidance {r.guidance}, control {r.control}{scale}, "
-            f"seed {r.seed}, NFE {self.nfe}{known}{control}, {self.seconds['total']:.2f} s "
+            f"seed {r.seed}{', repaired' if r.repair else ''}, NFE {self.nfe}{known}{control}, {self.seconds['total']:.2f} s "
             f"({self.network_seconds:.2f} s in networks)")
 
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #3c7ea80e
+# %% ../../../nbs/studies/bench/377_running.ipynb #a27256c7
 import inspect, json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +20,7 @@ from ...measure import Table
 from ...models import find_spec
 from ...pictures import save_image
 from .curves import draw_trade_off
+from .faults import tell_rates
 from .judging import HEADLINE, Judge
 from .rows import RowFile, read_run, refuse_if_held, starting_in
 from .runs import make_list, make_runs
@@ -105,7 +106,7 @@ def _in_notebook() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #c473a379
+# %% ../../../nbs/studies/bench/377_running.ipynb #0f50f1e8
 def _about_data(dataset, data, out, size) -> dict:
     "Which data set, where it lies, and what of it was skipped."
     drawn, inside = str(dataset) == "picturebook", data.root.is_relative_to(out.resolve())
@@ -116,6 +117,7 @@ def _about_data(dataset, data, out, size) -> dict:
 def _about_jobs(data, share) -> dict:
     "What holds for each run."
     return dict(profile=share.profile, precision=share.precision, seeds=list(share.seeds),
+                diagnosed=share.diagnose,
                 entries={e.id: entry_hash(e) for e in data})
 
 def _about_runs(good, refused, judge, editors, loras) -> dict:
@@ -128,8 +130,9 @@ def _about_runs(good, refused, judge, editors, loras) -> dict:
                  revisions={m: editors(m).parts.revision for m in models})
     return dict(found, loras=list(editors(good[0].model).loras)) if loras else found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #660e7afa
-_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions")   # which rows count
+# %% ../../../nbs/studies/bench/377_running.ipynb #34d68e5f
+# which rows count
+_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions", "diagnosed")
 
 def _asks_otherwise(out, run) -> bool:
     "Whether the folder's last command asked for something else."
@@ -169,7 +172,7 @@ def _csv(rows) -> bytes:
 def _times_of(line) -> dict:
     return {k: v for k, v in line.items() if k in ("label", "model", "n") or k.startswith(TIMES)}
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #41c5b3fb
+# %% ../../../nbs/studies/bench/377_running.ipynb #037ddf2d
 def write_tables(found: Bench):
     "Write table.md, .csv and .json (without times), times.csv, types.md, of curves tradeoff.png."
     folder, lines = found.folder, found.lines
@@ -179,6 +182,8 @@ def write_tables(found: Bench):
     for name, text in texts.items(): atomic_write(folder/name, (text+"\n").encode())
     atomic_write(folder/"table.csv", _csv(list(map(without_times, lines))))
     atomic_write(folder/"times.csv", _csv(list(map(_times_of, lines))))
+    if found.run["diagnosed"]:
+        atomic_write(folder/"failures.md", (found.rates._repr_markdown_()+"\n").encode())
     curves = any(r["knob"] for r in found.run["runs"])
     if curves and HEADLINE[found.run["profile"]]["success"]:
         save_image(draw_trade_off(found), folder/"tradeoff.png")
@@ -229,7 +234,7 @@ def _finish(out, team, begun, loading, **account) -> Bench:
     team.close()
     return found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #063f0436
+# %% ../../../nbs/studies/bench/377_running.ipynb #6ca38103
 def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or JSONL
               methods="all",            # see `make_runs`
               models=None,              # names or folders; None: for each method its embedded one
@@ -242,6 +247,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
               size: int=None,           # side of the pictures, see `open_dataset`
               types=None, ids=None, sample: int=None, limit: int=None,  # which entries
               skip_bad: bool=False,     # go on without bad entries
+              diagnose: bool=False,     # also say what went wrong with each picture
               curves: bool=False,       # vary each method's own knob and draw the trade-off
               precision: str="fp32",    # of the networks
               device: str=None,         # None: a GPU if there is one
@@ -268,7 +274,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
     loras = _check_loras(loras, make_editor)
     editors = Editors(make_editor or _editor_maker(device, precision, loras))
     good, refused = possible_runs(runs, editors, methods != "all")
-    share = Share(list(data)[index-1::of], seeds, profile, precision, index, of)
+    share = Share(list(data)[index-1::of], seeds, profile, precision, index, of, diagnose)
     run = dict(**_about_data(dataset, data, out, size), **_about_jobs(data, share),
                **_about_runs(good, refused, judge, editors, loras))
     with closing(_claim(out, run, team, index, of)) as file:
