@@ -4,7 +4,9 @@ import json, os, secrets, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": dict(
