@@ -46,7 +46,7 @@ def _folder_rows(folder: Path, prompt) -> list:
                         f"write one into {Path(lost[0]).stem}.txt beside it, or give one for all")
     return rows
 
-# %% ../../nbs/editor/209d_many.ipynb #cacaebe7
+# %% ../../nbs/editor/209d_many.ipynb #df0439cd
 _FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "model"))
 _TEXT = ("prompt", "source_prompt", "negative_prompt", "method", "control", "schedule")
 
@@ -74,7 +74,8 @@ def _table_rows(file: Path, prompt) -> list:
         if not row.setdefault("prompt", prompt): raise DataError(f"{file}, line {i}: no prompt")
         row = {n: _cell(n, v) for n, v in row.items()}
         for n in ("image", "mask"):
-            if n in row: row[n] = file.parent/as_path(str(row[n]), f"{file}, line {i}: {n}", DataError)
+            if n not in row: continue
+            row[n] = file.parent/as_path(str(row[n]), f"{file}, line {i}: {n}", DataError)
         rows.append(row)
     if not rows: raise DataError(f"{file} has no rows")
     return rows
