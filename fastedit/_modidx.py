@@ -130,6 +130,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastedit.core._plain': ('core.html#_plain', 'fastedit/core.py'),
                                'fastedit.core.canonical_json': ('core.html#canonical_json', 'fastedit/core.py'),
                                'fastedit.core.content_hash': ('core.html#content_hash', 'fastedit/core.py'),
+                               'fastedit.core.exported_names': ('core.html#exported_names', 'fastedit/core.py'),
                                'fastedit.core.legible': ('core.html#legible', 'fastedit/core.py'),
                                'fastedit.core.pages_on_demand': ('core.html#pages_on_demand', 'fastedit/core.py'),
                                'fastedit.core.progress': ('core.html#progress', 'fastedit/core.py'),
