@@ -69,11 +69,12 @@ def foreign_format(head: bytes) -> str:
     kind = next((k for start, k in _OTHER.items() if head.startswith(start)), None)
     return f"is a {kind} file, which is not read here: save it as PNG" if kind else ""
 
-# %% ../../nbs/pictures/010_sources.ipynb #a42e3c2b
+# %% ../../nbs/pictures/010_sources.ipynb #69e3142d
 def source_name(source) -> str:
     "Name a source in messages: a path or an open file by its name, anything else by its kind."
     if isinstance(source, (str, os.PathLike)): return str(source)
-    if isinstance(source, (bytes, bytearray, memoryview)): return f"the picture ({len(source)} bytes)"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"the picture ({len(source)} bytes)"
     if not hasattr(source, "read"): return in_words(source)
     try: name = str(source.name)
     except Exception: return "the open file"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tests.fuzz import Case
-from tests.fuzz.pictures import bomb, encoded, picture, spoilt
+from tests.fuzz.pictures import bomb, encoded, spoilt
 from tests.fuzz.values import any_value
 
 N, SMALL = 10_000, 400
