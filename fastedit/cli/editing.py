@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #1b2291d4
+# %% ../../nbs/cli/904_editing.ipynb #39cdff82
 Method = option(str, "ddcm (if not given), img2img, ..., a preset such as edit_friendly-4, or "
                 "FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
@@ -50,8 +50,8 @@ def control_options(control, control_scale) -> dict:
     scale = one_or_all([scales(s) for s in control_scale or ()])
     return dict(control=one_or_all(control), control_scale=scale)
 Schedule = option(str, "continuous; or stock (img2img), to repeat published runs.")
-Scheduler = option(str, "Who steps in img2img: dpmpp, dpmpp_karras, euler, euler_a, ddim, unipc, tcd, "
-                   "lcm, or own for the model's; the method's sampler if not given.")
+Scheduler = option(str, "Who steps in img2img: dpmpp, dpmpp_karras, euler, euler_a, ddim, unipc, "
+                   "tcd, lcm, or own for the model's; the method's sampler if not given.")
 Size = option(str, "WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")
 Seed = option(int, "Of the noise.", min=0)
 MethodOptions = option(list[str], "name=value, an option of the method's own; may be repeated.")
