@@ -259,7 +259,7 @@ def _bar(site: Site, page: Page) -> str:
     stem = page.rel.rpartition("/")[2]
     colab = site.url.replace("https://github.com/", "https://colab.research.google.com/github/")
     ran = page.nb["metadata"].get("ran", {})
-    said = ", ".join(f"{v}" for v in ran.values())
+    said = ", ".join(ran[k] for k in ("version", "date", "machine", "seconds") if k in ran)
     stamp = f'<span class="fe-ran">last run: {escape(said)}</span>' if said else ""
     return (
         '<p class="fe-bar">'
