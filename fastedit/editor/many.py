@@ -46,9 +46,10 @@ def _folder_rows(folder: Path, prompt) -> list:
                         f"write one into {Path(lost[0]).stem}.txt beside it, or give one for all")
     return rows
 
-# %% ../../nbs/editor/209d_many.ipynb #df0439cd
+# %% ../../nbs/editor/209d_many.ipynb #a9d98801
 _FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "model"))
-_TEXT = ("prompt", "source_prompt", "negative_prompt", "method", "control", "schedule")
+_TEXT = ("prompt", "source_prompt", "negative_prompt", "method", "control", "schedule",
+         "scheduler")
 
 def _cell(name: str, text: str):
     "Read one cell of a table."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #a8e82ce5
+# %% ../../../nbs/studies/bench/377_running.ipynb #9210a002
 import json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +15,7 @@ from annotated_types import Interval, Len
 from fastcore.basics import patch
 from ...core import (DataError, Later, OptionError, as_path, atomic_write,
                            clear_leftovers, progress)
-from ...measure.folders import inside
+from ...measure.folders import place_inside
 from ...editor import versions
 from ...models import asked_loras, find_lora
 from ...measure import PROFILES, Table
@@ -146,19 +146,19 @@ def _refuse_if_others_work(out, ours):
     for path in sorted({*out.glob("rows*.jsonl")}-{*ours, out/"rows-merged.jsonl"}):
         refuse_if_held(path)
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #3891e5c7
+# %% ../../../nbs/studies/bench/377_running.ipynb #1b742da1
 def _claim(out, run, team, index, of) -> RowFile:
     "Lock this process's rows, then write down what is asked for; raises `OptionError`."
     out.mkdir(parents=True, exist_ok=True)
     mine = rows_path(out, index, of)
     if team.rank: return RowFile(mine)   # the first of a team writes
     with starting_in(out):
-        inside(out, "run.json")
+        where = place_inside(out, "run.json")
         if _asks_otherwise(out, run):
             ours = [rows_path(out, i, of) for i in range(index, index+team.size)]
             _refuse_if_others_work(out, ours)
         file = RowFile(mine)
-        try: atomic_write(out/"run.json", json.dumps(run, indent=1).encode())
+        try: atomic_write(where, json.dumps(run, indent=1).encode())
         except BaseException:
             file.close()
             raise
@@ -172,19 +172,20 @@ def _csv(rows) -> bytes:
 def _times_of(line) -> dict:
     return {k: v for k, v in line.items() if k in ("label", "model", "n") or k.startswith(TIMES)}
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #41c5b3fb
+# %% ../../../nbs/studies/bench/377_running.ipynb #d7f1d296
 def write_tables(found: Bench):
     "Write table.md, .csv and .json (without times), times.csv, types.md, of curves tradeoff.png."
     folder, lines = found.folder, found.lines
     data = json.dumps(found.to_dict(times=False), indent=1, allow_nan=False)
     texts = {"table.md": found.table(times=False)._repr_markdown_(), "table.json": data,
              "types.md": found.types._repr_markdown_()}
-    for name, text in texts.items(): atomic_write(folder/name, (text+"\n").encode())
-    atomic_write(folder/"table.csv", _csv(list(map(without_times, lines))))
-    atomic_write(folder/"times.csv", _csv(list(map(_times_of, lines))))
+    tables = {"table.csv": map(without_times, lines), "times.csv": map(_times_of, lines)}
+    for name, text in texts.items():
+        atomic_write(place_inside(folder, name), (text+"\n").encode())
+    for name, rows in tables.items(): atomic_write(place_inside(folder, name), _csv(list(rows)))
     curves = any(r["knob"] for r in found.run["runs"])
     if curves and HEADLINE[found.run["profile"]]["success"]:
-        save_image(draw_trade_off(found), folder/"tradeoff.png")
+        save_image(draw_trade_off(found), place_inside(folder, "tradeoff.png"))
 
 # %% ../../../nbs/studies/bench/377_running.ipynb #c85f598f
 def _check_seeds(seeds) -> tuple:
