@@ -450,14 +450,11 @@ def test_readme_holds_text_code_and_outputs_but_nothing_hidden(project):
     assert nb_tool.check_readme(root) == []
     body = (root / "README.md").read_text().split("\n\n", 1)[1]
     assert body == (
-        (
-            "# Title\n"
-            "see [core](nbs/00_core.ipynb), [us](LICENSE), [web](https://x.org/a) "
-            "and [none](no.ipynb)\n\n"
-        )(
-            "```python\nshow()\n```\n\n```\n2\n```\n\n```python\nplot()\n"
-            "```\n\n![](nbs/images/index-1.png)\n\n| a |\n"
-        )
+        "# Title\n"
+        "see [core](nbs/00_core.ipynb), [us](LICENSE), [web](https://x.org/a) "
+        "and [none](no.ipynb)\n\n"
+        "```python\nshow()\n```\n\n```\n2\n```\n\n```python\nplot()\n"
+        "```\n\n![](nbs/images/index-1.png)\n\n| a |\n"
     )
     assert (root / "nbs" / "images" / "index-1.png").read_bytes() == base64.b64decode(PNG)
     (root / "README.md").write_text(body)
