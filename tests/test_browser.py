@@ -48,9 +48,14 @@ class Page:
 
     def wait(self, told, seconds=60):
         "Wait until `told()` holds, and give what it gave."
+        from selenium.common.exceptions import (
+            NoSuchElementException,
+            StaleElementReferenceException,
+        )
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: told())
+        gone = (NoSuchElementException, StaleElementReferenceException)
+        return WebDriverWait(self.driver, seconds, 0.05, gone).until(lambda _: told())
 
     def js(self, script, *args):
         return self.driver.execute_script(script, *args)
@@ -133,7 +138,7 @@ class Page:
         ).click()
 
     def words(self):
-        return self.css(".fastedit-editor .fastedit-words").text
+        return self.js("return document.querySelector('.fastedit-words').innerText")
 
     def pixels(self, selector) -> np.ndarray:
         "What a picture shows, (H,W,3), as the browser decoded it."
@@ -317,10 +322,10 @@ def test_an_edit_is_cancelled_in_the_middle(page):
 
 
 def test_a_step_back_restores_settings_and_mask(page):
-    page.click("1 back")
+    page.click("back to 1")
     page.wait(lambda: page.ask("widget.result is widget.history[0].result"))
     assert page.ask("widget.c['method'].value") == "ddcm" and page.ask("widget.mask is None")
-    page.click("2 back")
+    page.click("back to 2")
     page.wait(lambda: page.ask("widget.result is widget.history[1].result"))
     assert outside_stays(page)
     page.wait(lambda: page.js(PAINTED))  # the brush shows the mask again
