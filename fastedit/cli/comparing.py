@@ -115,7 +115,7 @@ def check_failed(found, allowed: bool):
     raise FastEditError(f"{text}: the rows hold the reasons; --retry tries them again, "
                         "--allow-failures accepts them")
 
-# %% ../../nbs/cli/909_comparing.ipynb #53434900
+# %% ../../nbs/cli/909_comparing.ipynb #be004777
 @app.command()
 def bench(config: Config=None,
           dataset: Dataset=None,
@@ -151,7 +151,8 @@ def bench(config: Config=None,
                  seeds=None if seeds is None else [whole(s) for s in listed(seeds)], out=out,
                  profile=profile, per_type=per_type, seed=seed, size=size, types=listed(types),
                  ids=listed(ids), sample=sample, limit=limit, skip_bad=skip_bad or None,
-                 diagnose=diagnose or None, curves=curves or None, precision=precision, device=device, shard=shard,
+                 diagnose=diagnose or None, curves=curves or None, precision=precision,
+                 device=device, shard=shard,
                  workers=workers, retry=retry or None)
     asked = merged(config, typed)
     folder = Path(asked["out"])

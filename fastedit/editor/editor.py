@@ -235,7 +235,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
         return _accounted(self, image, mask, r, on_step, pictures)
 
-# %% ../../nbs/editor/209_editor.ipynb #a9846d4f
+# %% ../../nbs/editor/209_editor.ipynb #bf9c2b70
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
@@ -263,19 +263,18 @@ def _account_of(self, draft, moved, peak) -> EditResult:
     memory = dict(residency=draft.settings.residency, vae_tile=_tile_used(draft),
                   moved=mover.moved-moved if mover else 0, packed=packs(self.parts))
     return EditResult(draft.image, draft.source, draft.request, draft.job.grid, count.nfe,
-                      count.control_nfe, draft.clock, count.network_seconds, peak, tuple(draft.said), (),
+                      count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused)
 
-# %% ../../nbs/editor/209_editor.ipynb #b6e669b6
+# %% ../../nbs/editor/209_editor.ipynb #4657bdc1
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
     small = self.device.type != "cpu" or self.meter is not None
     ladder = ladder_for(r.size, self.spec.vae_factor, small)
-    def advice(): return self.advice(r.size)
     try:
-        return run_with_fallbacks(run, self.memory, ladder, self.allow_smaller, advice, self.free,
-                                  self.half)
+        return run_with_fallbacks(run, self.memory, ladder, self.allow_smaller,
+                                  lambda: self.advice(r.size), self.free, self.half)
     finally: self.restore()
 
 @patch
@@ -288,16 +287,15 @@ def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> Edit
         with self.placed(s):
             smaller = _shrink(r, s.area_scale, self.spec)
             return self._attempt(Draft(smaller, method, source, mask, s, on_step,
-                                       pictures=pictures))
+                                       pictures=pictures, said=notes))
     result, used = self._with_fallbacks(r, run)
     tile = result.memory["vae_tile"]
     if tile and tile == self.memory.vae_tile:
         notes.append(f"decoded in tiles of {tile} pixels, to stay within the memory")
     result.seconds["total"] = time.perf_counter()-start
-    rungs = tuple(f"{g.key}: {g.words}" for g in used)
-    return replace(result, notes=(*notes, *result.notes), fallbacks=rungs)
+    return replace(result, notes=tuple(notes), fallbacks=tuple(f"{g.key}: {g.words}" for g in used))
 
-# %% ../../nbs/editor/209_editor.ipynb #f8ab785e
+# %% ../../nbs/editor/209_editor.ipynb #9c5fedf0
 def _alone(editor, job, on_step):
     "Run one edit of a batch: its result, or its error."
     try: return editor(**job, on_step=on_step)
@@ -305,18 +303,18 @@ def _alone(editor, job, on_step):
     except FastEditError as e: return e
 
 def _drafted(editor, job, on_step):
-    "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
+    "Read, resolve and prepare one edit of a batch: (what was read, draft)."
     r, pictures = _asked_for(editor, *words_of(job))
     given = _read_inputs(job["image"], job.get("mask"))
     check_maps(r.control, pictures, given.picture.image.size)
     source = given.picture.image
     region = None if given.mask is None else load_mask(given.mask, source.size)
-    said = given.said(r)
     filled, method, notes = editor.resolve(r, source, region)
-    draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
-    return given, editor.prepare(draft), (*notes, *said)
+    draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures,
+                  said=[*notes, *given.said(r)])
+    return given, editor.prepare(draft)
 
-# %% ../../nbs/editor/209_editor.ipynb #559ca918
+# %% ../../nbs/editor/209_editor.ipynb #52c6e361
 def _at_once(editor, jobs: list, on_step) -> dict:
     "Run those of several edits that can go into one call of the networks, {place: result}."
     ready, groups, found = {}, {}, {}
@@ -330,8 +328,7 @@ def _at_once(editor, jobs: list, on_step) -> dict:
         denoise_together(editor, drafts, asking_of(editor, drafts[0]))
         for i, d in zip(places, drafts):
             d.clock["total"] = sum(d.clock.values())
-            done = _account_of(editor, d, 0, None)
-            done = replace(done, notes=(*ready[i][2], *done.notes))
+            done = replace(_account_of(editor, d, 0, None), notes=tuple(d.said))
             found[i] = _completed(editor, ready[i][0], done, ())
     return found
 
@@ -381,7 +378,7 @@ def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings
     for e in edits.errors.values(): raise e
     return edits
 
-# %% ../../nbs/editor/209_editor.ipynb #88610c12
+# %% ../../nbs/editor/209_editor.ipynb #e3eb1b50
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."
@@ -398,9 +395,7 @@ def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     made = flow.edit(fitted, r.prompt, filled["steps"], filled["guidance"], r.seed,
                      r.negative_prompt, on_step)
     image = unfit(made.image, frame)
-    if r.repair:
-        image, words = mended(source, image, mask)
-        notes.append(words)
+    if r.repair: image = mended(source, image, mask, notes)
     if mask is not None: image = composite(source, image, mask, r.feather)
     r = replace(r, **filled, loras=(), size=frame.model, image=pixel_hash(source),
                 mask=None if mask is None else pixel_hash(mask))

@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image
 from ..drift import repair
 
-# %% ../../nbs/editor/206e_mending.ipynb #bd01c372
+# %% ../../nbs/editor/206e_mending.ipynb #8c414e1f
 def mended(source: Image.Image,      # the picture that was edited
            edited: Image.Image,      # what came out, of its size
-           region: np.ndarray=None   # (H, W) in [0, 1]: where it may differ; None: found
-          ) -> tuple:
-    "Undo what an edit should not have changed: (picture, a sentence about it)."
+           region: np.ndarray=None,  # (H, W) in [0, 1]: where it may differ; None: found
+           said: list=None           # takes in a sentence about what was done
+          ) -> Image.Image:
+    "Undo what an edit should not have changed."
     done = repair(source, edited, region)
-    return done.image, f"repair: {done}; seam {done.seam:.1f} Delta E"
+    if said is not None: said.append(f"repair: {done}; seam {done.seam:.1f} Delta E")
+    return done.image

@@ -352,7 +352,7 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #c26c8ac6
+# %% ../../nbs/editor/208b_stages.ipynb #6be4e15e
 def _found_region(draft):
     "The region that the method found by itself, float32 (H,W) of the picture's size."
     found = draft.job.found.float().repeat(1, 3, 1, 1)*2-1
@@ -380,8 +380,8 @@ def finish(self: Stages, draft: Draft) -> Draft:
     keep what lies outside the region that may change."""
     back, region = draft.clock("finish", lambda: _brought_back(draft))
     if draft.request.repair and back is not None:
-        back, words = draft.clock("repair", lambda: mended(draft.source, back, region))
-        draft.said.append(words)
+        raw = back
+        back = draft.clock("repair", lambda: mended(draft.source, raw, region, draft.said))
     draft.image = draft.clock("finish", lambda: _put_in_place(draft, back, region))
     return draft
 

@@ -44,7 +44,7 @@ def failures_by_type(rows) -> str:
     told = f" ({common[0][0]})" if common else ""
     return f"{sum(values.values()):.3g} of {len(values)}{told}"
 
-# %% ../../../nbs/studies/bench/375b_faults.ipynb #ab73c73b
+# %% ../../../nbs/studies/bench/375b_faults.ipynb #16d13974
 @patch(as_prop=True)
 def rates(self: Bench) -> Table:
     "How often each kind of failure was found, per method."
@@ -52,7 +52,8 @@ def rates(self: Bench) -> Table:
     for run in self.run["runs"]:
         mine = [r for r in self.rows if (r["label"], r["model"]) == (run["label"], run["model"])]
         label = run["label"]+(" (control)" if run["control"] else "")
-        lines.append((label, run["model"], failure_rate(mine), *(failure_rate(mine, k) for k in kinds)))
+        each = (failure_rate(mine, k) for k in kinds)
+        lines.append((label, run["model"], failure_rate(mine), *each))
     note = ("Share of the pictures in which `diagnose` finds it, with 95% intervals; how often it "
             "is right stands in the calibration of each kind.")
     return Table(("method", "model", "any", *kinds), tuple(lines), "what went wrong", note)

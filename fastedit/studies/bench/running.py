@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #f254b7a1
+# %% ../../../nbs/studies/bench/377_running.ipynb #9210a002
 import json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
@@ -23,7 +23,6 @@ from ...models import PRECISIONS, find_spec
 from ...pictures import save_image
 from ...schema import Give, Schema, Then, check_plain, read_toml
 from .curves import draw_trade_off
-from .faults import tell_rates
 from .judging import HEADLINE, Judge
 from .rows import RowFile, read_run, refuse_if_held, starting_in
 from .runs import make_list, make_runs
