@@ -342,7 +342,9 @@ def test_time_follows_the_work():
     )
     assert Q.predict_memory("sd15", steps=8).work == Q.Work(
         "edit_friendly-4", 8, 2, 16, 8, 0, 2
-    ) and Q.predict_memory("sd15", batch=2, steps=5).work == Q.Work("edit_friendly-4", 5, 2, 10, 5, 0, 2)
+    ) and Q.predict_memory("sd15", batch=2, steps=5).work == Q.Work(
+        "edit_friendly-4", 5, 2, 10, 5, 0, 2
+    )
 
 
 def test_layers_come_ahead_only_from_the_second_call_on():
