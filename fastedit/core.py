@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['canonical_json', 'content_hash', 'read_value', 'legible', 'Later', 'exported_names', 'pages_on_demand', 'progress',
            'Cancelled', 'DataError', 'FastEditError', 'ImageError', 'MaskError', 'MemoryPlanError', 'ModelError',
-           'NumericalError', 'OptionError', 'PromptError', 'address', 'in_words', 'nearest', 'atomic_write',
+           'NumericalError', 'OptionError', 'PromptError', 'address', 'in_words', 'nearest', 'as_path', 'atomic_write',
            'check_output', 'clear_leftovers', 'held_by_me']
 
-# %% ../nbs/000c_core.ipynb #fb2cc34a
+# %% ../nbs/000c_core.ipynb #662cdcf7
 import hashlib, json, math, os, re, sys
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -18,12 +18,13 @@ from pathlib import Path
 from .errors import (Cancelled, DataError, FastEditError, ImageError, MaskError,
                              MemoryPlanError, ModelError, NumericalError, OptionError,
                              PromptError, address, in_words, nearest)
-from .writing import atomic_write, check_output, clear_leftovers, held_by_me
+from .writing import (as_path, atomic_write, check_output, clear_leftovers,
+                              held_by_me)
 
-# %% ../nbs/000c_core.ipynb #a80eb2f3
+# %% ../nbs/000c_core.ipynb #007b3ad7
 _all_ = ["Cancelled", "DataError", "FastEditError", "ImageError", "MaskError",
          "MemoryPlanError", "ModelError", "NumericalError", "OptionError", "PromptError",
-         "address", "in_words", "nearest", "atomic_write", "check_output",
+         "address", "in_words", "nearest", "as_path", "atomic_write", "check_output",
          "clear_leftovers", "held_by_me"]
 
 # %% ../nbs/000c_core.ipynb #41428bd3

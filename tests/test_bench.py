@@ -640,7 +640,7 @@ def test_merging_takes_pictures_from_among_pictures_only(whole, tmp_path, image)
     ]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "run.json", "images"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "run.json", "images", "table.md", "times.csv"])
 def test_nothing_is_written_through_a_link_that_leads_out(whole, go, tmp_path, name):
     out, mine = tmp_path / "out", tmp_path / "mine"
     shutil.copytree(whole, out)
@@ -650,6 +650,16 @@ def test_nothing_is_written_through_a_link_that_leads_out(whole, go, tmp_path, n
     with pytest.raises(DataError, match="outside"):
         go(out)
     assert not list(mine.iterdir()) if name == "images" else mine.read_text() == "my own"
+
+
+@pytest.mark.parametrize("name", ["run.json", "table.md", "a picture"])
+def test_a_pipe_in_the_folder_is_not_waited_for(whole, go, tmp_path, name):
+    shutil.copytree(whole, out := tmp_path / "out")
+    path = next(out.glob("images/*/*.png")) if name == "a picture" else out / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="no ordinary file"):
+        go(out)
 
 
 def test_leftovers_are_cleared_at_the_next_start(whole, go, tmp_path):

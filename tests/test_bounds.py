@@ -5,7 +5,7 @@ import io, struct
 from pathlib import Path
 import pytest
 from PIL import Image
-from fastedit.core import FastEditError, ImageError, OptionError, in_words
+from fastedit.core import DataError, FastEditError, ImageError, OptionError, in_words
 from fastedit.editor import EditRequest
 from fastedit.pictures import load_image, save_image
 
@@ -117,6 +117,32 @@ def closed():
 def test_what_is_no_source(source):
     with pytest.raises(ImageError):
         load_image(source)
+
+
+class Named(io.BytesIO):
+    name = "a\n" * 2000
+
+
+class Nameless(io.BytesIO):
+    @property
+    def name(self):
+        raise RuntimeError("no name")
+
+
+@pytest.mark.parametrize("read", [load_image, EditRequest.from_png])
+@pytest.mark.parametrize("kind", [bytes, bytearray, Named, Nameless])
+def test_a_source_is_named_in_a_few_words(read, kind):
+    data = b"GIF89a" + bytes(10_000)
+    with pytest.raises(ImageError) as e:
+        read(kind(data))
+    assert len(str(e.value)) < 500 and "\\x00" not in str(e.value) and "\n" not in str(e.value)
+
+
+def test_bytes_without_a_request_are_not_spelt_out():
+    b = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(b, "PNG")
+    with pytest.raises(DataError, match=r"^the picture \(\d+ bytes\) holds no fastedit request"):
+        EditRequest.from_png(b.getvalue())
 
 
 @pytest.mark.parametrize("suffix, side", [(".webp", 16_384), (".jpg", 65_501)])

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DataSet', 'read_data']
 
-# %% ../../nbs/measure/313_datasets.ipynb #4fef20a6
+# %% ../../nbs/measure/313_datasets.ipynb #188edd2e
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import DataError, OptionError
+from ..core import DataError, OptionError, as_path
 from .entries import Entry
 from .reading import read_pie, read_table
 from ..world import EDIT_TYPES
@@ -117,10 +117,10 @@ def pick(self: DataSet,
         raise OptionError("nothing is left after narrowing down: loosen types, ids or limit")
     return replace(self, entries=tuple(kept[:limit]))
 
-# %% ../../nbs/measure/313_datasets.ipynb #b7522483
+# %% ../../nbs/measure/313_datasets.ipynb #a7343880
 def _open(path) -> tuple:
     "Resolved folder, and the table in it or None."
-    p = Path(path).expanduser()
+    p = as_path(path, "the data set", DataError)
     if not p.exists():
         raise DataError(f"{path} does not exist: give a PIE-Bench folder, a drawn benchmark, or a "
                         "CSV or JSONL")

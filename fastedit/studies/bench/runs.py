@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'VARIANTS', 'PRESETS', 'KNOBS', 'OURS', 'knob_of', 'Run', 'default_model', 'make_list', 'make_runs']
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #4cdd96d3
-import itertools
+# %% ../../../nbs/studies/bench/370_runs.ipynb #a066969b
+import itertools, math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from ...core import OptionError
+from ...core import OptionError, in_words, nearest
 from ..demo import PUBLISHED
 from ...editor import EditRequest
 from ...methods import (check_options, find_method, find_preset, method_names,
@@ -77,32 +77,32 @@ def sort_settings(settings: dict) -> tuple:
     options = {k: v for k, v in settings.items() if k not in _ASKED and k not in OURS}
     return asked, options
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #ded09b31
+# %% ../../../nbs/studies/bench/370_runs.ipynb #7f39fa2c
 def _check_names(run, method):
     "Refuse settings that neither the request nor the method has."
     asked, options = sort_settings(run.settings)
     lost = {k for k in options if k not in method.options} | {k for k in asked if k in _TAKEN}
     if not lost: return
     known = sorted({*_ASKED, *OURS, *method.options}-set(_TAKEN))
-    raise OptionError(f"setting {', '.join(sorted(lost))} is unknown to {run.label!r}: there are "
-                      f"{', '.join(known)}; to set one method alone, write METHOD.NAME")
+    raise OptionError(f"setting {', '.join(sorted(lost))} is unknown to {in_words(run.label)}: "
+                      f"there are {', '.join(known)}; to set one method alone, write METHOD.NAME")
 
 def _check_run(run: Run):
     "Refuse settings that no edit could have; raises `OptionError`."
     method, settings = find_method(run.method), run.settings
     for k, allowed in OURS.items():
         if k in settings and settings[k] not in allowed:
-            raise OptionError(f"{k}={settings[k]!r} of {run.label!r}: use one of "
+            raise OptionError(f"{k}={in_words(settings[k])} of {in_words(run.label)}: use one of "
                               f"{', '.join(map(str, allowed))}")
     _check_names(run, method)
     asked, options = sort_settings(settings)
     check_options(method, options)
     if settings.get("schedule") not in (None, *method.schedules):
-        raise OptionError(f"schedule={settings['schedule']!r} of {run.label!r}: "
+        raise OptionError(f"schedule={in_words(settings['schedule'])} of {in_words(run.label)}: "
                           f"it has {', '.join(method.schedules)}")
     EditRequest(prompt="a prompt", method=method.key, options=options, **asked)
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #9ef275a1
+# %% ../../../nbs/studies/bench/370_runs.ipynb #3f16c3a6
 def default_model(method: str,        # key in the registry
                   settings: dict=None # of the run; its steps decide
                  ) -> str:            # name in the registry of models
@@ -110,7 +110,8 @@ def default_model(method: str,        # key in the registry
     m = find_method(method)
     if m.instruction: return "mini-instruct"
     steps = (settings or {}).get("steps") or m.steps
-    return "mini" if m.few_step and steps <= 12 else "mini-teacher"
+    few = isinstance(steps, (int, float)) and steps <= 12   # what is no number is refused later
+    return "mini" if m.few_step and few else "mini-teacher"
 
 # %% ../../../nbs/studies/bench/370_runs.ipynb #9fc5a12f
 def make_list(methods # text with commas, or a list
@@ -119,7 +120,7 @@ def make_list(methods # text with commas, or a list
     if not isinstance(methods, str): return list(methods)
     return [m.strip() for m in methods.split(",") if m.strip()]
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #aca32ebc
+# %% ../../../nbs/studies/bench/370_runs.ipynb #e04a30f3
 def _named() -> dict:
     "All that may be asked for by name: {name: method and settings}."
     return {**{k: dict(method=k) for k in method_names()}, **VARIANTS, **PRESETS}
@@ -136,12 +137,12 @@ def _check_form(m, named):
     if isinstance(m, str):
         if m in named: return
         if ".py" in m or find_preset(m): return find_method(m)   # of one's own
-        raise OptionError(f"method {m!r} is unknown: use all, or some of {', '.join(named)}, or "
-                          "FILE.py:NAME")
+        raise OptionError(f"method {in_words(m)} is unknown{nearest(m, named)}: use all, or some "
+                          f"of {', '.join(named)}, or FILE.py:NAME")
     if not isinstance(m, dict) or not isinstance(m.get("method"), str) \
             or not isinstance(m.get("label", ""), str):
-        raise OptionError(f"{m!r} is no method: give a name, or a table with method, settings "
-                          "and a label")
+        raise OptionError(f"{in_words(m)} is no method: give a name, or a table with method, "
+                          "settings and a label")
 
 # %% ../../../nbs/studies/bench/370_runs.ipynb #b32bbd0d
 def _part_settings(settings, named, asked) -> tuple:
@@ -167,13 +168,16 @@ def _settings_of(m, named, general, own) -> tuple:
     elif not fixed: given = {**general, **given}
     return name, method, model, given
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #bf40b0c7
+# %% ../../../nbs/studies/bench/370_runs.ipynb #a2773c0a
 def _short(v) -> str: return f"{v:g}" if isinstance(v, float) else str(v)
 
 def _points(name, given):
     "Yield (label, settings, knob, value) for each point of the grid that lists of values span."
     grid = [k for k, v in given.items() if isinstance(v, list)]
     knob = grid[0] if len(grid) == 1 else None
+    if (n := math.prod(len(given[k]) for k in grid)) > 1000:
+        raise OptionError(f"{name} with lists for {', '.join(grid)} makes {n:,} lines: give fewer "
+                          "values, up to 1,000 lines")
     for values in itertools.product(*(given[k] for k in grid)):
         settings = {**given, **dict(zip(grid, values))}
         label = " ".join([name, *(f"{k}={_short(v)}" for k, v in zip(grid, values))])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sink']
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #ec577bfd
+# %% ../../../nbs/studies/bench/374_worker.ipynb #9fb914b9
 import io, json, secrets, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from ...editor import versions
 from ...methods import check_model, check_options, find_method
 from ...models import diagnose
 from ...pictures import load_image, pixel_hash, save_image
-from ...measure.folders import (file_hash, folder_picture, inside, picture_bytes,
+from ...measure.folders import (file_hash, folder_picture, picture_bytes, place_inside,
                                        printable)
 from .rows import RowFile, read_rows, tell_damage
 from .sources import bench_request, entry_hash
@@ -286,7 +286,7 @@ def _warm_up(self: Worker, editor, run, source, ask, mask):
     except Exception: pass
     finally: self.warm.add((run.label, run.model))
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #5ede5e15
+# %% ../../../nbs/studies/bench/374_worker.ipynb #f02da321
 _KEPT = ("request", "timesteps", "nfe", "control_nfe", "notes", "revision", "versions")
 
 @patch
@@ -304,7 +304,7 @@ def _finish(self: Worker, row, entry, image):
 
 @patch
 def _save(self: Worker, image, row):
-    path = inside(self.out, row["image"])
+    path = place_inside(self.out, row["image"])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(image, path, {k: row[k] for k in _KEPT})
     row["picture"] = file_hash(path.read_bytes())
