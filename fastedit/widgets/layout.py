@@ -36,7 +36,7 @@ STYLE = """<style>
   .fastedit-knobs { grid-template-columns: 1fr; } }
 </style>"""
 
-# %% ../../nbs/widgets/708_layout.ipynb #9b787067
+# %% ../../nbs/widgets/708_layout.ipynb #290d26a2
 def _button(words, hint, **kw):
     import ipywidgets as w
     return w.Button(description=words, tooltip=hint, layout=w.Layout(width="auto"), **kw)
@@ -61,7 +61,8 @@ def _asking(model: str) -> dict:
         prompt=_line("prompt", "what the picture shall show", "1 1 100%"),
         source_prompt=_line("source", "what it shows now, for methods that compare", "1 1 100%"),
         negative_prompt=_line("negative", "what guidance pushes away from", "1 1 100%"),
-        method=w.Dropdown(options=named_methods(), value=DEFAULT_METHOD, description="method", **slim),
+        method=w.Dropdown(options=named_methods(), value=DEFAULT_METHOD,
+                          description="method", **slim),
         seed=w.BoundedIntText(0, min=0, max=2**53, description="seed", continuous_update=False,
                               style=dict(description_width="6.5em"),
                               layout=w.Layout(width="13em")),
