@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Place', 'ForAll', 'OutFolder', 'Methods', 'Seeds', 'AtOnce', 'whole_numbers', 'check_batch', 'batch']
 
-# %% ../../nbs/cli/904b_batching.ipynb #aeee7996
+# %% ../../nbs/cli/904b_batching.ipynb #1a3fdd4a
 from pathlib import Path
 import typer
 from .checks import check_drawn, check_machine, check_models
 from .editing import (AllowSmaller, Anyway, Budget, Control, ControlScale, Guidance,
                                   MethodOptions, NegativePrompt, Precision, Residency, Schedule,
-                                  Size, SourcePrompt, Strength, _given, control_options)
+                                  Scheduler, Size, SourcePrompt, Strength, _given, control_options)
 from .options import (Device, Lora, Model, Quiet, Steps, argument, loras, named_values,
                                   number, option, print_json, sides)
 from .terminal import app, say
@@ -58,7 +58,7 @@ def _folder(out: Path):
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file: give a folder for the pictures")
 
-# %% ../../nbs/cli/904b_batching.ipynb #bc59effb
+# %% ../../nbs/cli/904b_batching.ipynb #b38a8ea6
 @app.command()
 def batch(place: Place,
           out: OutFolder,
@@ -76,6 +76,7 @@ def batch(place: Place,
           control: Control=None,
           control_scale: ControlScale=None,
           schedule: Schedule=None,
+          scheduler: Scheduler=None,
           size: Size=None,
           precision: Precision=None,
           device: Device=None,
@@ -92,7 +93,7 @@ def batch(place: Place,
     _folder(out)
     common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
                   strength=strength, guidance=number(guidance), schedule=schedule,
-                  size=sides(size), options=named_values(option) or None,
+                  scheduler=scheduler, size=sides(size), options=named_values(option) or None,
                   **control_options(control, control_scale))
     common = {k: v for k, v in common.items() if v is not None}
     planned = plan_edits(read_edits(place, prompt), model, tuple(method or ()),

@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #48d65a1b
+# %% ../../nbs/cli/904_editing.ipynb #39cdff82
 Method = option(str, "ddcm (if not given), img2img, ..., a preset such as edit_friendly-4, or "
                 "FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
@@ -50,6 +50,8 @@ def control_options(control, control_scale) -> dict:
     scale = one_or_all([scales(s) for s in control_scale or ()])
     return dict(control=one_or_all(control), control_scale=scale)
 Schedule = option(str, "continuous; or stock (img2img), to repeat published runs.")
+Scheduler = option(str, "Who steps in img2img: dpmpp, dpmpp_karras, euler, euler_a, ddim, unipc, "
+                   "tcd, lcm, or own for the model's; the method's sampler if not given.")
 Size = option(str, "WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")
 Seed = option(int, "Of the noise.", min=0)
 MethodOptions = option(list[str], "name=value, an option of the method's own; may be repeated.")
@@ -86,7 +88,7 @@ def save_edit(result, out, quiet: bool=False):
         if quiet: warnings.simplefilter("ignore")
         result.save(out)
 
-# %% ../../nbs/cli/904_editing.ipynb #87387ceb
+# %% ../../nbs/cli/904_editing.ipynb #ff675711
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -104,6 +106,7 @@ def edit(image: Image,
          control_scale: ControlScale=None,
          controlnet: ControlNets=None,
          schedule: Schedule=None,
+         scheduler: Scheduler=None,
          mask: Mask=None,
          feather: Feather=2.,
          size: Size=None,
@@ -124,7 +127,7 @@ def edit(image: Image,
     writable(out, SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
                     strength=strength, guidance=number(guidance),
-                    source_guidance=source_guidance, schedule=schedule,
+                    source_guidance=source_guidance, schedule=schedule, scheduler=scheduler,
                     size=sides(size), seed=seed, feather=feather, options=named_values(option),
                     **control_options(control, control_scale))
     if method: settings["method"] = method

@@ -60,10 +60,10 @@ def _folder_rows(folder: Path, prompt) -> list:
                         f"write one into {Path(lost[0]).stem}.txt beside it, or give one for all")
     return rows
 
-# %% ../../nbs/editor/209d_many.ipynb #51ee614d
+# %% ../../nbs/editor/209d_many.ipynb #cc5169ff
 _FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "model"))
 _TEXT = ("image", "mask", "prompt", "source_prompt", "negative_prompt", "method", "control",
-         "schedule")
+         "schedule", "scheduler")
 
 def _cell(name: str, text: str):
     "Read one cell of a table."

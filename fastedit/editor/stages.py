@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #4a42585f
+# %% ../../nbs/editor/208b_stages.ipynb #582c26b8
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import content_hash
-from ..denoise import Denoiser, Memo, Noise, Text, finite, spread
+from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
 from .notes import DRAWN_ONLY, warn_photograph
@@ -110,16 +110,25 @@ def kept(self: Stages, kind: str, make, *content):
     "Take an answer from the cache, or make and keep it; `content` is all that it depends on."
     return self.cache.get(content_hash(kind, self.parts.revision, *content), make)
 
-# %% ../../nbs/editor/208b_stages.ipynb #f3cab810
+# %% ../../nbs/editor/208b_stages.ipynb #d558a335
 def _source_prompt(r, method) -> tuple:
     "The source prompt that a method compares with, and what to say about it."
     if not method.source_prompt or r.source_prompt is not None: return r.source_prompt, []
     return "", [f"{method.key} compares with a source prompt and none was given: the empty "
                 "prompt was used"]
 
-def _stock_notes(stages, schedule) -> list:
+def _who_steps(stages, r, method) -> tuple:
+    "Say who steps, and what to say of a pipeline's scheduler that does not."
+    lent, kind = stages.parts.lent, stages.parts.scheduler.get("_class_name")
+    if r.scheduler or lent is None or kind == "LCMScheduler": return r.scheduler, []
+    if method.sampled and "sampler" not in r.options: return "own", []
+    if method.sampled or method.pipeline or not method.edits: return None, []
+    return None, [f"the pipeline's {kind} does not step here: {method.key} goes from time to time "
+                  "by a formula of its own, with the noise levels of that scheduler"]
+
+def _stock_notes(stages, schedule, scheduler) -> list:
     "Say that a stock schedule is not this model's own."
-    if schedule != "stock" or stages.denoiser().consistent: return []
+    if schedule != "stock" or scheduler or stages.denoiser().consistent: return []
     own = stages.parts.scheduler.get("_class_name")
     return [f"schedule 'stock' takes the steps of LCMScheduler; this model's own is {own}, whose "
             "pipeline takes others"]
@@ -166,7 +175,7 @@ def _fill_in(stages, r, method, source, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #30bc3a39
+# %% ../../nbs/editor/208b_stages.ipynb #43ac6c4c
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -176,24 +185,34 @@ def resolve(self: Stages,
     "Fill in every default: (request, method, notes)."
     method, seen = check_request(r, self.spec, source.size), pixel_hash(source)
     options, schedule = check_options(method, r.options), r.schedule or method.schedules[0]
-    notes = [*self.parts.notes, *_stock_notes(self, schedule),
-             *check_model(method, self.parts, options)]
+    scheduler, said = _who_steps(self, r, method)
+    notes = [*self.parts.notes, *_stock_notes(self, schedule, scheduler), *said,
+             *check_model(method, self.parts, options, scheduler)]
     scales = _scales(self, r, method)
     source_prompt, said = _source_prompt(r, method)
     notes += [*said, *_cut_notes(self, r.prompt, source_prompt),
               *_photograph_notes(self, source, seen)]
     filled = _fill_in(self, r, method, source, source_prompt=source_prompt, image=seen,
-                      mask=None if mask is None else pixel_hash(mask), **scales)
+                      mask=None if mask is None else pixel_hash(mask), scheduler=scheduler,
+                      **scales)
     stock = schedule == "stock"
-    n = len(visited_times(filled, method, False, options)) if stock else filled.steps
+    n = len(self.times(filled, method)) if stock or scheduler else filled.steps
     notes += unused_notes(filled, r, method, self.denoiser(drop_w=stock), n, mask is not None,
                           self.parts.controlnet is not None)
     return filled, method, notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #7193a02c
+# %% ../../nbs/editor/208b_stages.ipynb #6d314f79
+@patch
+def sampler(self: Stages, r: EditRequest, method: Method) -> Sampler|None:
+    "Lay out the scheduler that a filled-in request names, ready for one run; None if it has none."
+    if r.scheduler is None: return None
+    return Sampler(self.parts.scheduler, r.scheduler, r.steps or method.steps,
+                   r.strength or method.strength, r.schedule == "stock", self.parts.device)
+
 @patch
 def times(self: Stages, r: EditRequest, method: Method) -> tuple:
     "List the times that a filled-in request visits, noisiest first."
+    if r.scheduler: return self.sampler(r, method).times
     return tuple(visited_times(r, method, self.denoiser().consistent, r.options))
 
 @patch
@@ -292,7 +311,7 @@ def encode(self: Stages, draft: Draft) -> Draft:
     draft.z0 = finite("source latents", z0)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #82db949d
+# %% ../../nbs/editor/208b_stages.ipynb #4769904c
 def _latent_mask(draft):
     "A draft's mask at the size of its latents, (1, 1, h, w); None if it has none."
     if draft.mask is None: return None
@@ -309,7 +328,8 @@ def start(self: Stages, draft: Draft) -> Draft:
                     source_guidance=r.source_guidance,
                     control=[control_at(r.control_scale, i, n) for i in range(n)],
                     mask=_latent_mask(draft), options=r.options, on_step=draft.on_step,
-                    prompts=(r.source_prompt or "", r.prompt), pixels=draft.pixels)
+                    prompts=(r.source_prompt or "", r.prompt), pixels=draft.pixels,
+                    sampler=self.sampler(r, draft.method))
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #88eb21bb
