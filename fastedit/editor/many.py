@@ -158,7 +158,7 @@ def _plain(name: str) -> str:
     "A name without what a file's name cannot hold."
     return "".join(c if c.isalnum() or c in "-_. " else "_" for c in name)[:120]
 
-# %% ../../nbs/editor/209d_many.ipynb #a7e3921f
+# %% ../../nbs/editor/209d_many.ipynb #9f400ddc
 ROWS = "edits.jsonl"
 _ROW = Schema("a row", dict(name=str, key=str, image=str, flags=list[str], picture=str, prompt=str,
                             method=str, seed=int, summary=str, nfe=int, control_nfe=int,
@@ -199,8 +199,8 @@ def _add_line(out: Path, row: dict):
             if size := f.seek(0, os.SEEK_END): f.seek(size-1)
             f.write(b"\n"*(f.read(1) not in (b"", b"\n"))+json.dumps(row).encode()+b"\n")
     except OSError as e:
-        raise FastEditError(f"cannot write {out/ROWS}: {e.strerror or e}. Free some space; the same "
-                            "command goes on where this one stopped") from e
+        raise FastEditError(f"cannot write {out/ROWS}: {e.strerror or e}. Free some space; the "
+                            "same command goes on where this one stopped") from e
 
 def _start_in(out: Path, planned: list) -> Path:
     "Make a folder; raises `DataError` for what lies there and cannot be written, such as a pipe."
