@@ -235,7 +235,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
         return _accounted(self, image, mask, r, on_step, pictures)
 
-# %% ../../nbs/editor/209_editor.ipynb #bf9c2b70
+# %% ../../nbs/editor/209_editor.ipynb #6d6bea94
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
