@@ -48,9 +48,14 @@ class Page:
 
     def wait(self, told, seconds=60):
         "Wait until `told()` holds, and give what it gave."
+        from selenium.common.exceptions import (
+            NoSuchElementException,
+            StaleElementReferenceException,
+        )
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: told())
+        gone = (NoSuchElementException, StaleElementReferenceException)
+        return WebDriverWait(self.driver, seconds, 0.05, gone).until(lambda _: told())
 
     def js(self, script, *args):
         return self.driver.execute_script(script, *args)
@@ -133,7 +138,7 @@ class Page:
         ).click()
 
     def words(self):
-        return self.css(".fastedit-editor .fastedit-words").text
+        return self.js("return document.querySelector('.fastedit-words').innerText")
 
     def pixels(self, selector) -> np.ndarray:
         "What a picture shows, (H,W,3), as the browser decoded it."
@@ -152,8 +157,12 @@ class Page:
         )
 
     def settled(self):
-        "Wait until no edit runs or waits."
-        return self.wait(lambda: self.ask("not widget.worker.busy"))
+        "Wait until no edit runs or waits, and the browser has the kernel's picture."
+        self.wait(lambda: self.ask("not widget.worker.busy"))
+        sent = self.ask("__import__('base64').b64encode(widget.c['after'].value).decode()")
+        shown = """const got = await fetch(document.querySelector(arguments[0]).src)
+            return btoa(String.fromCharCode(...new Uint8Array(await got.arrayBuffer())))"""
+        return self.wait(lambda: self.later(shown, AFTER) == sent)
 
     def edited(self, n):
         "Wait until there are `n` edits, and the last one is shown."
@@ -244,7 +253,7 @@ def test_an_uploaded_picture_is_shown(page):
     page.css("body > input[type=file]").send_keys(str(page.work / "ball.png"))
     page.wait(lambda: page.js("return document.querySelector('.fe-picture').naturalWidth == 64"))
     assert np.array_equal(page.pixels(".fe-picture"), np.asarray(picture()))
-    assert "64x64 pixels" in page.words()
+    page.wait(lambda: "64x64 pixels" in page.words())
 
 
 def test_a_prompt_and_a_run_show_an_edit(page):
@@ -317,12 +326,12 @@ def test_an_edit_is_cancelled_in_the_middle(page):
 
 
 def test_a_step_back_restores_settings_and_mask(page):
-    page.click("1 back")
+    page.click("back to 1")
     page.wait(lambda: page.ask("widget.result is widget.history[0].result"))
     assert page.ask("widget.c['method'].value") == "ddcm" and page.ask("widget.mask is None")
-    page.click("2 back")
+    page.click("back to 2")
     page.wait(lambda: page.ask("widget.result is widget.history[1].result"))
-    assert outside_stays(page)
+    assert page.settled() and outside_stays(page)
     page.wait(lambda: page.js(PAINTED))  # the brush shows the mask again
 
 
