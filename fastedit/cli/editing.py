@@ -93,12 +93,13 @@ def save_edit(result, out, quiet: bool=False):
         if quiet: warnings.simplefilter("ignore")
         result.save(out)
 
-# %% ../../nbs/cli/904_editing.ipynb #daf9f8e3
+# %% ../../nbs/cli/904_editing.ipynb #8d1550e0
 def check_words(prompt: str):
     "Refuse an empty prompt before anything is loaded."
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
+# %% ../../nbs/cli/904_editing.ipynb #2a2c752f
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
