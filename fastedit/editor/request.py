@@ -120,12 +120,13 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #9d731570
+# %% ../../nbs/editor/200_request.ipynb #76c9c913
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
     schedule=_name("'continuous' or 'stock'"),
     scheduler=Scheduler,
+    mask_crop=Annotated[int|None, Interval(ge=0, le=65_536), Give("a number of pixels from 0")],
     clip_skip=Annotated[int|None, Interval(ge=0, le=30), Give("a whole number from 0 to 30")],
     prompt_weights=Annotated[bool, Give("true or false")],
     long_prompts=Annotated[bool, Give("true or false")],
@@ -147,7 +148,7 @@ REQUEST = Schema("a request", dict(
     options=Annotated[dict, Then(_check_options), Give("a dict from name to value")],
     size=Size))
 
-# %% ../../nbs/editor/200_request.ipynb #e578a200
+# %% ../../nbs/editor/200_request.ipynb #fde95bdb
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, device, number of threads and
@@ -171,6 +172,7 @@ class EditRequest:
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, or "own" for the
                                  # model's; None: the method's sampler, or the scheduler of a
                                  # pipeline that was brought along
+    mask_crop: int=None          # edit only the mask and so many pixels around it, at full size
     clip_skip: int=None          # layers of the text encoders to leave out, as diffusers counts
     prompt_weights: bool=False   # whether (word:1.3) in a prompt is a weight, and not text
     long_prompts: bool=False     # whether what is over 77 tokens is encoded in further pieces;
