@@ -396,11 +396,22 @@ def test_nothing_was_asked_for_from_elsewhere(page):
     assert page.asked and not others
 
 
-def test_a_saved_notebook_shows_pictures_without_a_kernel(page):
+@pytest.fixture(scope="module")
+def explorer():
+    from fastedit.studies.sweep import Sweep
+    from fastedit.widgets import SweepExplorer
+
+    settings = dict(model="mini", method="img2img", strength=[0.4, 0.8], seed=[0, 1])
+    return SweepExplorer(Sweep(picture(), TARGET, **settings).run(quiet=True))
+
+
+def test_a_saved_notebook_shows_pictures_without_a_kernel(page, explorer):
     page.size(1400)
     page.command("docmanager:save")
     saved = json.loads((page.work / "editor.ipynb").read_text())
     assert any("image/png" in o["data"] for o in saved["cells"][0]["outputs"])
+    shown = dict(output_type="display_data", metadata={}, data=explorer._repr_mimebundle_())
+    saved["cells"].append(dict(saved["cells"][0], id="b", outputs=[shown]))
     (page.work / "saved.ipynb").write_text(json.dumps(saved))
     page.no_kernel()
     page.open("saved.ipynb", kernel=False)
@@ -409,4 +420,20 @@ def test_a_saved_notebook_shows_pictures_without_a_kernel(page):
     picture = ".jp-OutputArea img"
     assert page.js("return arguments[0].checkVisibility()", page.css(picture))
     assert page.pixels(picture).std() > 20
+    still = ".jp-OutputArea .fe-still"  # scripts of a notebook that is not trusted do not run
+    assert page.js("return arguments[0].checkVisibility()", page.css(still))
     page.shot("reopened")
+
+
+def test_a_slider_over_a_sweep_needs_no_kernel(page, explorer):
+    page.driver.get(explorer.save(page.work / "sweep.html").as_uri())
+    words = "return document.querySelector('.fe-say').textContent"
+    assert page.js(words).startswith("strength 0.4, seed 0")
+    edit = ".fe-over img"
+    before = page.pixels(edit)
+    page.css("input[aria-label=strength]").send_keys("\ue014")  # the right arrow
+    assert page.js(words).startswith("strength 0.8, seed 0")
+    assert not np.array_equal(page.pixels(edit), before)
+    page.shot("sweep")
+    page.note_requests()
+    assert not [a for a in page.asked if a.startswith("http") and page.address not in a]
