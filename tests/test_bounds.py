@@ -5,9 +5,9 @@ import io, struct
 from pathlib import Path
 import pytest
 from PIL import Image
-from fastedit.core import DataError, FastEditError, ImageError, OptionError, in_words
+from fastedit.core import DataError, FastEditError, ImageError, MaskError, OptionError, in_words
 from fastedit.editor import EditRequest
-from fastedit.pictures import load_image, save_image
+from fastedit.pictures import load_image, load_mask, save_image
 
 
 def entries(*rows):
@@ -62,6 +62,25 @@ EXIF = b"Exif\0\0II*\0\x08\0\0\0" + entries(*[(t, 1, 50_000, 8) for t in range(5
 def test_what_would_take_far_more_than_its_pixels(data, word):
     with pytest.raises(ImageError, match=word):
         load_image(data)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_a_bit_for_each_block(progressive):
+    b = io.BytesIO()
+    Image.new("RGB", (1024, 1024)).save(b, "JPEG", progressive=progressive, optimize=True)
+    data = bytearray(b.getvalue())
+    assert load_image(bytes(data)).size == (1024, 1024)
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    data[at + 5 : at + 9] = struct.pack(">HH", 8192, 8192)
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        load_image(bytes(data))
+
+
+def test_a_mask_that_pillow_cannot_turn(tmp_path):
+    mask = Image.new("L", (64, 64), 255)
+    mask.info["transparency"] = b"\0" * 300
+    with pytest.raises(MaskError, match="no mask"):
+        load_mask(mask)
 
 
 def test_exif_that_names_the_same_bytes_over_and_over():

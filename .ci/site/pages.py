@@ -130,7 +130,7 @@ def collect(root: Path, package: Path) -> Site:
     sections = {}
     for s in names:
         inside = in_order(s, [p for p in pages if p.section == s and p.rel != "index"])
-        title = SECTIONS.get(s) or (s.replace("/", " · ") if s else "foundations")
+        title = SECTIONS.get(s) or (s.replace("/", " · ") if s else "foundations").capitalize()
         if inside:
             sections[s] = (title, _sentence(root, s), inside)
     ordered = {p.rel: p for s in sections for p in sections[s][2]}
@@ -337,7 +337,7 @@ def convert(site: Site, page: Page, names: dict) -> dict:
     for i, c in enumerate(cells):
         c["id"] = f"c{i}"
     kept = {"kernelspec": page.nb["metadata"].get("kernelspec", {})}
-    kept["language_info"] = dict(name="python")
+    kept["language_info"] = dict(name="python", pygments_lexer="ipython3")
     return dict(cells=cells, metadata=kept, nbformat=4, nbformat_minor=5)
 
 

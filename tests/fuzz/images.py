@@ -210,11 +210,11 @@ def check(found):
 def mask(given, size):
     from fastedit.pictures import read_mask
 
-    found = read_mask(given, size)
-    v = found.values
+    whole = read_mask(given)
+    v = read_mask(whole, size).values
     assert v.dtype == np.float32 and v.ndim == 2 and v.min() >= 0 and v.max() <= 1
     assert size is None or v.shape == size[::-1]
-    return v.nbytes
+    return whole.values.nbytes
 
 
 def request(given, size):

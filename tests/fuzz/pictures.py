@@ -269,7 +269,8 @@ def spoil_jpeg(rng, data):
     elif kind == 5:
         scan = scan[:2] + overwritten(rng, scan[2:])
     else:
-        scan = scan[:-2] * rng.choice((2, 60, 70, 3000)) + scan[-2:]
+        n = rng.choice((2, 60, 70, 3000))
+        scan = scan[:-2] * min(n, 10**7 // (len(scan) + 1)) + scan[-2:]
     return data[:2] + b"".join(parts) + scan
 
 
