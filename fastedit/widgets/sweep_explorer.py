@@ -64,7 +64,7 @@ def _told(s: Sweep, most: int) -> tuple:
     return dict(fields=told, settings=settings, images=packed.addresses,
                 sizes=packed.sizes), first, packed.note
 
-# %% ../../nbs/widgets/710_sweep_explorer.ipynb #edd4a404
+# %% ../../nbs/widgets/710_sweep_explorer.ipynb #8c6462af
 class SweepExplorer(Shown):
     "Sliders and menus over a finished sweep, source | edit with a line to drag; needs no kernel."
     def __init__(self,
@@ -77,8 +77,8 @@ class SweepExplorer(Shown):
                               "fastedit.studies.sweep.Sweep(...).run()")
         told, first, note = _told(sweep, most)
         still, words = sweep.picture(), repr(sweep)
+        told["pair"] = before_after(*first, ("source", "edit"), side, 200_000)
         parts = dict(STILL=embed([still], 200_000).addresses[0], WORDS=escape(words),
-                     PAIR=before_after(*first, ("source", "edit"), side, 200_000),
                      DATA=json.dumps(told).replace("<", "\\u003c"))
         html = (files("fastedit")/"widgets"/"explorer.html").read_text("utf-8")
         html = re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], html)
