@@ -178,7 +178,7 @@ def test_steps_are_what_ran(ed):
 )
 def test_strengths_and_steps_that_cannot_run_are_refused(ed, kw):
     with pytest.raises(OptionError):
-        ed(A, "a blue ball", **kw)
+        ed(A, "a blue ball", **(dict(method="ddcm") | kw))
 
 
 # --- guidance
@@ -259,7 +259,7 @@ def test_negative_prompt_and_control_matter(ed):
 )
 @pytest.mark.parametrize("kind", ["cfg", "w"])
 def test_ddcm_with_equal_prompts_returns_the_source_latents(parts, kind, g, kw):
-    kw = dict(kw, guidance=g, source_guidance=g)
+    kw = dict(kw, method="ddcm", guidance=g, source_guidance=g)
     e = FastEditor(parts[kind])
     assert torch.equal(
         e(A, "a blue ball", source_prompt="a blue ball", **kw).latents, source_latents(e)

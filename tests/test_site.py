@@ -1,9 +1,11 @@
 "The published site's own functions, on small pages; nothing is built here."
 
 import json
+import re
 import sys
 from pathlib import Path
 import pytest
+import yaml
 
 SITE = Path(__file__).resolve().parents[1] / ".ci" / "site"
 sys.path.insert(0, str(SITE))
@@ -157,6 +159,13 @@ def test_alternative_text_says_where_a_picture_is_and_what_made_it(project):
     assert said == "page, Seen: picture made by draw('a', b)"
 
 
+def test_a_cell_may_say_what_its_picture_shows(project):
+    page = project.pages["tutorials/add_a_method"]
+    page.nb["cells"].append(cell("code", "#| fig-alt: a red ball\nball()"))
+    made = pages.convert(project, page, {})["cells"][-1]
+    assert made["metadata"]["mystnb"]["image"]["alt"] == "a red ball" and made["source"] == "ball()"
+
+
 def test_links_into_what_is_not_shown_are_taken_out():
     html = '<a href="#here">a</a><a href="#gone">b</a><p id="here">'
     assert pages._whole(html) == '<a href="#here">a</a><a>b</a><p id="here">'
@@ -248,3 +257,23 @@ def test_the_address_of_the_repository_stands_in_one_place():
     others = [p for p in (*SITE.rglob("*.*"), root / "setup.py", root / ".ci" / "nb.py")]
     assert named == 1
     assert not [p.name for p in others if p.is_file() and url in p.read_text(errors="ignore")]
+
+
+# ---- what surrounds the code
+
+ROOT = SITE.parents[1]
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob(".github/**/*.yml"), ROOT / "CITATION.cff"], ids=lambda p: p.name
+)
+def test_workflows_and_forms_are_yaml(path):
+    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+def test_version_and_licence_are_the_same_everywhere():
+    settings = pages.read_settings(ROOT)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["version"], cited["license"]) == (settings["version"], settings["license"])
+    newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert newest[1] == settings["version"]

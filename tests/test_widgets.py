@@ -52,11 +52,11 @@ def test_a_mask_keeps_the_rest(widget):
 
 def test_a_step_back_restores_the_settings(widget):
     run(widget)
-    assert widget.knobs.controls["strength"].value == 0.7
+    assert widget.knobs.controls["strength"].value == 0.8
     widget.knobs.controls["strength"].value = 0.9
     assert widget.wait(120)
     widget.restore(widget.history[0])
-    assert widget.knobs.controls["strength"].value == 0.7
+    assert widget.knobs.controls["strength"].value == 0.8
 
 
 def test_bytes_of_a_browser_are_a_mask(widget):

@@ -332,7 +332,8 @@ def convert(site: Site, page: Page, names: dict) -> dict:
             tags = ["remove-input"]
         elif "code-fold" in found:
             tags = ["hide-input"]
-        meta = dict(tags=tags, mystnb=dict(image=dict(alt=_alt(page, heading, source))))
+        alt = found.get("fig-alt") or _alt(page, heading, source)
+        meta = dict(tags=tags, mystnb=dict(image=dict(alt=alt)))
         cells.append(dict(c, source=source.strip("\n"), outputs=outputs, metadata=meta))
     for i, c in enumerate(cells):
         c["id"] = f"c{i}"

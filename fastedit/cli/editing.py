@@ -27,9 +27,9 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #39cdff82
-Method = option(str, "ddcm (if not given), img2img, ..., a preset such as edit_friendly-4, or "
-                "FILE.py:NAME of your own; flow models have one way only.")
+# %% ../../nbs/cli/904_editing.ipynb #d72c5557
+Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
+                "the registry, or FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
@@ -52,6 +52,9 @@ def control_options(control, control_scale) -> dict:
 Schedule = option(str, "continuous; or stock (img2img), to repeat published runs.")
 Scheduler = option(str, "Who steps in img2img: dpmpp, dpmpp_karras, euler, euler_a, ddim, unipc, "
                    "tcd, lcm, or own for the model's; the method's sampler if not given.")
+ClipSkip = option(int, "Layers of the text encoders to leave out, as diffusers counts.", min=0)
+PromptWeights = option(bool, "Read (word:1.3) in prompts as a weight.", "--prompt-weights")
+LongPrompts = option(bool, "Read all of a prompt over 77 tokens, in pieces.", "--long-prompts")
 Size = option(str, "WIDTHxHEIGHT that the model works at; chosen from the picture if not given.")
 Seed = option(int, "Of the noise.", min=0)
 MethodOptions = option(list[str], "name=value, an option of the method's own; may be repeated.")
@@ -88,7 +91,7 @@ def save_edit(result, out, quiet: bool=False):
         if quiet: warnings.simplefilter("ignore")
         result.save(out)
 
-# %% ../../nbs/cli/904_editing.ipynb #ff675711
+# %% ../../nbs/cli/904_editing.ipynb #deb46179
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -107,6 +110,9 @@ def edit(image: Image,
          controlnet: ControlNets=None,
          schedule: Schedule=None,
          scheduler: Scheduler=None,
+         clip_skip: ClipSkip=None,
+         prompt_weights: PromptWeights=False,
+         long_prompts: LongPrompts=False,
          mask: Mask=None,
          feather: Feather=2.,
          size: Size=None,
@@ -129,6 +135,7 @@ def edit(image: Image,
                     strength=strength, guidance=number(guidance),
                     source_guidance=source_guidance, schedule=schedule, scheduler=scheduler,
                     size=sides(size), seed=seed, feather=feather, options=named_values(option),
+                    clip_skip=clip_skip, prompt_weights=prompt_weights, long_prompts=long_prompts,
                     **control_options(control, control_scale))
     if method: settings["method"] = method
     adapters = loras(lora)

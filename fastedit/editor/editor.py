@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #9b447e5e
+# %% ../../nbs/editor/209_editor.ipynb #243a4963
 import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -18,7 +18,7 @@ from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
 from .bar import counted
-from .control import check_maps, same_maps, take_control
+from .given import check_given, name_given, take_again
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
@@ -99,7 +99,7 @@ def __repr__(self: FastEditor) -> str:
     return (f"FastEditor({self.spec.key!r}, device={str(where)!r}, "
             f"precision={self.parts.precision!r}{stays}): {side}x{side}")
 
-# %% ../../nbs/editor/209_editor.ipynb #f8424bc7
+# %% ../../nbs/editor/209_editor.ipynb #e1687530
 def _written_down(editor, prompt, settings) -> EditRequest:
     "Make a request of a prompt and settings."
     if unknown := set(settings)-_FIELDS:
@@ -112,28 +112,13 @@ def _written_down(editor, prompt, settings) -> EditRequest:
     if editor.flow is not None: own["method"] = "flow"
     return EditRequest(prompt=prompt, **{**own, **settings})
 
-def _given(request, prompt, settings) -> EditRequest:
-    "Take a whole request as it is."
-    if not isinstance(request, EditRequest):
-        raise OptionError(f"request={in_words(request)}: give an EditRequest; "
-                          "EditRequest.from_json reads one from JSON, EditRequest.from_png from "
-                          "a saved edit")
-    if prompt is not None or settings:
-        raise OptionError("give either a request or a prompt with settings, not both: use "
-                          "dataclasses.replace(request, ...) to change a request")
-    return request
-
-# %% ../../nbs/editor/209_editor.ipynb #ec4fec60
+# %% ../../nbs/editor/209_editor.ipynb #2fee3fc4
 def _asked_for(editor, prompt, request, settings) -> tuple:
-    "The request of a call, whole or written down from its settings, and its control pictures."
-    control, pictures = take_control(settings.get("control"))
-    if request is None:
-        if "control" in settings: settings = settings | dict(control=control)
-        return _suited(editor, _written_down(editor, prompt, settings)), pictures
-    if pictures: settings = {k: v for k, v in settings.items() if k != "control"}
-    r = _given(request, prompt, settings)
-    same_maps(r.control, pictures)
-    return _suited(editor, r), pictures
+    "The request of a call, whole or written down, and what it names by a hash."
+    named, given = name_given(dict(settings, prompt=prompt))
+    if request is not None: return _suited(editor, take_again(request, named, given)), given
+    prompt = named.pop("prompt", None)
+    return _suited(editor, _written_down(editor, prompt, named)), given
 
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
@@ -149,7 +134,7 @@ def _suited(editor, r: EditRequest) -> EditRequest:
         raise OptionError(f"{words}: make FastEditor({r.model!r}, loras=[(file, weight), ...])")
     return r
 
-# %% ../../nbs/editor/209_editor.ipynb #1a405803
+# %% ../../nbs/editor/209_editor.ipynb #b501ad26
 @dataclass
 class _Inputs:
     "A picture and a mask as they were read."
@@ -189,7 +174,7 @@ def _computed_on(editor, done) -> dict:
 def _accounted(editor, image, mask, r, on_step, pictures) -> EditResult:
     "Read picture and mask, run the request, and complete the account."
     given = _read_inputs(image, mask)
-    check_maps(r.control, pictures, given.picture.image.size)
+    check_given(r, pictures, given.picture.image.size)
     said = given.said(r)
     _stamp_stores(editor)
     source = given.picture.image
@@ -263,7 +248,7 @@ def _account_of(self, draft, moved, peak) -> EditResult:
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused)
 
-# %% ../../nbs/editor/209_editor.ipynb #3985b310
+# %% ../../nbs/editor/209_editor.ipynb #6c499a52
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
@@ -285,7 +270,7 @@ def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> Edit
         with self.placed(s):
             smaller = _shrink(r, s.area_scale, self.spec)
             return self._attempt(Draft(smaller, method, source, mask, s, on_step,
-                                       pictures=pictures))
+                                       given=pictures))
     result, used = self._with_fallbacks(r, run)
     tile = result.memory["vae_tile"]
     if tile and tile == self.memory.vae_tile:
@@ -294,7 +279,7 @@ def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> Edit
     rungs = tuple(f"{g.key}: {g.words}" for g in used)
     return replace(result, notes=tuple(notes), fallbacks=rungs)
 
-# %% ../../nbs/editor/209_editor.ipynb #f8ab785e
+# %% ../../nbs/editor/209_editor.ipynb #7a83c18c
 def _alone(editor, job, on_step):
     "Run one edit of a batch: its result, or its error."
     try: return editor(**job, on_step=on_step)
@@ -305,12 +290,12 @@ def _drafted(editor, job, on_step):
     "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
     r, pictures = _asked_for(editor, *words_of(job))
     given = _read_inputs(job["image"], job.get("mask"))
-    check_maps(r.control, pictures, given.picture.image.size)
+    check_given(r, pictures, given.picture.image.size)
     source = given.picture.image
     region = None if given.mask is None else load_mask(given.mask, source.size)
     said = given.said(r)
     filled, method, notes = editor.resolve(r, source, region)
-    draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
+    draft = Draft(filled, method, source, region, editor.memory, on_step, given=pictures)
     return given, editor.prepare(draft), (*notes, *said)
 
 # %% ../../nbs/editor/209_editor.ipynb #88005fcd

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STYLE', 'SHOWN', 'named_methods', 'controls', 'put', 'arranged']
 
-# %% ../../nbs/widgets/708_layout.ipynb #8ec10749
-from ..methods import method_names, preset_names
+# %% ../../nbs/widgets/708_layout.ipynb #70d33459
+from ..methods import DEFAULT_METHOD, method_names, preset_names
 from ..models.mini import EMBEDDED
 from ..pictures import encode_png
 
@@ -36,7 +36,7 @@ STYLE = """<style>
   .fastedit-knobs { grid-template-columns: 1fr; } }
 </style>"""
 
-# %% ../../nbs/widgets/708_layout.ipynb #c3a37688
+# %% ../../nbs/widgets/708_layout.ipynb #290d26a2
 def _button(words, hint, **kw):
     import ipywidgets as w
     return w.Button(description=words, tooltip=hint, layout=w.Layout(width="auto"), **kw)
@@ -61,7 +61,8 @@ def _asking(model: str) -> dict:
         prompt=_line("prompt", "what the picture shall show", "1 1 100%"),
         source_prompt=_line("source", "what it shows now, for methods that compare", "1 1 100%"),
         negative_prompt=_line("negative", "what guidance pushes away from", "1 1 100%"),
-        method=w.Dropdown(options=named_methods(), value="ddcm", description="method", **slim),
+        method=w.Dropdown(options=named_methods(), value=DEFAULT_METHOD,
+                          description="method", **slim),
         seed=w.BoundedIntText(0, min=0, max=2**53, description="seed", continuous_update=False,
                               style=dict(description_width="6.5em"),
                               layout=w.Layout(width="13em")),
