@@ -120,7 +120,7 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #9d731570
+# %% ../../nbs/editor/200_request.ipynb #b567ef87
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
@@ -145,9 +145,10 @@ REQUEST = Schema("a request", dict(
     feather=Feather,
     loras=Annotated[object, Then(_check_loras)],
     options=Annotated[dict, Then(_check_options), Give("a dict from name to value")],
-    size=Size))
+    size=Size,
+    repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #e578a200
+# %% ../../nbs/editor/200_request.ipynb #acbbe938
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, device, number of threads and
@@ -185,6 +186,7 @@ class EditRequest:
     mask: str=None               # hash of the mask, filled in by the editor
     loras: tuple=None            # LoRAs beside the model's own, as `models.named_loras` writes
                                  # them; None: those that the editor has
+    repair: bool=False           # undo what should not have changed, see `editor.mending`
 
     def __new__(cls, *values, **given):
         if given: refuse_names(REQUEST, given, "")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #9f1b2b6a
+# %% ../../nbs/editor/208b_stages.ipynb #addd8156
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
+from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
 from .request import EditRequest
 from .stores import StageCache
@@ -28,7 +29,7 @@ from ..pictures import (composite, control_map, fit_mask, load_image, looks_phot
                                pixel_hash, plan_fit, to_image, to_tensor, unfit)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #3c88a681
+# %% ../../nbs/editor/208b_stages.ipynb #5aa72bb3
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -62,6 +63,7 @@ class Draft:
     image: object=None           # PIL image of the picture's size
     given: dict=field(default_factory=dict)  # pictures and encoded prompts by their names in the
                                  # request
+    said: list=field(default_factory=list)   # what a reader should know, in words
 
 # %% ../../nbs/editor/208b_stages.ipynb #088bc89b
 STEPS = ("resolve", "fit", "text", "encode", "start", "denoise", "decode", "finish")
@@ -336,28 +338,37 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #2e487500
+# %% ../../nbs/editor/208b_stages.ipynb #6be4e15e
 def _found_region(draft):
     "The region that the method found by itself, float32 (H,W) of the picture's size."
     found = draft.job.found.float().repeat(1, 3, 1, 1)*2-1
     seen = to_image(found).resize(draft.request.size, 2)
     return np.asarray(unfit(seen, draft.frame))[..., 0].astype(np.float32)/255
 
-def _finished(draft):
-    "The picture that an edit gives."
-    if draft.decoded is None: return draft.source
+def _brought_back(draft) -> tuple:
+    "The edited picture at the source's size, and the region that may change: None is all of it."
+    if draft.decoded is None: return None, None
     back, region = unfit(draft.decoded, draft.frame), draft.mask
     if draft.job.found is not None:
         own = _found_region(draft)
         region = own if region is None else region*own
-        if not region.any(): return draft.source
-    if region is None: return back
+        if not region.any(): return None, None
+    return back, region
+
+def _put_in_place(draft, back, region):
+    "The picture that an edit gives."
+    if back is None or region is None: return back or draft.source
     return composite(draft.source, back, region, draft.request.feather)
 
 @patch
 def finish(self: Stages, draft: Draft) -> Draft:
-    "Bring the edited picture back to the source's size, inside the region that may change."
-    draft.image = draft.clock("finish", lambda: _finished(draft))
+    """Bring the edited picture back to the source's size, repair it if that was asked for, and
+    keep what lies outside the region that may change."""
+    back, region = draft.clock("finish", lambda: _brought_back(draft))
+    if draft.request.repair and back is not None:
+        raw = back
+        back = draft.clock("repair", lambda: mended(draft.source, raw, region, draft.said))
+    draft.image = draft.clock("finish", lambda: _put_in_place(draft, back, region))
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #e718d8f1
