@@ -3,6 +3,7 @@
 import datetime, json, os, shutil
 from pathlib import Path
 import pytest
+from PIL import Image
 from hypothesis import given, settings, strategies as st
 from fastedit.core import DataError, FastEditError, ModelError, OptionError, as_path
 from fastedit.models import (
@@ -294,10 +295,13 @@ def test_an_entry_of_another_type_names_file_entry_and_value(model, name, entrie
         load_model(model, device="cpu")
 
 
-def test_a_vocabulary_that_the_text_encoder_does_not_know_is_refused(model):
-    change(model / "tokenizer/vocab.json", a=9999)
-    with pytest.raises(ModelError, match="numbers tokens up to 9999 and text_encoder knows 514"):
-        load_model(model, device="cpu")
+def test_a_token_that_the_text_encoder_does_not_know_is_refused(model):
+    from fastedit.editor import FastEditor
+
+    change(model / "tokenizer/vocab.json", **{"a</w>": 9999})
+    edit = FastEditor(str(model), device="cpu")
+    with pytest.raises(ModelError, match="gives token 9999, and its text encoder knows 514"):
+        edit(Image.new("RGB", (64, 64)), "a", source_prompt="a", steps=1)
 
 
 def test_a_model_without_its_number_of_levels_has_four(model):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Text', 'Count', 'finite', 'Codec', 'spelled_out']
 
-# %% ../../nbs/denoise/056_codec.ipynb #443fcff8
+# %% ../../nbs/denoise/056_codec.ipynb #2aac4f3b
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import takewhile
 import torch
 from fastcore.basics import patch
-from ..core import NumericalError, PromptError
+from ..core import ModelError, NumericalError, PromptError
 from .packing import packs
 from .store import Memo, fingerprint
 from .tiles import decode_in_tiles
@@ -126,7 +126,7 @@ def _asked(self: Codec, net):
     plain = quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext()
     with without_versions(self._packs and exact), plain: yield
 
-# %% ../../nbs/denoise/056_codec.ipynb #164616de
+# %% ../../nbs/denoise/056_codec.ipynb #c3800cd2
 @patch
 @torch.no_grad()
 def text(self: Codec, prompt: str  # any text, also ""
@@ -150,15 +150,21 @@ def spelled_out(prompt: str, tokenizer) -> str:
 @patch
 def _encode_text(self: Codec, prompt: str) -> Text:
     p, states, pooled = self.parts, [], None
-    def tokens(tok):
+    def tokens(tok, encoder):
         how = dict(padding="max_length", max_length=tok.model_max_length, truncation=True)
-        return tok(spelled_out(prompt, tok), **how, return_tensors="pt").input_ids.to(self.device)
+        ids = tok(spelled_out(prompt, tok), **how, return_tensors="pt").input_ids
+        last, known = int(ids.max()), getattr(encoder.config, "vocab_size", None)
+        if known is not None and last >= known:
+            raise ModelError(f"the tokenizer gives token {last}, and its text encoder knows "
+                             f"{known} (vocab_size): these parts belong to different models")
+        return ids.to(self.device)
     with self.stage("text"), self._timed("text"):
-        if p.text_encoder_2 is None: states.append(p.text_encoder(tokens(p.tokenizer))[0])
+        if p.text_encoder_2 is None: states.append(
+            p.text_encoder(tokens(p.tokenizer, p.text_encoder))[0])
         else:
             both = (p.tokenizer, p.text_encoder), (p.tokenizer_2, p.text_encoder_2)
             for tok, encoder in both:
-                out = encoder(tokens(tok), output_hidden_states=True)
+                out = encoder(tokens(tok, encoder), output_hidden_states=True)
                 states.append(out.hidden_states[-2])
                 pooled = out[0]
     if pooled is not None: pooled = pooled.to(self.device, self.dtype)

@@ -138,11 +138,11 @@ REQUEST = Schema("a request", dict(
     options=Annotated[dict, Then(_check_options), Give("a dict from name to value")],
     size=Size))
 
-# %% ../../nbs/editor/200_request.ipynb #e0a6cfb2
+# %% ../../nbs/editor/200_request.ipynb #402a75c9
 @dataclass(frozen=True)
 class EditRequest:
-    """An edit as data: the same request on the same weights, device, number of threads and
-    versions gives the same bytes. None means the method's or the model's default."""
+    """An edit as data: the same request on the same weights, versions, device, instruction set
+    and number of threads gives the same bytes. None: the method's or the model's default."""
     prompt: str                  # target prompt
     source_prompt: str=None      # what the picture shows, for methods that compare
     negative_prompt: str=None    # what guidance pushes away from; "" is encoded, None is what the

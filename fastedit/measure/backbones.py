@@ -33,7 +33,7 @@ TRUNKS = {"lpips-squeeze": ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights")
           "lpips-vgg": ("vgg", "vgg16", "VGG16_Weights")}
 OWN = ("reader", "clip-mini")   # the drawn world's, which lie in the package
 
-# %% ../../nbs/measure/305_backbones.ipynb #ad5f788d
+# %% ../../nbs/measure/305_backbones.ipynb #12cf7ebb
 def _folders(folder) -> list:
     torch_home = as_path(os.environ.get("TORCH_HOME") or "~/.cache/torch", "TORCH_HOME", ModelError)
     own = as_path(folder or cache_dir()/"metrics", "the folder of weights", ModelError)
@@ -59,8 +59,9 @@ def _tensors(path) -> dict:
             from safetensors.torch import load_file
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:   # pickle's faults are of many kinds
-        raise ModelError(f"{path} cannot be read as weights ({_why(e)}): fetch it again") from e
+    except Exception as e:   # pickle's faults are of many kinds, and torch's words long
+        raise ModelError(f"{path} cannot be read as weights: it is damaged or holds more than "
+                         "tensors; fetch it again") from e
     if isinstance(found, dict) and all(map(torch.is_tensor, found.values())): return found
     raise ModelError(f"{path} holds no table of weights: fetch it again")
 
@@ -70,12 +71,13 @@ def _fill(model, state, path):
     except Exception as e:
         raise ModelError(f"{path.name} does not fit its network ({_why(e)}): fetch it again") from e
 
-# %% ../../nbs/measure/305_backbones.ipynb #79a89790
+# %% ../../nbs/measure/305_backbones.ipynb #bf91bab3
 def _public_clip(name, path) -> Clip:
     import open_clip
     try: model = open_clip.create_model(CLIPS[name], pretrained=path and str(path))
     except Exception as e:
-        raise ModelError(f"{path} cannot be read as weights ({_why(e)}): fetch it again") from e
+        raise ModelError(f"{path} cannot be read as weights: it is damaged or another network's; "
+                         "fetch it again") from e
     words = open_clip.get_tokenizer(CLIPS[name])
     def count(text): return len(words.encode(text))+2   # and the marks of beginning and end
     return Clip(model, words, count=count)

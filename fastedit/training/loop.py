@@ -69,7 +69,7 @@ def decay(step: int, steps: int, start: float=.5, floor: float=.02) -> float:
     "Learning-rate factor: 20 steps of warm-up, constant, then from `start` linearly to `floor`."
     return min(1., (step+1)/20)*max(floor, min(1., (1-step/steps)/(1-start)))
 
-# %% ../../nbs/training/603_loop.ipynb #47b83e90
+# %% ../../nbs/training/603_loop.ipynb #85387106
 @dataclass
 class Run:
     "A stage in training: its weights, their averages, its optimisers, and how far it is."
@@ -94,9 +94,8 @@ class Run:
         "Go on from the checkpoint; raises `ModelError` if it is damaged."
         try: self._resume(torch.load(self.checkpoint, weights_only=True))
         except Exception as e:   # pickle's faults are of many kinds
-            why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-            raise ModelError(f"{self.checkpoint} is damaged or of another run ({why}): remove it "
-                             "to begin anew") from e
+            raise ModelError(f"{self.checkpoint} is damaged or of another run "
+                             f"({type(e).__name__}): remove it to begin anew") from e
 
     def _resume(self, c):
         for n, p in self.params.items(): p.copy_(c["params"][n])
