@@ -590,7 +590,7 @@ def readme(nb: dict, root: Path) -> tuple:
             if "image/png" in data:
                 name = f"nbs/images/index-{len(pictures) + 1}.png"
                 pictures[name] = base64.b64decode(text(data["image/png"]))
-                parts.append(f"![]({name})")
+                parts.append(f"![{found.get('fig-alt', '')}]({name})")
             elif "text/markdown" in data:
                 parts.append(relink(text(data["text/markdown"]), root))
             elif shown := text(o.get("text")) or text(data.get("text/plain")):

@@ -186,6 +186,10 @@ def test_wheel_holds_modules_weights_and_entry_points(tmp_path):
         and "License-Expression: Apache-2.0" in meta
         and "Requires-Python: >=3.10" in meta
     )
+    url = settings()["git_url"].rstrip("/")
+    assert f"Project-URL: Source, {url}\n" in meta and "Project-URL: Documentation, " in meta
+    assert f"]({url}/raw/main/nbs/images/" in meta
+    assert not re.findall(r"\]\((?!https?:|#|mailto:)[^)]*\)", meta.partition("\n\n")[2])
     required = {Requirement(o) for o in re.findall(r"^Requires-Dist: (.*)$", meta, re.M)}
     assert {str(r) for r in required if not r.marker} == {
         str(r) for r in requirements("requirements")

@@ -117,7 +117,7 @@ def pick(self: DataSet,
         raise OptionError("nothing is left after narrowing down: loosen types, ids or limit")
     return replace(self, entries=tuple(kept[:limit]))
 
-# %% ../../nbs/measure/313_datasets.ipynb #a7343880
+# %% ../../nbs/measure/313_datasets.ipynb #c9f4ea45
 def _open(path) -> tuple:
     "Resolved folder, and the table in it or None."
     p = as_path(path, "the data set", DataError)
@@ -133,7 +133,8 @@ def _open(path) -> tuple:
 
 def _inside(folder) -> tuple:
     if (folder/"mapping_file.json").is_file(): return folder, None
-    tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in (".csv", ".jsonl"))
+    tables = sorted(f for f in folder.iterdir()
+                    if f.suffix.lower() in (".csv", ".jsonl") and not f.is_dir())
     if len(tables) == 1: return folder, tables[0]
     if tables:
         names = ", ".join(t.name for t in tables[:5])

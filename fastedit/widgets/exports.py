@@ -73,9 +73,9 @@ def as_cli(request: EditRequest,
     if mask: words += ["--mask", str(mask)]
     return shlex.join([*words, "-o", str(out)])+"\n"
 
-# %% ../../nbs/widgets/704_exports.ipynb #ced09681
+# %% ../../nbs/widgets/704_exports.ipynb #64115f7b
 _OF_A_PRESET = ("steps", "strength", "guidance", "source_guidance", "control", "control_scale",
-                "schedule")
+                "schedule", "scheduler")
 
 def preset_of(request: EditRequest,
               key: str,    # name of the preset
