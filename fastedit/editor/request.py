@@ -120,12 +120,15 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #9d95cfc5
+# %% ../../nbs/editor/200_request.ipynb #b567ef87
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
     schedule=_name("'continuous' or 'stock'"),
     scheduler=Scheduler,
+    clip_skip=Annotated[int|None, Interval(ge=0, le=30), Give("a whole number from 0 to 30")],
+    prompt_weights=Annotated[bool, Give("true or false")],
+    long_prompts=Annotated[bool, Give("true or false")],
     precision=Precision,
     control=Control,
     image=_name("nothing: the editor fills in the hash of the picture"),
@@ -142,9 +145,10 @@ REQUEST = Schema("a request", dict(
     feather=Feather,
     loras=Annotated[object, Then(_check_loras)],
     options=Annotated[dict, Then(_check_options), Give("a dict from name to value")],
-    size=Size))
+    size=Size,
+    repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #293939d1
+# %% ../../nbs/editor/200_request.ipynb #acbbe938
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, device, number of threads and
@@ -168,6 +172,10 @@ class EditRequest:
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, or "own" for the
                                  # model's; None: the method's sampler, or the scheduler of a
                                  # pipeline that was brought along
+    clip_skip: int=None          # layers of the text encoders to leave out, as diffusers counts
+    prompt_weights: bool=False   # whether (word:1.3) in a prompt is a weight, and not text
+    long_prompts: bool=False     # whether what is over 77 tokens is encoded in further pieces;
+                                 # else it is cut off, as stock does, and a note says so
     size: tuple=None             # (width, height) that the model works at; None: the bucket
                                  # nearest to the picture
     precision: str=None          # of the networks; None: the one that the editor has loaded
@@ -178,6 +186,7 @@ class EditRequest:
     mask: str=None               # hash of the mask, filled in by the editor
     loras: tuple=None            # LoRAs beside the model's own, as `models.named_loras` writes
                                  # them; None: those that the editor has
+    repair: bool=False           # undo what should not have changed, see `editor.mending`
 
     def __new__(cls, *values, **given):
         if given: refuse_names(REQUEST, given, "")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #582c26b8
+# %% ../../nbs/editor/208b_stages.ipynb #addd8156
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
+from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
 from .request import EditRequest
 from .stores import StageCache
+from .texts import bare_prompts, cut_notes, texts_of
 from .unused import unused_notes
 from ..memory import MemorySettings
 from ..methods import Job, Method, check_model, check_options
@@ -27,7 +29,7 @@ from ..pictures import (composite, control_map, fit_mask, load_image, looks_phot
                                pixel_hash, plan_fit, to_image, to_tensor, unfit)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #9e7d59b8
+# %% ../../nbs/editor/208b_stages.ipynb #5aa72bb3
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -59,7 +61,9 @@ class Draft:
     latents: torch.Tensor=None   # (1, 4, h, w), edited; None: the source is the answer
     decoded: object=None         # PIL image in the model's frame
     image: object=None           # PIL image of the picture's size
-    pictures: dict=field(default_factory=dict)  # control pictures by their names in the request
+    given: dict=field(default_factory=dict)  # pictures and encoded prompts by their names in the
+                                 # request
+    said: list=field(default_factory=list)   # what a reader should know, in words
 
 # %% ../../nbs/editor/208b_stages.ipynb #088bc89b
 STEPS = ("resolve", "fit", "text", "encode", "start", "denoise", "decode", "finish")
@@ -110,7 +114,7 @@ def kept(self: Stages, kind: str, make, *content):
     "Take an answer from the cache, or make and keep it; `content` is all that it depends on."
     return self.cache.get(content_hash(kind, self.parts.revision, *content), make)
 
-# %% ../../nbs/editor/208b_stages.ipynb #d558a335
+# %% ../../nbs/editor/208b_stages.ipynb #0e869278
 def _source_prompt(r, method) -> tuple:
     "The source prompt that a method compares with, and what to say about it."
     if not method.source_prompt or r.source_prompt is not None: return r.source_prompt, []
@@ -132,15 +136,6 @@ def _stock_notes(stages, schedule, scheduler) -> list:
     own = stages.parts.scheduler.get("_class_name")
     return [f"schedule 'stock' takes the steps of LCMScheduler; this model's own is {own}, whose "
             "pipeline takes others"]
-
-def _cut_notes(stages, prompt, source_prompt) -> list:
-    "Say how many tokens of the prompts the text encoder does not see."
-    notes, denoiser = [], stages.denoiser()
-    for what, text in (("prompt", prompt), ("source prompt", source_prompt or "")):
-        if n := denoiser.cut(text):
-            notes.append(f"the last {n} tokens of the {what} did not fit the text encoder and "
-                         "were ignored")
-    return notes
 
 # %% ../../nbs/editor/208b_stages.ipynb #fcf33c1b
 def _photograph_notes(stages, source, seen) -> list:
@@ -175,7 +170,7 @@ def _fill_in(stages, r, method, source, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #43ac6c4c
+# %% ../../nbs/editor/208b_stages.ipynb #7d47a7f6
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -190,7 +185,7 @@ def resolve(self: Stages,
              *check_model(method, self.parts, options, scheduler)]
     scales = _scales(self, r, method)
     source_prompt, said = _source_prompt(r, method)
-    notes += [*said, *_cut_notes(self, r.prompt, source_prompt),
+    notes += [*said, *cut_notes(self, r, source_prompt),
               *_photograph_notes(self, source, seen)]
     filled = _fill_in(self, r, method, source, source_prompt=source_prompt, image=seen,
                       mask=None if mask is None else pixel_hash(mask), scheduler=scheduler,
@@ -201,7 +196,7 @@ def resolve(self: Stages,
                           self.parts.controlnet is not None)
     return filled, method, notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #6d314f79
+# %% ../../nbs/editor/208b_stages.ipynb #a72779d0
 @patch
 def sampler(self: Stages, r: EditRequest, method: Method) -> Sampler|None:
     "Lay out the scheduler that a filled-in request names, ready for one run; None if it has none."
@@ -223,7 +218,7 @@ def pixels(self: Stages, image, size: tuple=None) -> torch.Tensor:
 
 def _own_map(stages, draft, name):
     "Bring a control picture into the model's frame, as the picture that is edited."
-    r, spec, given = draft.request, stages.spec, draft.pictures[name]
+    r, spec, given = draft.request, stages.spec, draft.given[name]
     if given.size != draft.source.size: given = given.resize(draft.source.size, 1)
     return fit_picture(given, spec.resolution, spec.multiple, r.size)[0]
 
@@ -235,7 +230,7 @@ def _control_map(stages, draft, fitted, control):
         return None if all(m is None for m in maps) else maps
     if control == "none": return None
     def draw():
-        own = control in draft.pictures
+        own = control in draft.given
         seen = _own_map(stages, draft, control) if own else control_map(fitted, control)
         return (to_tensor(seen)+1)/2
     key = content_hash("edges", r.image, r.size, control)
@@ -267,19 +262,11 @@ def fit(self: Stages, draft: Draft) -> Draft:
     draft.denoiser = _asking(self, draft, maps)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #3dff85c5
+# %% ../../nbs/editor/208b_stages.ipynb #59d6bbfd
 def _needs_negative(draft) -> bool:
     "Whether any step of a draft will need the negative prompt."
     r, n, pairs = draft.request, len(draft.grid), draft.denoiser.pairs
     return any(pairs(guidance_at(r.guidance, i, n)) for i in range(n)) or pairs(r.source_guidance)
-
-def _texts(stages, denoiser, prompts) -> list:
-    "Encode prompts; None is what the model takes where no negative prompt is given."
-    def encode(p): return denoiser.unconditional() if p is None else denoiser.text(p)
-    keys = [content_hash("text", stages.parts.revision, p) for p in prompts]
-    known = all(key in stages.cache for key in keys)
-    with nullcontext() if known else denoiser.stage("text"):
-        return [stages.cache.get(key, lambda p=p: encode(p)) for key, p in zip(keys, prompts)]
 
 @patch
 def text(self: Stages, draft: Draft) -> Draft:
@@ -287,7 +274,8 @@ def text(self: Stages, draft: Draft) -> Draft:
     r, denoiser, prompts = draft.request, draft.denoiser, [draft.request.prompt]
     if negative := _needs_negative(draft): prompts.append(r.negative_prompt)
     if draft.method.source_prompt: prompts.append(r.source_prompt)
-    draft.target, *more = draft.clock("text", lambda: _texts(self, denoiser, prompts))
+    place = 1 if negative else None
+    draft.target, *more = draft.clock("text", lambda: texts_of(self, draft, prompts, place))
     if draft.method.source_prompt: draft.source_text = more.pop()
     if negative: denoiser.negative = more.pop()
     return draft
@@ -311,7 +299,7 @@ def encode(self: Stages, draft: Draft) -> Draft:
     draft.z0 = finite("source latents", z0)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #4769904c
+# %% ../../nbs/editor/208b_stages.ipynb #bc6182af
 def _latent_mask(draft):
     "A draft's mask at the size of its latents, (1, 1, h, w); None if it has none."
     if draft.mask is None: return None
@@ -328,7 +316,7 @@ def start(self: Stages, draft: Draft) -> Draft:
                     source_guidance=r.source_guidance,
                     control=[control_at(r.control_scale, i, n) for i in range(n)],
                     mask=_latent_mask(draft), options=r.options, on_step=draft.on_step,
-                    prompts=(r.source_prompt or "", r.prompt), pixels=draft.pixels,
+                    prompts=bare_prompts(r), pixels=draft.pixels,
                     sampler=self.sampler(r, draft.method))
     return draft
 
@@ -350,28 +338,37 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #2e487500
+# %% ../../nbs/editor/208b_stages.ipynb #6be4e15e
 def _found_region(draft):
     "The region that the method found by itself, float32 (H,W) of the picture's size."
     found = draft.job.found.float().repeat(1, 3, 1, 1)*2-1
     seen = to_image(found).resize(draft.request.size, 2)
     return np.asarray(unfit(seen, draft.frame))[..., 0].astype(np.float32)/255
 
-def _finished(draft):
-    "The picture that an edit gives."
-    if draft.decoded is None: return draft.source
+def _brought_back(draft) -> tuple:
+    "The edited picture at the source's size, and the region that may change: None is all of it."
+    if draft.decoded is None: return None, None
     back, region = unfit(draft.decoded, draft.frame), draft.mask
     if draft.job.found is not None:
         own = _found_region(draft)
         region = own if region is None else region*own
-        if not region.any(): return draft.source
-    if region is None: return back
+        if not region.any(): return None, None
+    return back, region
+
+def _put_in_place(draft, back, region):
+    "The picture that an edit gives."
+    if back is None or region is None: return back or draft.source
     return composite(draft.source, back, region, draft.request.feather)
 
 @patch
 def finish(self: Stages, draft: Draft) -> Draft:
-    "Bring the edited picture back to the source's size, inside the region that may change."
-    draft.image = draft.clock("finish", lambda: _finished(draft))
+    """Bring the edited picture back to the source's size, repair it if that was asked for, and
+    keep what lies outside the region that may change."""
+    back, region = draft.clock("finish", lambda: _brought_back(draft))
+    if draft.request.repair and back is not None:
+        raw = back
+        back = draft.clock("repair", lambda: mended(draft.source, raw, region, draft.said))
+    draft.image = draft.clock("finish", lambda: _put_in_place(draft, back, region))
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #e718d8f1
