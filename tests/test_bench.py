@@ -652,6 +652,19 @@ def test_nothing_is_written_through_a_link_that_leads_out(whole, go, tmp_path, n
     assert not list(mine.iterdir()) if name == "images" else mine.read_text() == "my own"
 
 
+def test_what_killed_processes_have_half_drawn_is_cleared(tmp_path):
+    "But not what a living process draws in, nor what is called otherwise."
+    from fastedit.studies.bench.sources import _held, open_dataset
+
+    names = (".picturebook-0-1-64.0123abcd", ".picturebook-0-1-64.89abcdef", ".notes")
+    for name in names:
+        (tmp_path / "data" / name / "annotation_images").mkdir(parents=True)
+    with _held(tmp_path / "data" / names[1]) as mine:
+        assert mine and len(open_dataset(out=tmp_path, per_type=1)) == 10
+    left = {p.name for p in (tmp_path / "data").iterdir()}
+    assert left == {"picturebook-0-1-64", *names[1:]}
+
+
 @pytest.mark.parametrize("name", ["run.json", "table.md", "a picture"])
 def test_a_pipe_in_the_folder_is_not_waited_for(whole, go, tmp_path, name):
     shutil.copytree(whole, out := tmp_path / "out")
