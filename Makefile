@@ -2,6 +2,8 @@
 VENV   ?= .venv
 PYTHON ?= python3
 RUN    := $(VENV)/bin/python
+# Two processes with a thread each; a file's tests stay together, as they share models.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -n 2 --dist loadfile
 NBS    ?=
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -16,7 +18,7 @@ demo: $(VENV)/.installed  ## install, then edit drawn scenes with the mini model
 
 test: $(VENV)/.installed-dev browser  ## install the dev extras, then run every check and every test
 	@status=0; HF_HUB_OFFLINE=1 $(RUN) .ci/nb.py check || status=1; \
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest || status=1; exit $$status
+	$(PYTEST) || status=1; exit $$status
 
 # tests/test_browser.py wants Chromium: root gets it where there is apt-get; elsewhere these tests say that they are skipped.
 browser:
@@ -31,7 +33,7 @@ check: $(VENV)/.installed-dev  ## the checks of notebooks, modules and README al
 	HF_HUB_OFFLINE=1 $(RUN) .ci/nb.py check
 
 pytest: $(VENV)/.installed-dev  ## the pytest suite alone
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+	$(PYTEST)
 
 notebooks: $(VENV)/.installed-dev  ## run notebooks anew and save their outputs (NBS="nbs/a.ipynb nbs/b.ipynb" for some)
 	$(RUN) .ci/nb.py execute $(NBS)

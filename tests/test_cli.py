@@ -108,6 +108,7 @@ def test_edit_passes_everything_on(place, model):
         "--quiet",
         "--feather",
         0,
+        "--repair",
     )
     d = json.loads(r.stdout)
     q = d["request"]
@@ -130,6 +131,8 @@ def test_edit_passes_everything_on(place, model):
         and d["control_nfe"] == 5
         and d["output"] == "b.png"
         and q["mask"]
+        and q["repair"]
+        and any(n.startswith("repair: ") for n in d["notes"])
     )
     a, b = (np.asarray(Image.open(f).convert("RGB")) for f in ("a.png", "b.png"))
     out = np.ones((64, 64), bool)

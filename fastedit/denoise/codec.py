@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Text', 'Count', 'finite', 'Codec', 'spelled_out']
 
-# %% ../../nbs/denoise/056_codec.ipynb #39346abc
+# %% ../../nbs/denoise/056_codec.ipynb #1110581a
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import takewhile
 import torch
 from fastcore.basics import patch
-from ..core import NumericalError, PromptError
+from ..core import ModelError, NumericalError, PromptError
 from .packing import packs
 from .store import Memo, fingerprint
 from .tiles import decode_in_tiles
@@ -129,7 +129,7 @@ def _asked(self: Codec, net):
     plain = quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext()
     with without_versions(self._packs and exact), plain: yield
 
-# %% ../../nbs/denoise/056_codec.ipynb #7c1a5a1f
+# %% ../../nbs/denoise/056_codec.ipynb #74d2830c
 @patch
 @torch.no_grad()
 def text(self: Codec, prompt: str  # any text, also ""
@@ -151,6 +151,13 @@ def spelled_out(prompt: str, tokenizer) -> str:
         prompt = prompt.replace(word, " ".join([word, *more]))
     return prompt
 
+def _check_known(ids, encoder):
+    "Refuse tokens that a text encoder has no numbers for."
+    last, known = int(ids.max()), getattr(encoder.config, "vocab_size", None)
+    if known is not None and last >= known:
+        raise ModelError(f"the tokenizer gives token {last}, and its text encoder knows {known} "
+                         "(vocab_size): these parts belong to different models")
+
 @patch
 def _encode_text(self: Codec, prompt: str) -> Text:
     p, states, pooled = self.parts, [], None
@@ -160,6 +167,7 @@ def _encode_text(self: Codec, prompt: str) -> Text:
     with self.stage("text"), self._timed("text"):
         for tok, encoder in both:
             ids, weights = in_pieces(tok, spelled_out(prompt, tok), self.wording, self.pieces)
+            _check_known(ids, encoder)
             out = encoder(ids.to(self.device), output_hidden_states=last == 2 or bool(self.wording))
             found = weigh(layer_of(out, encoder, last, self.wording), weights)
             states.append(found.reshape(1, -1, found.shape[-1]))

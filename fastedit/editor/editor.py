@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #923c96c3
+# %% ../../nbs/editor/209_editor.ipynb #20b204e4
 import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -17,7 +17,9 @@ from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
 from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
+from .bar import counted
 from .given import check_given, name_given, take_again
+from .mending import mended
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
@@ -33,13 +35,13 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #9a5e1313
+# %% ../../nbs/editor/209_editor.ipynb #3d9c9f80
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
-    Same request, same bytes, on the same device, number of threads and versions; stages are
-    cached, so that a second prompt on a picture costs less, and a cached edit has the bits of an
-    uncached one. Autocast, inference mode, default type and device around a call do not count."""
+    Same request, same bytes, on the same device, instruction set, number of threads and versions;
+    stages are cached: a second prompt on a picture costs less, and a cached edit has the bits of
+    an uncached one. Autocast, inference mode, default type and device around do not count."""
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
 
     def __init__(self,
@@ -189,7 +191,7 @@ def _completed(editor, given, done, said) -> EditResult:
     done._editor = weakref.ref(editor)
     return done
 
-# %% ../../nbs/editor/209_editor.ipynb #efea5175
+# %% ../../nbs/editor/209_editor.ipynb #f0113977
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -198,7 +200,7 @@ def __call__(self: FastEditor,
                                  # stays byte-identical
              request: EditRequest=None,  # a whole request instead of keywords
              on_step=None,       # called with dict(step, steps, t, latents, clean) after each
-                                 # step; raise `Cancelled` to stop
+                                 # step; raise `Cancelled` to stop. None: a bar in a notebook
              seeds: list=None,   # several seeds: gives `Edits`, one for each
              num_images: int=None,  # so many, with the seeds that follow `seed`; gives `Edits`
              at_once: int=1,     # of several, how many go into one call of the networks
@@ -211,13 +213,10 @@ def __call__(self: FastEditor,
     if seeds is not None or num_images is not None:
         asked = dict(image=image, prompt=prompt, mask=mask, request=request)
         return _variants(self, asked, seeds, num_images, at_once, on_step, settings)
-    if on_step is not None and not callable(on_step):
-        raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
-                          "dict after each step, or None")
     with self._lock, ordinary(): self.look_again()
     r, pictures = _asked_for(self, prompt, request, settings)
-    with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
-        return _accounted(self, image, mask, r, on_step, pictures)
+    with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts), counted(on_step) as told:
+        return _accounted(self, image, mask, r, told, pictures)
 
 # %% ../../nbs/editor/209_editor.ipynb #6d6bea94
 def _shrink(r, share: float, spec) -> EditRequest:
@@ -250,16 +249,15 @@ def _account_of(self, draft, moved, peak) -> EditResult:
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused)
 
-# %% ../../nbs/editor/209_editor.ipynb #6c499a52
+# %% ../../nbs/editor/209_editor.ipynb #4fd1b8d4
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
     small = self.device.type != "cpu" or self.meter is not None
     ladder = ladder_for(r.size, self.spec.vae_factor, small)
-    def advice(): return self.advice(r.size)
     try:
-        return run_with_fallbacks(run, self.memory, ladder, self.allow_smaller, advice, self.free,
-                                  self.half)
+        return run_with_fallbacks(run, self.memory, ladder, self.allow_smaller,
+                                  lambda: self.advice(r.size), self.free, self.half)
     finally: self.restore()
 
 @patch
@@ -272,16 +270,15 @@ def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> Edit
         with self.placed(s):
             smaller = _shrink(r, s.area_scale, self.spec)
             return self._attempt(Draft(smaller, method, source, mask, s, on_step,
-                                       given=pictures))
+                                       given=pictures, said=notes))
     result, used = self._with_fallbacks(r, run)
     tile = result.memory["vae_tile"]
     if tile and tile == self.memory.vae_tile:
         notes.append(f"decoded in tiles of {tile} pixels, to stay within the memory")
     result.seconds["total"] = time.perf_counter()-start
-    rungs = tuple(f"{g.key}: {g.words}" for g in used)
-    return replace(result, notes=tuple(notes), fallbacks=rungs)
+    return replace(result, notes=tuple(notes), fallbacks=tuple(f"{g.key}: {g.words}" for g in used))
 
-# %% ../../nbs/editor/209_editor.ipynb #7a83c18c
+# %% ../../nbs/editor/209_editor.ipynb #aec6ddc1
 def _alone(editor, job, on_step):
     "Run one edit of a batch: its result, or its error."
     try: return editor(**job, on_step=on_step)
@@ -289,18 +286,18 @@ def _alone(editor, job, on_step):
     except FastEditError as e: return e
 
 def _drafted(editor, job, on_step):
-    "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
+    "Read, resolve and prepare one edit of a batch: (what was read, draft)."
     r, pictures = _asked_for(editor, *words_of(job))
     given = _read_inputs(job["image"], job.get("mask"))
     check_given(r, pictures, given.picture.image.size)
     source = given.picture.image
     region = None if given.mask is None else load_mask(given.mask, source.size)
-    said = given.said(r)
     filled, method, notes = editor.resolve(r, source, region)
-    draft = Draft(filled, method, source, region, editor.memory, on_step, given=pictures)
-    return given, editor.prepare(draft), (*notes, *said)
+    draft = Draft(filled, method, source, region, editor.memory, on_step, given=pictures,
+                  said=[*notes, *given.said(r)])
+    return given, editor.prepare(draft)
 
-# %% ../../nbs/editor/209_editor.ipynb #88005fcd
+# %% ../../nbs/editor/209_editor.ipynb #52c6e361
 def _at_once(editor, jobs: list, on_step) -> dict:
     "Run those of several edits that can go into one call of the networks, {place: result}."
     ready, groups, found = {}, {}, {}
@@ -314,7 +311,7 @@ def _at_once(editor, jobs: list, on_step) -> dict:
         denoise_together(editor, drafts, asking_of(editor, drafts[0]))
         for i, d in zip(places, drafts):
             d.clock["total"] = sum(d.clock.values())
-            done = replace(_account_of(editor, d, 0, None), notes=ready[i][2])
+            done = replace(_account_of(editor, d, 0, None), notes=tuple(d.said))
             found[i] = _completed(editor, ready[i][0], done, ())
     return found
 
@@ -364,7 +361,7 @@ def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings
     for e in edits.errors.values(): raise e
     return edits
 
-# %% ../../nbs/editor/209_editor.ipynb #8d6063e0
+# %% ../../nbs/editor/209_editor.ipynb #e3eb1b50
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."
@@ -381,6 +378,7 @@ def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     made = flow.edit(fitted, r.prompt, filled["steps"], filled["guidance"], r.seed,
                      r.negative_prompt, on_step)
     image = unfit(made.image, frame)
+    if r.repair: image = mended(source, image, mask, notes)
     if mask is not None: image = composite(source, image, mask, r.feather)
     r = replace(r, **filled, loras=(), size=frame.model, image=pixel_hash(source),
                 mask=None if mask is None else pixel_hash(mask))

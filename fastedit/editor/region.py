@@ -10,7 +10,7 @@ from ..core import _torch as torch
 from ..pictures import composite, crop_box, fit_mask, to_image, unfit
 
 # %% auto #0
-__all__ = ['part_of', 'cut', 'masks_of', 'finished']
+__all__ = ['part_of', 'cut', 'masks_of', 'brought_back', 'put_in_place']
 
 # %% ../../nbs/editor/206h_region.ipynb #22e40613
 def part_of(draft) -> tuple|None:
@@ -34,7 +34,7 @@ def masks_of(draft) -> tuple:
     place = draft.denoiser.device, draft.denoiser.dtype
     return small.to(*place), mask.to(place[0])
 
-# %% ../../nbs/editor/206h_region.ipynb #1805d3d9
+# %% ../../nbs/editor/206h_region.ipynb #1ec8f9b4
 def _pasted(draft, part, whole):
     "Put the edited part back into its place."
     if draft.crop is None: return part
@@ -49,13 +49,17 @@ def _found(draft):
     whole = _pasted(draft, seen, Image.new("RGB", draft.source.size))
     return np.asarray(whole)[..., 0].astype(np.float32)/255
 
-def finished(draft):
-    "Make the picture that an edit gives."
-    if draft.decoded is None: return draft.source
+def brought_back(draft) -> tuple:
+    "The edited picture at the source's size, and the region that may change: None is all of it."
+    if draft.decoded is None: return None, None
     back, region = _pasted(draft, unfit(draft.decoded, draft.frame), draft.source), draft.mask
     if draft.job.found is not None:
         own = _found(draft)
         region = own if region is None else region*own
-        if not region.any(): return draft.source
-    if region is None: return back
+        if not region.any(): return None, None
+    return back, region
+
+def put_in_place(draft, back, region):
+    "Make the picture that an edit gives."
+    if back is None or region is None: return back or draft.source
     return composite(draft.source, back, region, draft.request.feather)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #5a14305c
+# %% ../../nbs/editor/208b_stages.ipynb #6db78b99
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,8 +16,9 @@ from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
+from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
-from .region import cut, finished, masks_of, part_of
+from .region import brought_back, cut, masks_of, part_of, put_in_place
 from .request import EditRequest
 from .stores import StageCache
 from .texts import bare_prompts, cut_notes, texts_of
@@ -29,7 +30,7 @@ from ..pictures import (control_map, load_image, looks_photographic, mask_box, p
                                plan_fit, to_image, to_tensor)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #c4a7e914
+# %% ../../nbs/editor/208b_stages.ipynb #afc4b390
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -64,6 +65,7 @@ class Draft:
     image: object=None           # PIL image of the picture's size
     given: dict=field(default_factory=dict)  # pictures and encoded prompts by their names in the
                                  # request
+    said: list=field(default_factory=list)   # what a reader should know, in words
 
     @property
     def seen(self) -> tuple:
@@ -347,11 +349,16 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #d3845353
+# %% ../../nbs/editor/208b_stages.ipynb #70053949
 @patch
 def finish(self: Stages, draft: Draft) -> Draft:
-    "Bring the edited picture back to the source's size, inside the region that may change."
-    draft.image = draft.clock("finish", lambda: finished(draft))
+    """Bring the edited picture back to the source's size, repair it if that was asked for, and
+    keep what lies outside the region that may change."""
+    back, region = draft.clock("finish", lambda: brought_back(draft))
+    if draft.request.repair and back is not None:
+        raw = back
+        back = draft.clock("repair", lambda: mended(draft.source, raw, region, draft.said))
+    draft.image = draft.clock("finish", lambda: put_in_place(draft, back, region))
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #e718d8f1

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Components', 'default_device', 'check_device', 'native_precision', 'chosen_precision', 'speed_up']
 
-# %% ../../nbs/models/048b_components.ipynb #24236d55
+# %% ../../nbs/models/048b_components.ipynb #e8caf747
 import os, shutil
 from dataclasses import dataclass, field
 from fastcore.basics import patch
-from ..core import OptionError, content_hash, in_words
+from ..core import ModelError, OptionError, content_hash, in_words
 from .architectures import vae_factor
+from .configuration import SCHEDULERS
 from .precision import tensor_bytes
 from .registry import ModelSpec
 
@@ -55,7 +56,7 @@ class Components:
         "Pixels per latent pixel of the VAE that was loaded."
         return vae_factor(self.vae.config)
 
-# %% ../../nbs/models/048b_components.ipynb #11a979bc
+# %% ../../nbs/models/048b_components.ipynb #53211fa8
 _NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2")
 
 @patch
@@ -80,7 +81,9 @@ def scheduler_object(self: Components):
     "Make diffusers' scheduler from the configuration."
     import diffusers
     config = {k: v for k, v in self.scheduler.items() if not k.startswith("_")}
-    return getattr(diffusers, self.scheduler["_class_name"]).from_config(config)
+    if (kind := self.scheduler.get("_class_name")) not in SCHEDULERS:
+        raise ModelError(f"scheduler {in_words(kind)} is not one of {', '.join(SCHEDULERS)}")
+    return getattr(diffusers, kind).from_config(config)
 
 # %% ../../nbs/models/048b_components.ipynb #0d482ec5
 def default_device() -> str:

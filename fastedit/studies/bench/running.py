@@ -108,7 +108,7 @@ def _in_notebook() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #c473a379
+# %% ../../../nbs/studies/bench/377_running.ipynb #0f50f1e8
 def _about_data(dataset, data, out, size) -> dict:
     "Which data set, where it lies, and what of it was skipped."
     drawn, inside = str(dataset) == "picturebook", data.root.is_relative_to(out.resolve())
@@ -119,6 +119,7 @@ def _about_data(dataset, data, out, size) -> dict:
 def _about_jobs(data, share) -> dict:
     "What holds for each run."
     return dict(profile=share.profile, precision=share.precision, seeds=list(share.seeds),
+                diagnosed=share.diagnose,
                 entries={e.id: entry_hash(e) for e in data})
 
 def _about_runs(good, refused, judge, editors, loras) -> dict:
@@ -131,8 +132,9 @@ def _about_runs(good, refused, judge, editors, loras) -> dict:
                  revisions={m: editors(m).parts.revision for m in models})
     return dict(found, loras=list(editors(good[0].model).loras)) if loras else found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #660e7afa
-_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions")   # which rows count
+# %% ../../../nbs/studies/bench/377_running.ipynb #34d68e5f
+# which rows count
+_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions", "diagnosed")
 
 def _asks_otherwise(out, run) -> bool:
     "Whether the folder's last command asked for something else."
@@ -172,13 +174,14 @@ def _csv(rows) -> bytes:
 def _times_of(line) -> dict:
     return {k: v for k, v in line.items() if k in ("label", "model", "n") or k.startswith(TIMES)}
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #d7f1d296
+# %% ../../../nbs/studies/bench/377_running.ipynb #f84e39fd
 def write_tables(found: Bench):
     "Write table.md, .csv and .json (without times), times.csv, types.md, of curves tradeoff.png."
     folder, lines = found.folder, found.lines
     data = json.dumps(found.to_dict(times=False), indent=1, allow_nan=False)
     texts = {"table.md": found.table(times=False)._repr_markdown_(), "table.json": data,
              "types.md": found.types._repr_markdown_()}
+    if found.run["diagnosed"]: texts["failures.md"] = found.rates._repr_markdown_()
     tables = {"table.csv": map(without_times, lines), "times.csv": map(_times_of, lines)}
     for name, text in texts.items():
         atomic_write(place_inside(folder, name), (text+"\n").encode())
@@ -233,7 +236,7 @@ def _finish(out, team, begun, loading, **account) -> Bench:
     team.close()
     return found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #063f0436
+# %% ../../../nbs/studies/bench/377_running.ipynb #6ca38103
 def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or JSONL
               methods="all",            # see `make_runs`
               models=None,              # names or folders; None: for each method its embedded one
@@ -246,6 +249,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
               size: int=None,           # side of the pictures, see `open_dataset`
               types=None, ids=None, sample: int=None, limit: int=None,  # which entries
               skip_bad: bool=False,     # go on without bad entries
+              diagnose: bool=False,     # also say what went wrong with each picture
               curves: bool=False,       # vary each method's own knob and draw the trade-off
               precision: str="fp32",    # of the networks
               device: str=None,         # None: a GPU if there is one
@@ -272,7 +276,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
     loras = _check_loras(loras, make_editor)
     editors = Editors(make_editor or _editor_maker(device, precision, loras))
     good, refused = possible_runs(runs, editors, methods != "all")
-    share = Share(list(data)[index-1::of], seeds, profile, precision, index, of)
+    share = Share(list(data)[index-1::of], seeds, profile, precision, index, of, diagnose)
     run = dict(**_about_data(dataset, data, out, size), **_about_jobs(data, share),
                **_about_runs(good, refused, judge, editors, loras))
     with closing(_claim(out, run, team, index, of)) as file:
