@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 from ..core import NumericalError, PromptError
 from .packing import packs
+from .state import in_use
 from .store import Memo, fingerprint
 from .tiles import decode_in_tiles
 from .tricks import ordinary_tensor, quick, without_versions
@@ -34,7 +35,9 @@ class Text:
 
     def repeat(self, n: int) -> "Text":
         "Repeat a single prompt for a batch of `n`."
-        return self[[0]*n] if len(self) == 1 and n != 1 else self
+        if len(self) != 1 or n == 1: return self
+        pooled = None if self.pooled is None else self.pooled.repeat(n, 1)
+        return Text(self.states.repeat(n, 1, 1), pooled)
 
     @staticmethod
     def stack(*texts) -> "Text":
@@ -52,9 +55,22 @@ class Count:
     calls: int=0           # UNet calls, each with a batch
     reused: int=0          # of the UNet evaluations, those kept from an earlier edit
     seconds: dict=field(default_factory=dict)  # network -> seconds inside it
+    marks: list=field(default_factory=list, repr=False)  # of a GPU, unread: (network, start, end)
 
     @property
-    def network_seconds(self) -> float: return sum(self.seconds.values())
+    def network_seconds(self) -> float: return sum(self.settle().seconds.values())
+
+    def add(self, network: str, seconds: float):
+        "Add seconds inside a network."
+        self.seconds[network] = self.seconds.get(network, 0.)+seconds
+
+    def settle(self) -> "Count":
+        "Read the marks that a GPU has passed, or waits for it to pass; `seconds` is complete then."
+        while self.marks:
+            network, start, end = self.marks.pop(0)
+            end.synchronize()
+            self.add(network, start.elapsed_time(end)/1e3)
+        return self
 
 # %% ../../nbs/denoise/056_codec.ipynb #79a06470
 def finite(what: str, x: torch.Tensor) -> torch.Tensor:
@@ -108,6 +124,9 @@ def stage(self: Codec, *names: str  # keys of `memory.STAGES`
 @patch
 @contextmanager
 def _timed(self: Codec, name):
+    if self.device.type == "cuda" and in_use("queued"):
+        with _marked(self.count, name, self.device): yield
+        return
     def wait():
         if self.device.type == "cuda": torch.cuda.synchronize(self.device)
     wait()
@@ -115,8 +134,18 @@ def _timed(self: Codec, name):
     try: yield
     finally:
         wait()
-        spent = self.count.seconds.get(name, 0.)
-        self.count.seconds[name] = spent+time.perf_counter()-start
+        self.count.add(name, time.perf_counter()-start)
+
+@contextmanager
+def _marked(count, name, device):
+    "Put a mark into a GPU's queue on entering and one on leaving."
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    queue = torch.cuda.current_stream(device)
+    start.record(queue)
+    try: yield
+    finally:
+        end.record(queue)
+        count.marks.append((name, start, end))
 
 @patch
 @contextmanager

@@ -18,6 +18,8 @@ from .single_file import *
 from .local import *
 from .user import *
 from .names import *
+from .projections import *
+from .recorded import *
 from .places import *
 from .components import *
 from .load import *
