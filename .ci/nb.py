@@ -1,7 +1,7 @@
 """Execute the notebooks, write README.md from one of them, and check that notebooks, modules and
 README belong together."""
 
-import argparse, ast, base64, filecmp, hashlib, io, json, os, posixpath
+import argparse, ast, base64, configparser, filecmp, hashlib, io, json, os, platform, posixpath
 import re, shutil, subprocess, sys, tempfile, time, tokenize
 from pathlib import Path
 
@@ -485,6 +485,23 @@ def skipped(cell: dict, cuda: bool) -> bool:
     return found.get("eval", "").lower() == "false" or ("cuda" in found and not cuda)
 
 
+def ran(seconds: float, cuda: bool = False) -> dict:
+    "Say by which version, when, on what kind of machine and for how long a notebook ran."
+    settings = configparser.ConfigParser(delimiters="=", interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    machine = f"{platform.machine()} CPU"
+    if cuda:
+        import torch
+
+        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else machine
+    return dict(
+        version=f"fastedit {settings['DEFAULT']['version']}",
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        machine=machine,
+        seconds=f"{max(1, round(seconds))} s",
+    )
+
+
 def execute(path: Path, cuda: bool = False, timeout: int = CELL_TIMEOUT) -> float:
     """Run a notebook in a fresh kernel in its own folder, save outputs and stamp, clean it, and
     return the seconds; on an error nothing is saved."""
@@ -507,7 +524,8 @@ def execute(path: Path, cuda: bool = False, timeout: int = CELL_TIMEOUT) -> floa
             if cell.cell_type == "code" and not skipped(cell, cuda):
                 client.execute_cell(cell, i)
         client.set_widgets_metadata()
-    nb.metadata["executed"] = stamp(nb)
+    seconds = time.time() - start
+    nb.metadata["executed"], nb.metadata["ran"] = stamp(nb), ran(seconds, cuda)
     tmp = path.with_name(f".{path.name}.tmp")
     nbformat.write(nb, tmp)
     os.replace(tmp, path)
@@ -516,7 +534,7 @@ def execute(path: Path, cuda: bool = False, timeout: int = CELL_TIMEOUT) -> floa
     )
     if done.returncode:
         raise RuntimeError(tail(done))
-    return time.time() - start
+    return seconds
 
 
 def execute_all(paths: list, **kwargs) -> int:
@@ -572,7 +590,7 @@ def readme(nb: dict, root: Path) -> tuple:
             if "image/png" in data:
                 name = f"nbs/images/index-{len(pictures) + 1}.png"
                 pictures[name] = base64.b64decode(text(data["image/png"]))
-                parts.append(f"![]({name})")
+                parts.append(f"![{found.get('fig-alt', '')}]({name})")
             elif "text/markdown" in data:
                 parts.append(relink(text(data["text/markdown"]), root))
             elif shown := text(o.get("text")) or text(data.get("text/plain")):

@@ -11,14 +11,21 @@ import re
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
-# %% ../nbs/000_errors.ipynb #9659c817
+# %% ../nbs/000_errors.ipynb #383074a1
+_ENDLESS = re.compile(r"\S{300,}")
+
+def _legible(text: str) -> str:
+    "Shorten endless words and spell out signs that no terminal shows."
+    text = _ENDLESS.sub(lambda m: m[0] if len(m[0]) < 1000 else f"{m[0][:80]}...{m[0][-40:]}", text)
+    if text.isprintable(): return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+# %% ../nbs/000_errors.ipynb #e7f76663
 class FastEditError(Exception):
     "Base of every error that fastedit raises on purpose: names the value, the reason, the way out."
     def __str__(self):
         "Give the message; signs that steer a terminal, or that nothing can write, are spelt out."
-        text = super().__str__()
-        if text.isprintable(): return text
-        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+        return _legible(super().__str__())
 class ImageError(FastEditError): "A picture that cannot be read, or is outside the accepted sizes."
 class MaskError(FastEditError): "A mask that does not fit its picture or selects nothing."
 class PromptError(FastEditError): "A prompt that is missing, empty or not text."

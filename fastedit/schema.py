@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['Give', 'Then', 'Schema', 'parse_json', 'read_toml', 'check_plain']
 
-# %% ../nbs/000d_schema.ipynb #a1c00943
+# %% ../nbs/000d_schema.ipynb #f689f203
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, get_args, get_origin
 from fastcore.basics import patch
-from .core import DataError, OptionError, in_words, legible, nearest
+from .core import DataError, OptionError, as_path, in_words, legible, nearest
 
 # %% ../nbs/000d_schema.ipynb #c5746935
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Schema:
         "Say what a field takes."
         return note.words if (note := self._note(name, Give)) else "another value"
 
-# %% ../nbs/000d_schema.ipynb #59d9801d
+# %% ../nbs/000d_schema.ipynb #0b1072ec
 def refuse_names(schema, given: dict, where: str):
     "Refuse names that no field has, and fields that are not there."
     listed = ", ".join(schema.fields)
@@ -82,7 +81,7 @@ def refuse_names(schema, given: dict, where: str):
         text = isinstance(name, str)
         if text and (name in schema.fields or schema.more): continue
         meant = nearest(name, schema.fields) if text else ""
-        shown = name if text and name.isidentifier() else in_words(name)
+        shown = name if text and name.isidentifier() and len(name) < 60 else in_words(name)
         raise schema.error(f"{where}{shown} is unknown{meant}: {schema.what} has {listed}")
     if lost := [k for k in schema.needs if k not in given]:
         raise schema.error(f"{where}there is no {', '.join(lost)}: {schema.what} needs "
@@ -128,17 +127,18 @@ def _then(schema, name: str, value, where: str):
     note = schema._note(name, Then) if name in schema.fields else None
     return value if note is None or value is None else note.check(f"{where}{name}", value)
 
-# %% ../nbs/000d_schema.ipynb #fa807c82
+# %% ../nbs/000d_schema.ipynb #42009295
 def why_unreadable(e: Exception) -> str:
     "Say why a text could not be read."
     if isinstance(e, RecursionError): return "it is nested too deeply"
     if isinstance(e, UnicodeError): return "it is not UTF-8"
     if "integer string conversion" in str(e): return "it holds a number of thousands of digits"
-    return getattr(e, "strerror", None) or str(e)
+    text = getattr(e, "strerror", None) or str(e)
+    return text if len(text) < 200 else text[:200]+"..."
 
 FAULTS = (OSError, ValueError, RecursionError, OverflowError)
 
-# %% ../nbs/000d_schema.ipynb #0f6eecfc
+# %% ../nbs/000d_schema.ipynb #dd9e00c7
 def parse_json(text,             # text or bytes
                where: str,       # what it is, at the beginning of a message
                error: type=DataError
@@ -156,14 +156,14 @@ def read_toml(path,              # file
     try: import tomllib
     except ImportError: import tomli as tomllib
     try:
-        with open(Path(path).expanduser(), "rb") as f: data = f.read(most+1)
+        with open(as_path(path, "the file", error), "rb") as f: data = f.read(most+1)
         if len(data) > most:
             raise error(f"{path} has more than {most:,} bytes: that is no file of settings")
-        return tomllib.loads(data.decode())
-    except (*FAULTS, RuntimeError) as e:   # RuntimeError: a home that nobody has
+        return tomllib.loads(data.decode("utf-8-sig"))   # as some editors write it
+    except FAULTS as e:
         raise error(f"{path} is not readable as TOML: {why_unreadable(e)}") from e
 
-# %% ../nbs/000d_schema.ipynb #69dfcd5b
+# %% ../nbs/000d_schema.ipynb #877b55e6
 _MOST = 1e300   # beyond it a whole number becomes no float
 
 def check_plain(name: str,      # of the field, in messages
@@ -188,5 +188,5 @@ def _check_inside(name, value, depth):
         if not isinstance(k, str):
             raise OptionError(f"{name}: the name {in_words(k)} is no text: give names in quotes")
         whole_text(name, k)
-    return {k: check_plain(f"{name}.{k}" if k.isprintable() else name, v, depth)
+    return {k: check_plain(f"{name}.{k}" if k.isprintable() and len(k) < 60 else name, v, depth)
             for k, v in value.items()}

@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 from .core import OptionError, nearest, read_value
 
-# %% ../nbs/002_values.ipynb #6ef21f79
+# %% ../nbs/002_values.ipynb #4d2cff07
 TEXTS = ("prompt", "negative_prompt", "source_prompt")
 WHOLE = ("steps", "seed")
 NUMBERS = (*WHOLE, "strength", "guidance", "source_guidance", "control_scale", "feather")
-NAMES = ("method", "model", "control", "schedule", "precision", "size", "loras")
+NAMES = ("method", "model", "control", "schedule", "scheduler", "precision", "size", "loras")
 MOST = 10_000   # values of a spelt-out range
 
 # %% ../nbs/002_values.ipynb #e805c6de

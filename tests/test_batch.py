@@ -1,7 +1,7 @@
 """Many edits: the bytes of single ones, errors in their places, runs that go on, a page that needs
 nothing."""
 
-import json, re
+import json, os, re
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
@@ -308,6 +308,119 @@ def test_what_changed_is_made_again(place, ed):
     seen.clear()
     run_many(Watched(), plan(), place / "out")
     assert not seen
+
+
+# --- hostile folders
+
+
+class Counting:
+    "An editor that makes nothing, and counts what it is asked for."
+
+    class spec:
+        key = "mini"
+
+    def __init__(self):
+        self.asked = 0
+
+    def batch(self, jobs, at_once=1, on_result=None):
+        self.asked += len(jobs)
+        for i, _ in enumerate(jobs):
+            on_result(i, OptionError("nothing\ud800 is made"))
+
+
+def written(p, **kw):
+    return dict(
+        dict(name=p.name, key=p.key, flags=[], summary="", nfe=1, seconds=0.5, method="ddcm"), **kw
+    )
+
+
+def asked_again(plan, out, lines):
+    "How many of the edits that a folder speaks of are made again."
+    out.mkdir()
+    for p in plan:
+        picture(0).save(out / f"{p.name}.png")
+    (out / ROWS).write_bytes(b"\n".join(lines))
+    ed = Counting()
+    assert len(run_many(ed, plan, out)) == len(plan)
+    return ed.asked
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(flags=None),
+        dict(nfe="1"),
+        dict(seconds=[]),
+        dict(name=["red"]),
+        dict(summary=3),
+        dict(picture="0" * 64),
+        dict(more=1),
+    ],
+)
+def test_a_row_that_says_something_else_is_made_again(place, tmp_path, bad):
+    plan = plan_edits(read_edits(place / "in", "a cup"))
+    lines = [json.dumps(written(p)).encode() for p in plan]
+    assert asked_again(plan, tmp_path / "a", lines) == 0
+    lines[1] = json.dumps(written(plan[1], **bad)).encode()
+    assert asked_again(plan, tmp_path / "b", lines) == 1
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"[" * 100_000, b"9" * 5000, b"null", b'{"name": "r'])
+def test_a_damaged_row_costs_itself_only(place, tmp_path, bad):
+    plan = plan_edits(read_edits(place / "in", "a cup"))
+    lines = [json.dumps(written(p, prompt="a\u2028b"), ensure_ascii=False).encode() for p in plan]
+    assert asked_again(plan, tmp_path / "a", [bad, *lines, bad]) == 0
+    assert (tmp_path / "a" / ROWS).read_bytes().startswith(bad)
+
+
+def test_a_row_is_not_written_behind_a_torn_one(place, tmp_path):
+    plan = plan_edits(read_edits(place / "in", "a cup"))
+    assert asked_again(plan, tmp_path / "a", [b'{"name": "red']) == len(plan)
+    *rows, end = (tmp_path / "a" / ROWS).read_bytes().split(b"\n")
+    assert end == b"" and len(rows) == 1 + len(plan) and all(json.loads(r) for r in rows[1:])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "ring"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    for name in ("a.png", "a.txt"):
+        if kind == "pipe":
+            os.mkfifo(tmp_path / name)
+        else:
+            (tmp_path / name).symlink_to(name)
+    ed = Counting()
+    (row,) = run_many(ed, plan_edits(read_edits(tmp_path, "a cup")), tmp_path / "out")
+    assert ed.asked == 1 and "error" in row
+
+
+@pytest.mark.parametrize("name", [ROWS, "index.html", "a.png"])
+def test_a_pipe_in_the_results_is_refused(tmp_path, name):
+    (source := tmp_path / "in").mkdir()
+    (out := tmp_path / "out").mkdir()
+    picture(0).save(source / "a.png")
+    os.mkfifo(out / name)
+    with pytest.raises(DataError, match="no ordinary file"):
+        run_many(Counting(), plan_edits(read_edits(source, "a cup")), out)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("image,prompt\n" + "a" * 200_000 + ",a cup\n", "no CSV"),
+        ("image,image,prompt\na.png,b.png,a cup\n", "twice"),
+        ("image,prompt\n~nosuchuser/a.png,a cup\n", "line 2"),
+        ("image,prompt\na\0.png,a cup\n", "line 2"),
+    ],
+    ids=["long", "twice", "nobody", "zero"],
+)
+def test_a_hostile_table_is_refused_in_words(tmp_path, text, says):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=says):
+        read_edits(tmp_path / "t.csv")
+
+
+def test_names_of_files_are_text(tmp_path):
+    (tmp_path / "t.csv").write_text("image,prompt\n01,a cup\nnull,a cup\n")
+    assert [r["image"].name for r in read_edits(tmp_path / "t.csv")] == ["01", "null"]
 
 
 def test_the_page_escapes_and_asks_for_nothing(place, ed):

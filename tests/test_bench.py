@@ -3,7 +3,7 @@ cannot be is refused in words. Random weights: figures mean nothing, bytes do.""
 
 import errno, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
 from fastedit import world as pb
@@ -640,7 +640,7 @@ def test_merging_takes_pictures_from_among_pictures_only(whole, tmp_path, image)
     ]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "run.json", "images"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "run.json", "images", "table.md", "times.csv"])
 def test_nothing_is_written_through_a_link_that_leads_out(whole, go, tmp_path, name):
     out, mine = tmp_path / "out", tmp_path / "mine"
     shutil.copytree(whole, out)
@@ -650,6 +650,29 @@ def test_nothing_is_written_through_a_link_that_leads_out(whole, go, tmp_path, n
     with pytest.raises(DataError, match="outside"):
         go(out)
     assert not list(mine.iterdir()) if name == "images" else mine.read_text() == "my own"
+
+
+def test_what_killed_processes_have_half_drawn_is_cleared(tmp_path):
+    "But not what a living process draws in, nor what is called otherwise."
+    from fastedit.studies.bench.sources import _held, open_dataset
+
+    names = (".picturebook-0-1-64.0123abcd", ".picturebook-0-1-64.89abcdef", ".notes")
+    for name in names:
+        (tmp_path / "data" / name / "annotation_images").mkdir(parents=True)
+    with _held(tmp_path / "data" / names[1]) as mine:
+        assert mine and len(open_dataset(out=tmp_path, per_type=1)) == 10
+    left = {p.name for p in (tmp_path / "data").iterdir()}
+    assert left == {"picturebook-0-1-64", *names[1:]}
+
+
+@pytest.mark.parametrize("name", ["run.json", "table.md", "a picture"])
+def test_a_pipe_in_the_folder_is_not_waited_for(whole, go, tmp_path, name):
+    shutil.copytree(whole, out := tmp_path / "out")
+    path = next(out.glob("images/*/*.png")) if name == "a picture" else out / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="no ordinary file"):
+        go(out)
 
 
 def test_leftovers_are_cleared_at_the_next_start(whole, go, tmp_path):
@@ -865,7 +888,9 @@ def test_all_methods_and_their_models():
     )
     assert (
         by["instruct"].model == "mini-instruct"
-        and sum(r.control for r in runs) == 2
+        and [r.label for r in runs if r.control][:2] == ["identity", "vae"]
+        and sum(r.control for r in runs) == 3
+        and by["crossfade"].control
         and {r.model for r in make_runs("ddcm", ["mini", "mini-s"]) if r.method == "vae"}
         == {"mini", "mini-s"}
     )
@@ -1062,3 +1087,44 @@ def test_structure_error_against_its_formula():
     assert structure_error(a, b) == pytest.approx(
         float(((f[0] @ f[0].T - f[1] @ f[1].T) ** 2).mean()), rel=1e-4
     ) and structure_error(a, a) == pytest.approx(0, abs=1e-9)
+
+
+# --- the third control, and what went wrong
+
+
+def test_crossfade_is_half_the_source(go, tmp_path):
+    strong = dict(method="img2img", label="strong", strength=1.0, control="none", steps=1)
+    found = go(
+        tmp_path, methods=[strong, "crossfade"], types=["6"], settings=dict(crossfade=dict(steps=1))
+    )
+    rows = {r["label"]: r for r in found.rows}
+    source = np.asarray(found.data[rows["strong"]["id"]].load()).astype(float)
+    gap = {
+        k: np.abs(np.asarray(Image.open(tmp_path / r["image"]).convert("RGB")) - source)
+        for k, r in rows.items()
+    }
+    assert rows["crossfade"]["control"] and not rows["strong"]["control"]
+    assert np.abs(gap["crossfade"] * 2 - gap["strong"]).max() <= 2 and gap["strong"].max() > 9
+    assert rows["crossfade"]["key"] != rows["strong"]["key"]
+
+
+def test_diagnosed_rows_count_only_where_they_are_asked_for(go, tmp_path):
+    go(tmp_path, types=["6"])
+    found = go(tmp_path, types=["6"], diagnose=True)
+    assert found.session["edits"] == 0 and len(found.rows) == 4 and found.run["diagnosed"]
+    by = {r["label"]: r["failures"] for r in found.rows}
+    assert by["identity"] == ["ignored"] and all(isinstance(f, list) for f in by.values())
+    assert "ignored" in found.rates.columns and (tmp_path / "failures.md").is_file()
+    assert found.rates_by_type.rows[2][2] == "1 of 1 (ignored)"
+    plain = go(tmp_path, types=["6"])
+    assert len(plain.rows) == 4 and all(r["failures"] is None for r in plain.rows)
+
+
+def test_lines_say_what_they_were_chosen_with():
+    by = {r.label: r.selected_by for r in make_runs("ddcm,img2img,edit_friendly-4")}
+    assert by["ddcm"] == by["edit_friendly-4"] == "reader" and by["img2img"] is None
+    mine = make_runs([dict(method="turbo", selected_by="clip-vit-b16")])[0]
+    assert mine.selected_by == "clip-vit-b16" and mine.settings == {}
+    assert make_runs("ddcm", settings=dict(strength=0.5))[0].selected_by is None
+    with pytest.raises(OptionError, match="selected_by='eyes'"):
+        make_runs([dict(method="turbo", selected_by="eyes")])

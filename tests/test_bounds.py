@@ -5,9 +5,9 @@ import io, struct
 from pathlib import Path
 import pytest
 from PIL import Image
-from fastedit.core import FastEditError, ImageError, OptionError, in_words
+from fastedit.core import DataError, FastEditError, ImageError, MaskError, OptionError, in_words
 from fastedit.editor import EditRequest
-from fastedit.pictures import load_image, save_image
+from fastedit.pictures import load_image, load_mask, save_image
 
 
 def entries(*rows):
@@ -64,6 +64,25 @@ def test_what_would_take_far_more_than_its_pixels(data, word):
         load_image(data)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_a_bit_for_each_block(progressive):
+    b = io.BytesIO()
+    Image.new("RGB", (1024, 1024)).save(b, "JPEG", progressive=progressive, optimize=True)
+    data = bytearray(b.getvalue())
+    assert load_image(bytes(data)).size == (1024, 1024)
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    data[at + 5 : at + 9] = struct.pack(">HH", 8192, 8192)
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        load_image(bytes(data))
+
+
+def test_a_mask_that_pillow_cannot_turn(tmp_path):
+    mask = Image.new("L", (64, 64), 255)
+    mask.info["transparency"] = b"\0" * 300
+    with pytest.raises(MaskError, match="no mask"):
+        load_mask(mask)
+
+
 def test_exif_that_names_the_same_bytes_over_and_over():
     def with_exif(fmt):
         b = io.BytesIO()
@@ -117,6 +136,32 @@ def closed():
 def test_what_is_no_source(source):
     with pytest.raises(ImageError):
         load_image(source)
+
+
+class Named(io.BytesIO):
+    name = "a\n" * 2000
+
+
+class Nameless(io.BytesIO):
+    @property
+    def name(self):
+        raise RuntimeError("no name")
+
+
+@pytest.mark.parametrize("read", [load_image, EditRequest.from_png])
+@pytest.mark.parametrize("kind", [bytes, bytearray, Named, Nameless])
+def test_a_source_is_named_in_a_few_words(read, kind):
+    data = b"GIF89a" + bytes(10_000)
+    with pytest.raises(ImageError) as e:
+        read(kind(data))
+    assert len(str(e.value)) < 500 and "\\x00" not in str(e.value) and "\n" not in str(e.value)
+
+
+def test_bytes_without_a_request_are_not_spelt_out():
+    b = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(b, "PNG")
+    with pytest.raises(DataError, match=r"^the picture \(\d+ bytes\) holds no fastedit request"):
+        EditRequest.from_png(b.getvalue())
 
 
 @pytest.mark.parametrize("suffix, side", [(".webp", 16_384), (".jpg", 65_501)])

@@ -13,7 +13,7 @@ from fastedit.core import Cancelled
 from fastedit.images import read_metadata
 from fastedit.memory import RESIDENCIES
 from fastedit.models import random_model, random_weights
-from fastedit.denoise import lcm_grid
+from fastedit.studies.demo import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,13 +63,17 @@ def says(r, code, *words):
 
 def test_edit_writes_a_picture_that_knows_its_request(place, model):
     r = edit(model, "--source-prompt", "a red ball", "--seed", 3, "--steps", 2)
-    assert r.exit_code == 0 and r.stdout.startswith("b.png: ddcm on ") and r.stdout.count("\n") == 1
+    assert (
+        r.exit_code == 0
+        and r.stdout.startswith("b.png: edit_friendly-4 on ")
+        and r.stdout.count("\n") == 1
+    )
     m = read_metadata("b.png")
-    # ddcm starts at .7
+    # the default method starts at .8
     assert (
         m["request"]["prompt"] == "a blue ball"
         and m["request"]["seed"] == 3
-        and tuple(m["timesteps"]) == lcm_grid(2, strength=0.7)
+        and m["timesteps"] == [799, 399]
     )
     again = edit(model, "--source-prompt", "a red ball", "--seed", 3, "--steps", 2, out="c.png")
     assert again.exit_code == 0 and Path("b.png").read_bytes() == Path("c.png").read_bytes()
@@ -104,6 +108,7 @@ def test_edit_passes_everything_on(place, model):
         "--quiet",
         "--feather",
         0,
+        "--repair",
     )
     d = json.loads(r.stdout)
     q = d["request"]
@@ -126,6 +131,8 @@ def test_edit_passes_everything_on(place, model):
         and d["control_nfe"] == 5
         and d["output"] == "b.png"
         and q["mask"]
+        and q["repair"]
+        and any(n.startswith("repair: ") for n in d["notes"])
     )
     a, b = (np.asarray(Image.open(f).convert("RGB")) for f in ("a.png", "b.png"))
     out = np.ones((64, 64), bool)
@@ -265,7 +272,7 @@ def test_demo(place, monkeypatch):
     assert r.exit_code == 0, r.output
     d = json.loads(r.stdout)
     assert (
-        [x["method"] for x in d["rows"]] == ["img2img stock", "img2img continuous", "ddcm"]
+        [x["method"] for x in d["rows"]] == list(METHODS)
         and d["seed"] == 4
         and Image.open("o/comparison.png").width > 500
     )

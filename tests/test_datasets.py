@@ -687,6 +687,14 @@ def test_nothing_else_comes_through_the_gate(results, name, words):
     assert str(e.value).isprintable() and len(str(e.value)) < 700
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
+def test_a_refused_folder_is_closed_again(results):
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DataError, match="ordinary"):
+        picture_bytes(results, "images")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_picture_is_known_by_its_hash(results):
     data = (results / "images/a.png").read_bytes()
     assert (

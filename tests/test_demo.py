@@ -123,7 +123,7 @@ def test_run(reader):
         and len(d.type_table) == 3
     )
     json.dumps(d.to_dict(), allow_nan=False)
-    assert "ddcm" in repr(d.table) and d.picture.width == 8 * 138 + 10
+    assert "ddcm" in repr(d.table) and d.picture.width == 10 * 138 + 10
 
 
 def test_same_seed_same_figures(reader):

@@ -178,7 +178,7 @@ def test_steps_are_what_ran(ed):
 )
 def test_strengths_and_steps_that_cannot_run_are_refused(ed, kw):
     with pytest.raises(OptionError):
-        ed(A, "a blue ball", **kw)
+        ed(A, "a blue ball", **(dict(method="ddcm") | kw))
 
 
 # --- guidance
@@ -259,7 +259,7 @@ def test_negative_prompt_and_control_matter(ed):
 )
 @pytest.mark.parametrize("kind", ["cfg", "w"])
 def test_ddcm_with_equal_prompts_returns_the_source_latents(parts, kind, g, kw):
-    kw = dict(kw, guidance=g, source_guidance=g)
+    kw = dict(kw, method="ddcm", guidance=g, source_guidance=g)
     e = FastEditor(parts[kind])
     assert torch.equal(
         e(A, "a blue ball", source_prompt="a blue ball", **kw).latents, source_latents(e)
@@ -1014,3 +1014,44 @@ def test_equal_prompts_change_nothing_by_default(ed):
 
 def test_a_very_wide_edit_shows_itself(ed):
     assert ed(picture().resize((400, 8)), "a red ball", method="identity").pair().size[0] > 256
+
+
+# --- repair
+
+
+def test_repair_is_one_step_more_and_counted(ed):
+    from fastedit.editor.mending import mended
+
+    plain = ed(A, "a cup", method="img2img", strength=0.5)
+    r = ed(A, "a cup", method="img2img", strength=0.5, repair=True)
+    said = []
+    image = mended(A, plain.image, said=said)
+    assert r.image.tobytes() == image.tobytes() and said[0] in r.notes
+    assert r.nfe == plain.nfe and r.seconds["repair"] > 0 and "repaired" in r.summary
+    assert r.request.repair and not plain.request.repair and "repair" not in plain.seconds
+    assert not any(n.startswith("repair") for n in plain.notes)
+
+
+def test_repair_within_a_mask_keeps_the_rest(ed):
+    m = np.zeros((64, 64), np.float32)
+    m[:32] = 1
+    r = ed(A, "a cup", method="img2img", mask=m, repair=True)
+    assert (np.asarray(r.image)[32:] == np.asarray(A)[32:]).all()
+    assert any(n.startswith("repair: ") for n in r.notes)
+
+
+def test_repair_leaves_what_edits_nothing_alone(ed):
+    r = ed(A, "a cup", method="identity", repair=True)
+    assert r.image.tobytes() == A.tobytes() and not any(n.startswith("repair") for n in r.notes)
+
+
+def test_repair_in_a_batch(ed):
+    jobs = [dict(image=A, prompt=p, method="img2img", repair=True) for p in ("a cup", "a ball")]
+    for e, job in zip(ed.batch(jobs, at_once=2), jobs):
+        assert any(n.startswith("repair: ") for n in e.notes) and e.request.repair
+
+
+@pytest.mark.parametrize("bad", [1, "yes", None, 0.0])
+def test_repair_is_yes_or_no(bad):
+    with pytest.raises(OptionError, match="repair=.*True or False"):
+        EditRequest("a ball", repair=bad)

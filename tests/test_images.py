@@ -982,7 +982,11 @@ def test_grey_cmyk_lab_and_palette_profiles():
     assert same(p.image, im.convert("1").convert("RGB"))
 
 
-@pytest.mark.parametrize("icc", [b"nonsense", b"\0" * 200, SRGB[:60], SRGB[:200] + b"\xff" * 200])
+@pytest.mark.parametrize(
+    "icc",
+    [b"nonsense", b"\0" * 200, SRGB[:60], SRGB[:200] + b"\xff" * 200],
+    ids=["nonsense", "zeros", "cut", "overwritten"],
+)
 def test_a_broken_profile_is_a_note(icc):
     a = picture()
     p = read_image(stored(a, icc_profile=icc))

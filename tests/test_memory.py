@@ -329,10 +329,10 @@ def test_time_follows_the_work():
     card = Q.CARDS["RTX 4060 8GB"]
     t = lambda **kw: Q.estimate_seconds(Q.predict_memory("sd15", **kw), card)
     assert (
-        t(work=Q.Work("a", 4, 3, 12, 4, 0, 3))
+        t(work=Q.Work("a", 4, 2, 8, 4, 0, 2))
         == t()
         == t(controlnet=False)
-        < t(work=Q.Work("a", 4, 3, 12, 4, 12, 3))
+        < t(work=Q.Work("a", 4, 2, 8, 4, 8, 2))
     ), "a ControlNet that is not asked costs no time"
     p, q = (Q.predict_memory("sd15", work=Q.Work("a", 4, r, 12, c)) for r, c in ((3, 4), (1, 12)))
     assert (
@@ -341,8 +341,10 @@ def test_time_follows_the_work():
         and q.stages[2].activations < p.stages[2].activations
     )
     assert Q.predict_memory("sd15", steps=8).work == Q.Work(
-        "ddcm", 8, 3, 24, 8, 0, 3
-    ) and Q.predict_memory("sd15", batch=2, steps=5).work == Q.Work("ddcm", 5, 2, 10, 5, 0, 3)
+        "edit_friendly-4", 8, 2, 16, 8, 0, 2
+    ) and Q.predict_memory("sd15", batch=2, steps=5).work == Q.Work(
+        "edit_friendly-4", 5, 2, 10, 5, 0, 2
+    )
 
 
 def test_layers_come_ahead_only_from_the_second_call_on():

@@ -186,6 +186,10 @@ def test_wheel_holds_modules_weights_and_entry_points(tmp_path):
         and "License-Expression: Apache-2.0" in meta
         and "Requires-Python: >=3.10" in meta
     )
+    url = settings()["git_url"].rstrip("/")
+    assert f"Project-URL: Source, {url}\n" in meta and "Project-URL: Documentation, " in meta
+    assert f"]({url}/raw/main/nbs/images/" in meta
+    assert not re.findall(r"\]\((?!https?:|#|mailto:)[^)]*\)", meta.partition("\n\n")[2])
     required = {Requirement(o) for o in re.findall(r"^Requires-Dist: (.*)$", meta, re.M)}
     assert {str(r) for r in required if not r.marker} == {
         str(r) for r in requirements("requirements")
@@ -450,14 +454,11 @@ def test_readme_holds_text_code_and_outputs_but_nothing_hidden(project):
     assert nb_tool.check_readme(root) == []
     body = (root / "README.md").read_text().split("\n\n", 1)[1]
     assert body == (
-        (
-            "# Title\n"
-            "see [core](nbs/00_core.ipynb), [us](LICENSE), [web](https://x.org/a) "
-            "and [none](no.ipynb)\n\n"
-        )(
-            "```python\nshow()\n```\n\n```\n2\n```\n\n```python\nplot()\n"
-            "```\n\n![](nbs/images/index-1.png)\n\n| a |\n"
-        )
+        "# Title\n"
+        "see [core](nbs/00_core.ipynb), [us](LICENSE), [web](https://x.org/a) "
+        "and [none](no.ipynb)\n\n"
+        "```python\nshow()\n```\n\n```\n2\n```\n\n```python\nplot()\n"
+        "```\n\n![](nbs/images/index-1.png)\n\n| a |\n"
     )
     assert (root / "nbs" / "images" / "index-1.png").read_bytes() == base64.b64decode(PNG)
     (root / "README.md").write_text(body)

@@ -569,3 +569,26 @@ def test_pictures_and_data_from_outside_stay_outside(run, tmp_path):
         (out / "run.json").write_text(json.dumps(run_json | dict(data=data)))
         text = R.report(out, draws=100).html()
         assert "<img" not in text and "leads outside" in text and "not at hand" in text
+
+
+def test_what_went_wrong_and_who_chose(tmp_path):
+    write_run(tmp_path / "a")
+    rows = [json.loads(line) for line in (tmp_path / "a/rows.jsonl").read_text().splitlines()]
+    for r in rows:
+        r["failures"] = ["shift", "colour"] if r["label"] == "plain" else []
+        r["request"] = {"repair": r["label"] == "good"}
+        r["notes"] = ["repair: moved back (...)"] if r["label"] == "good" else []
+    (tmp_path / "a/rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = json.loads((tmp_path / "a/run.json").read_text()) | dict(diagnosed=True)
+    run["runs"] = [
+        r | (dict(selected_by="reader") if r["label"] == "good" else {}) for r in run["runs"]
+    ]
+    for m in run["metrics"]:
+        if "reader" in m["name"]:
+            m["backbone"] = "the drawn world's reader"
+    (tmp_path / "a/run.json").write_text(json.dumps(run))
+    text = R.report(tmp_path / "a", draws=200, pictures=False).markdown()
+    assert "What went wrong" in text and "| plain | 100%" in text
+    assert "(shift)" in text and " of 17 |" in text.replace("](report.html", " |")
+    assert "settings of good were selected with the drawn world's reader" in text
+    assert "plain were selected" not in text

@@ -1,5 +1,6 @@
 "The notebook editor without a browser: what it shows and exports is what ran."
 
+import threading
 import numpy as np
 import pytest
 from fastedit import FastEditor, world
@@ -51,11 +52,69 @@ def test_a_mask_keeps_the_rest(widget):
 
 def test_a_step_back_restores_the_settings(widget):
     run(widget)
-    assert widget.knobs.controls["strength"].value == 0.7
+    assert widget.knobs.controls["strength"].value == 0.8
     widget.knobs.controls["strength"].value = 0.9
     assert widget.wait(120)
     widget.restore(widget.history[0])
-    assert widget.knobs.controls["strength"].value == 0.7
+    assert widget.knobs.controls["strength"].value == 0.8
+
+
+def test_bytes_of_a_browser_are_a_mask(widget):
+    from fastedit.pictures import pack_mask
+
+    painted = np.zeros((64, 64), np.float32)
+    painted[8:24, 8:24] = 1
+    widget.masks.brush.set_state(dict(mask=memoryview(pack_mask(painted))))
+    assert np.array_equal(widget.mask, painted)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    "Models load only after `slow.set()`; `slow.names` are those that were asked for."
+    import fastedit.widgets.editor_widget as page
+
+    gate = threading.Event()
+    gate.names = []
+
+    def load(name):
+        gate.names.append(name)
+        assert gate.wait(60)
+        return FastEditor(name)
+
+    monkeypatch.setattr(page, "FastEditor", load)
+    yield gate
+    gate.set()
+
+
+def test_a_knob_turned_while_a_model_loads_asks_the_new_model(widget, slow):
+    run(widget)
+    widget.c["model"].value = "mini-s"
+    widget.knobs.controls["strength"].value = 0.9
+    assert len(widget.history) == 1
+    slow.set()
+    assert widget.wait(120)
+    asked = widget.result.request
+    assert (asked.model, asked.strength) == ("mini-s", 0.9) and len(widget.history) == 2
+
+
+def test_cancelling_a_load_keeps_the_model(widget, slow):
+    widget.c["model"].value = "mini-s"
+    widget.c["cancel"].click()
+    slow.set()
+    assert widget.wait(120)
+    assert widget.c["model"].value == widget.editor.spec.key == "mini"
+
+
+def test_a_step_back_brings_its_model(widget):
+    run(widget)
+    widget.c["model"].value = "mini-s"
+    assert widget.wait(120) and widget.result.request.model == "mini-s"
+    widget.restore(widget.history[0])
+    assert widget.wait(120)
+    assert (
+        widget.editor.spec.key == widget.c["model"].value == widget.result.request.model == "mini"
+    )
+    assert len(widget.history) == 2
 
 
 def test_an_empty_prompt_is_said_in_the_widget(widget):

@@ -3,8 +3,10 @@
 
 import argparse
 import base64
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,16 +41,30 @@ def known(site: pages.Site) -> dict:
     return dict(told, url=site.url, names=names, sections=sections)
 
 
-def slider(site: pages.Site) -> str:
-    """Find the landing page's picture: the first before|after of the front page, the quickstart,
-    the divider's page."""
+def block(html: str, start: str) -> str:
+    "Cut the first element that begins with `start` out of a piece of HTML, up to its own end."
+    at = html.find(start)
+    if at < 0:
+        return ""
+    tag, depth = re.match(r"<(\w+)", start)[1], 0
+    for m in re.finditer(rf"<(/?){tag}\b", html[at:]):
+        depth += -1 if m[1] else 1
+        if not depth:
+            return html[at : html.index(">", at + m.start()) + 1]
+    return ""
+
+
+def slider(site: pages.Site) -> tuple:
+    """Find the landing page's picture, (slider, words): the first before|after of the front page,
+    the quickstart, the divider's page."""
     for rel in ("index", "tutorials/quickstart", "show/021_divider"):
         for c in site.pages[rel].nb["cells"] if rel in site.pages else ():
             for o in c.get("outputs", []):
                 html = pages.text(o.get("data", {}).get("text/html"))
-                if 'class="fe-ba"' in html:
-                    return html
-    return ""
+                if found := block(html, '<div class="fe-ba"'):
+                    said = re.search(r'<figure class="fe-over"><figcaption>(.*?)<', found)
+                    return found, said[1] if said else ""
+    return "", ""
 
 
 def landing(site: pages.Site) -> str:
@@ -71,21 +87,21 @@ def landing(site: pages.Site) -> str:
         ),
     ]
     cards = "".join(f'<a href="{to}.html"><strong>{t}</strong>{said}</a>' for to, t, said in doors)
+    picture, said = slider(site)
     lines = [
         "# fastedit",
         "",
         '<div class="fe-hero"><div>',
         f"<p>{escape(site.settings['description'])}.</p>",
-    ]
-    lines += [
-        (
-            "<p>Notebooks are the source: they export the package, and executed "
-            "they are these pages. Everything here ran"
-        )
-    ]
-    lines += ["on a CPU, with trained miniature models that are part of the package.</p>", "</div>"]
-    lines += [
-        f'<div class="fe-pic">{slider(site)}</div></div>',
+        "<p>Notebooks are the source: they export the package, and executed they are these",
+        "pages. Everything here ran on a CPU, with trained miniature models that are part of the",
+        "package.</p>",
+        "<p><code>pip install fastedit</code></p>",
+        '<p><a href="tutorials/quickstart.html">Quickstart</a> ·',
+        '<a href="tutorials/your_photo.html">your own photograph</a> ·',
+        f'<a href="gallery.html">gallery</a> · <a href="{site.url}">source</a></p>',
+        "</div>",
+        f'<div class="fe-pic">{picture}<p class="fe-cap">{said}: move the line</p></div></div>',
         f'<div class="fe-doors">{cards}</div>',
         "",
     ]
@@ -111,9 +127,8 @@ def landing(site: pages.Site) -> str:
     end = dict(cell_type="markdown", id="tree", metadata={}, source="\n".join([*tree, "```"]))
     for c in body:
         if c["cell_type"] == "markdown":
-            c["source"] = c["source"].replace(
-                "](../CONTRIBUTING.md)", f"]({site.url}/blob/main/CONTRIBUTING.md)"
-            )
+            outside = rf"]({site.url}/blob/main/\1)"
+            c["source"] = re.sub(r"\]\(\.\./([^)]+)\)", outside, c["source"])
     nb = pages.convert(site, front, {})
     return json.dumps(dict(nb, cells=[start, *body, end]))
 
@@ -144,16 +159,19 @@ def gallery(site: pages.Site, out: Path) -> str:
             continue
         cards = []
         for p in inside:
-            import io
-
             im = Image.open(io.BytesIO(base64.b64decode(p.thumbnail[1]))).convert("RGB")
+            im = im.crop((0, 0, min(im.width, 2 * im.height), im.height))
+            times = min(4, 240 // min(im.size))
+            if times > 1:
+                im = im.resize((im.width * times, im.height * times), Image.NEAREST)
             im.thumbnail((480, 480))
             name = f"{p.rel.replace('/', '-')}.png"
             im.save(out / "thumbs" / name)
-            alt = escape(f"first picture of {p.title}: {p.subtitle}", quote=True)
+            said = escape(p.subtitle.replace("`", ""), quote=True)
+            alt = f"first picture of {escape(p.title, quote=True)}: {said}"
             cards.append(
                 f'<a href="{p.rel}.html"><img src="thumbs/{name}" alt="{alt}" loading="lazy">'
-                f"<strong>{escape(p.title)}</strong>{escape(p.subtitle)}</a>"
+                f"<strong>{escape(p.title)}</strong>{said}</a>"
             )
         lines += [
             f"## {site.sections[s][0]}",

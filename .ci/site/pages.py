@@ -16,6 +16,20 @@ SECTIONS = dict(  # folder of nbs/ -> what it is called, in reading order; other
     tutorials="Tutorials",
     experiments="Experiments",
 )
+FIRST = {  # sections whose pages are read in another order than that of their names
+    "tutorials": (
+        "quickstart",
+        "your_photo",
+        "low_vram",
+        "piebench",
+        "add_a_method",
+        "add_a_model",
+        "diagnose_any_editor",
+        "train_your_own",
+        "benchmark_colab",
+    ),
+    "experiments": ("published_claims", "methods", "adaptive", "failures", "memory"),
+}
 DIRECTIVE = re.compile(r"\s*#\s*\|\s*([^\s:]+)\s*:?\s*(.*?)\s*$")
 
 
@@ -92,6 +106,14 @@ def _sentence(root: Path, section: str) -> str:
     return ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
 
 
+def in_order(section: str, inside: list) -> list:
+    "Put a section's pages into the order in which they are read: that of `FIRST`, then by name."
+    first = FIRST.get(section, ())
+    stem = [p.rel.rpartition("/")[2] for p in inside]
+    place = {n: first.index(n) if n in first else len(first) for n in stem}
+    return [p for _, p in sorted(zip(stem, inside), key=lambda x: place[x[0]])]
+
+
 def collect(root: Path, package: Path) -> Site:
     "Read all notebooks and what they export, in reading order."
     found = [
@@ -107,8 +129,8 @@ def collect(root: Path, package: Path) -> Site:
     names = list(SECTIONS) + sorted((s for s in first if s not in SECTIONS), key=first.get)
     sections = {}
     for s in names:
-        inside = [p for p in pages if p.section == s and p.rel != "index"]
-        title = SECTIONS.get(s) or (s.replace("/", " · ") if s else "foundations")
+        inside = in_order(s, [p for p in pages if p.section == s and p.rel != "index"])
+        title = SECTIONS.get(s) or (s.replace("/", " · ") if s else "foundations").capitalize()
         if inside:
             sections[s] = (title, _sentence(root, s), inside)
     ordered = {p.rel: p for s in sections for p in sections[s][2]}
@@ -259,7 +281,7 @@ def _bar(site: Site, page: Page) -> str:
     stem = page.rel.rpartition("/")[2]
     colab = site.url.replace("https://github.com/", "https://colab.research.google.com/github/")
     ran = page.nb["metadata"].get("ran", {})
-    said = ", ".join(f"{v}" for v in ran.values())
+    said = ", ".join(ran[k] for k in ("version", "date", "machine", "seconds") if k in ran)
     stamp = f'<span class="fe-ran">last run: {escape(said)}</span>' if said else ""
     return (
         '<p class="fe-bar">'
@@ -310,12 +332,13 @@ def convert(site: Site, page: Page, names: dict) -> dict:
             tags = ["remove-input"]
         elif "code-fold" in found:
             tags = ["hide-input"]
-        meta = dict(tags=tags, mystnb=dict(image=dict(alt=_alt(page, heading, source))))
+        alt = found.get("fig-alt") or _alt(page, heading, source)
+        meta = dict(tags=tags, mystnb=dict(image=dict(alt=alt)))
         cells.append(dict(c, source=source.strip("\n"), outputs=outputs, metadata=meta))
     for i, c in enumerate(cells):
         c["id"] = f"c{i}"
     kept = {"kernelspec": page.nb["metadata"].get("kernelspec", {})}
-    kept["language_info"] = dict(name="python")
+    kept["language_info"] = dict(name="python", pygments_lexer="ipython3")
     return dict(cells=cells, metadata=kept, nbformat=4, nbformat_minor=5)
 
 
@@ -348,6 +371,9 @@ COLAB = """# Run this page in Colab
 This cell installs fastedit. Everything on this page runs on a CPU with the mini models, which are
 inside the package; nothing else is downloaded. Where a cell needs a GPU, it says so and is skipped
 without one."""
+COLAB_GPU = """# Run this page in Colab
+This cell installs fastedit. The page needs a GPU: choose one by *Runtime, Change runtime type*. It
+downloads weights of full size, and its results go to your Google Drive."""
 
 
 def for_colab(site: Site, page: Page) -> dict:
@@ -362,7 +388,8 @@ def for_colab(site: Site, page: Page) -> dict:
         outputs=[],
         execution_count=None,
     )
-    nb["cells"] = [dict(_md(COLAB), id="colab-0"), code, *nb["cells"]]
+    said = COLAB_GPU if nb["metadata"].get("accelerator") == "GPU" else COLAB
+    nb["cells"] = [dict(_md(said), id="colab-0"), code, *nb["cells"]]
     return nb
 
 

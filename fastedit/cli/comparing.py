@@ -15,7 +15,7 @@ from .terminal import app, say
 from .waiting import bring, waiting
 from ..core import FastEditError
 
-# %% ../../nbs/cli/909_comparing.ipynb #68af50d3
+# %% ../../nbs/cli/909_comparing.ipynb #42bc8dad
 Config = option(Path, "TOML file with the same settings; what is given here as well counts more.")
 Methods = option(str, "all, or names with commas; published-as-written and published-as-run "
                  "repeat the published settings. [all]")
@@ -26,6 +26,8 @@ Settings = option(list[str], "NAME=VALUE for all methods, METHOD.NAME=VALUE for 
 Seeds = option(str, "Of the noise, with commas. [0]")
 Profile = option(str, "drawn, corrected, pnp or whole.")
 Precision = option(str, "fp32, fp16, bf16, ... [fp32]")
+Diagnose = option(bool, "Also say what went wrong with each picture; rates per method and type.",
+                  "--diagnose")
 Curves = option(bool, "Vary each method's own knob and draw the trade-off.", "--curves")
 
 # %% ../../nbs/cli/909_comparing.ipynb #c8236f8e
@@ -86,7 +88,7 @@ def run_to_the_end(asked: dict, quiet: bool):
             f"from what is in {Path(asked['out'])}")
         raise typer.Exit(128+getattr(e, "number", 2))
 
-# %% ../../nbs/cli/909_comparing.ipynb #a4673c68
+# %% ../../nbs/cli/909_comparing.ipynb #e0bad1c4
 def take_in(folder, others: list, quiet: bool):
     "Merge other results folders into this one."
     from fastedit.studies.bench import merge_runs
@@ -95,10 +97,12 @@ def take_in(folder, others: list, quiet: bool):
 
 def bench_text(found, folder) -> str:
     "Tables of a benchmark, what was left out of it, and where its files are."
+    from fastedit.studies.bench import tell_rates
     refused = [f"left out: {r['label']} on {r['model']}: {r['reason']}"
                for r in found.run["refused"]]
     missing = [f"not measured: {k}: {why}" for k, why in found.run["unavailable"].items()]
-    return "\n".join([str(found.table()), f"\n{found.types}\n\n{found.cost}", *refused, *missing,
+    return "\n".join([str(found.table()), f"\n{found.types}", tell_rates(found), found.cost,
+                      *refused, *missing,
                       f"rows, pictures and tables: {folder}"])
 
 def check_failed(found, allowed: bool):
@@ -111,7 +115,7 @@ def check_failed(found, allowed: bool):
     raise FastEditError(f"{text}: the rows hold the reasons; --retry tries them again, "
                         "--allow-failures accepts them")
 
-# %% ../../nbs/cli/909_comparing.ipynb #f1e6789c
+# %% ../../nbs/cli/909_comparing.ipynb #be004777
 @app.command()
 def bench(config: Config=None,
           dataset: Dataset=None,
@@ -130,6 +134,7 @@ def bench(config: Config=None,
           sample: Sample=None,
           limit: Limit=None,
           skip_bad: SkipBad=False,
+          diagnose: Diagnose=False,
           curves: Curves=False,
           precision: Precision=None,
           device: Device=None,
@@ -146,7 +151,8 @@ def bench(config: Config=None,
                  seeds=None if seeds is None else [whole(s) for s in listed(seeds)], out=out,
                  profile=profile, per_type=per_type, seed=seed, size=size, types=listed(types),
                  ids=listed(ids), sample=sample, limit=limit, skip_bad=skip_bad or None,
-                 curves=curves or None, precision=precision, device=device, shard=shard,
+                 diagnose=diagnose or None, curves=curves or None, precision=precision,
+                 device=device, shard=shard,
                  workers=workers, retry=retry or None)
     asked = merged(config, typed)
     folder = Path(asked["out"])

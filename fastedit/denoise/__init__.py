@@ -3,6 +3,6 @@ from ..core import pages_on_demand
 
 # Those without torch first: reading a request needs none.
 __getattr__, __dir__ = pages_on_demand(
-    __name__, ".schedules", ".grids", ".samplers", ".state", ".sharing", ".store", ".tiles",
-    ".alignment", ".attention", ".word_maps", ".layers", ".packing", ".tricks", ".codec",
-    ".denoiser", ".threads")
+    __name__, ".schedules", ".grids", ".samplers", ".schedulers", ".state", ".sharing", ".store",
+    ".tiles", ".wording", ".alignment", ".attention", ".word_maps", ".layers", ".packing",
+    ".tricks", ".codec", ".denoiser", ".threads")

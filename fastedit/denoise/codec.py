@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Text', 'Count', 'finite', 'Codec', 'spelled_out']
 
-# %% ../../nbs/denoise/056_codec.ipynb #443fcff8
+# %% ../../nbs/denoise/056_codec.ipynb #39346abc
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from .state import in_use
 from .store import Memo, fingerprint
 from .tiles import decode_in_tiles
 from .tricks import ordinary_tensor, quick, without_versions
+from .wording import Wording, in_pieces, layer_of, tokens_of, weigh
 from ..models import latent_shift, upcasts, vae_factor
 
 # %% ../../nbs/denoise/056_codec.ipynb #f9daf026
@@ -89,10 +90,12 @@ def dtype_of(net) -> torch.dtype:
     d = next(net.parameters()).dtype
     return d if d == torch.float32 else net.dtype
 
-# %% ../../nbs/denoise/056_codec.ipynb #a7292811
+# %% ../../nbs/denoise/056_codec.ipynb #b3c1a2c4
 class Codec:
     "Turn prompts and pictures into tensors and latents into pictures; counts every call."
     edges = None   # a ControlNet's map, for those that have one
+    wording = Wording()   # how prompts become states
+    pieces = 1     # into how many each goes
     def __init__(self,
                  parts,              # `models.Components`
                  count: Count=None,  # where to keep the books
@@ -155,7 +158,7 @@ def _asked(self: Codec, net):
     plain = quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext()
     with without_versions(self._packs and exact), plain: yield
 
-# %% ../../nbs/denoise/056_codec.ipynb #164616de
+# %% ../../nbs/denoise/056_codec.ipynb #7c1a5a1f
 @patch
 @torch.no_grad()
 def text(self: Codec, prompt: str  # any text, also ""
@@ -164,7 +167,8 @@ def text(self: Codec, prompt: str  # any text, also ""
     if not isinstance(prompt, str): raise PromptError(f"prompt {prompt!r} is not text")
     def run(): return self._encode_text(prompt)
     if self.memo is None: return run()
-    return self.memo.ask("text", fingerprint("text", prompt, self.dtype), 1, run)
+    key = fingerprint("text", prompt, self.dtype, self.wording, self.pieces)
+    return self.memo.ask("text", key, 1, run)
 
 def spelled_out(prompt: str, tokenizer) -> str:
     "Write out words of a textual inversion that have several vectors, as diffusers does."
@@ -179,26 +183,26 @@ def spelled_out(prompt: str, tokenizer) -> str:
 @patch
 def _encode_text(self: Codec, prompt: str) -> Text:
     p, states, pooled = self.parts, [], None
-    def tokens(tok):
-        how = dict(padding="max_length", max_length=tok.model_max_length, truncation=True)
-        return tok(spelled_out(prompt, tok), **how, return_tensors="pt").input_ids.to(self.device)
+    both, last = [(p.tokenizer, p.text_encoder)], 1
+    if p.text_encoder_2 is not None:   # SDXL reads the last layer but one of both
+        both, last = [*both, (p.tokenizer_2, p.text_encoder_2)], 2
     with self.stage("text"), self._timed("text"):
-        if p.text_encoder_2 is None: states.append(p.text_encoder(tokens(p.tokenizer))[0])
-        else:
-            both = (p.tokenizer, p.text_encoder), (p.tokenizer_2, p.text_encoder_2)
-            for tok, encoder in both:
-                out = encoder(tokens(tok), output_hidden_states=True)
-                states.append(out.hidden_states[-2])
-                pooled = out[0]
+        for tok, encoder in both:
+            ids, weights = in_pieces(tok, spelled_out(prompt, tok), self.wording, self.pieces)
+            out = encoder(ids.to(self.device), output_hidden_states=last == 2 or bool(self.wording))
+            found = weigh(layer_of(out, encoder, last, self.wording), weights)
+            states.append(found.reshape(1, -1, found.shape[-1]))
+            if last == 2: pooled = out[0][:1]
     if pooled is not None: pooled = pooled.to(self.device, self.dtype)
     return Text(torch.cat(states, -1).to(self.device, self.dtype), pooled)
 
-# %% ../../nbs/denoise/056_codec.ipynb #c2ff2e94
+# %% ../../nbs/denoise/056_codec.ipynb #d1f0d7f8
 @patch
 def unconditional(self: Codec) -> Text:
     "Make what the model takes where no negative prompt is given: zeros or the empty prompt."
     if not self.parts.zero_negative: return self.text("")
-    return self._zeros() if self.memo is None else self.memo.blank(self._zeros)
+    plain = self.memo is None or self.pieces > 1
+    return self._zeros() if plain else self.memo.blank(self._zeros)
 
 @patch
 def _zeros(self: Codec) -> Text:
@@ -206,7 +210,7 @@ def _zeros(self: Codec) -> Text:
     wide = p.text_encoder.config.hidden_size+p.text_encoder_2.config.hidden_size
     def zeros(*shape): return torch.zeros(shape, device=self.device, dtype=self.dtype)
     pooled = zeros(1, p.text_encoder_2.config.projection_dim)
-    return Text(zeros(1, p.tokenizer.model_max_length, wide), pooled)
+    return Text(zeros(1, self.pieces*p.tokenizer.model_max_length, wide), pooled)
 
 @patch
 def cut(self: Codec, prompt: str) -> int:
@@ -214,7 +218,8 @@ def cut(self: Codec, prompt: str) -> int:
     tok = self.parts.tokenizer
     most = tok.model_max_length
     if prompt.isascii() and len(prompt) <= most-2: return 0   # a token holds at least a letter
-    return max(0, len(tok(prompt, truncation=False, verbose=False).input_ids)-most)
+    if self.wording.long: return 0
+    return max(0, len(tokens_of(tok, prompt, self.wording)[0])+2-most)
 
 # %% ../../nbs/denoise/056_codec.ipynb #4e51cc54
 @patch

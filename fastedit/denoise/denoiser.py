@@ -201,7 +201,7 @@ def _weighed(residuals: list, like) -> dict:
         total = own if total is None else [a+b for a, b in zip(total, own)]
     return dict(down_block_additional_residuals=total[:-1], mid_block_additional_residual=total[-1])
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #f60bad44
+# %% ../../nbs/denoise/057_denoiser.ipynb #1fbea965
 @patch
 def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     "Ask the UNet once for a batch, with what the ControlNet has to say."
@@ -211,7 +211,7 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
         scales, inside = self._scales(scale, self._nets[place])
         about = None
         if question is not None:   # guidance is an input of the UNet, not of the ControlNet
-            same = question if w is None else fingerprint(x, int(t), text.states, text.pooled)
+            same = question if w is None else fingerprint(x, float(t), text.states, text.pooled)
             about = fingerprint("controlnet", same, self._about_map(place), inside)
             question = fingerprint(question, about, tuple(scales))
         # no name holds them: they are let go before the UNet runs
@@ -226,14 +226,14 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     shape = len(x), self.parts.unet.config.out_channels, *x.shape[-2:]
     return self.memo.ask("unet", question, len(x), run, shape)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #47bb3b09
+# %% ../../nbs/denoise/057_denoiser.ipynb #ee05fb9f
 @patch
 def _keeps(self: Denoiser, kw) -> bool:
     return self.memo is not None and not kw and not torch.is_grad_enabled()
 
 @patch
 def _question(self: Denoiser, x, t, text, w) -> bytes:
-    return fingerprint("unet", x, int(t), text.states, text.pooled, w, self._drop_w)
+    return fingerprint("unet", x, float(t), text.states, text.pooled, w, self._drop_w)
 
 @patch
 def _conditions(self: Denoiser, text, shape) -> dict:
@@ -246,7 +246,9 @@ def _conditions(self: Denoiser, text, shape) -> dict:
 
 @patch
 def _ask_unet(self: Denoiser, x, t, text, w, more):
-    unet = self.parts.unet
+    unet, beside = self.parts.unet, more.pop("beside", None)
+    if beside is not None:   # channels that the UNet wants and a ControlNet does not
+        x = torch.cat([x, beside.to(x)[[i % len(beside) for _, i in self.rows]]], 1)
     if w is not None:
         about = guidance_embedding(w, unet.config.time_cond_proj_dim)
         more["timestep_cond"] = sent(about, x.device, x.dtype)
@@ -265,11 +267,11 @@ def _answer(self: Denoiser, net, *args, **kw):
     if not graphs or comes_and_goes or self.follows is not None: return net(*args, **kw)
     return graphs.ask(net, *args, **kw)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #31be08bf
+# %% ../../nbs/denoise/057_denoiser.ipynb #04f895a9
 @patch
 def output(self: Denoiser,
            x: torch.Tensor,      # (B, 4, h, w)
-           t: int,               # integer time, the same for the whole batch
+           t: int,               # time, one for the whole batch; a fraction of some schedulers
            text: Text,           # B prompts, or one for all
            guidance=1.,          # guidance scale, a number or B of them
            control=0.,           # ControlNet scale (a number, or as `spread` takes); 0: left out
@@ -282,7 +284,7 @@ def output(self: Denoiser,
     n, text, g = len(x), text.repeat(len(x)), _per_row(guidance, len(x))
     if len(text) != n or len(g) != n:
         raise OptionError(f"{n} latents came with {len(text)} prompts and {len(g)} guidance scales")
-    t = torch.full((), int(t), device=self.device)
+    t = torch.full((), t if isinstance(t, float) else int(t), device=self.device)
     self.rows = [(False, i) for i in range(n)]
     if self.uses_w: return self._unet(x, t, text, g-1, control, **kw)
     pair = [i for i in range(n) if self.pairs(g[i])]
@@ -306,7 +308,7 @@ def _per_row(guidance, n: int) -> torch.Tensor:
     if isinstance(guidance, (list, tuple)): return torch.tensor(guidance, dtype=torch.float32)
     return torch.as_tensor(guidance, dtype=torch.float32).reshape(-1).expand(n)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #2f23abe1
+# %% ../../nbs/denoise/057_denoiser.ipynb #7434ea9d
 @patch
 def _both(self: Denoiser, x, t, text, neg, pair, control, kw) -> tuple:
     "Ask for the unconditional rows and for all rows with their prompt."
@@ -325,7 +327,7 @@ def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
     if self.memo is not None: e0 = ask()
     else:
         about = self._about_map(), control
-        key = fingerprint(x[pair], int(t), neg.states, neg.pooled, *about)
+        key = fingerprint(x[pair], float(t), neg.states, neg.pooled, *about)
         e0 = self.keep_negative(key, ask)
     if self.count.nfe == before:
         n = len(x[pair])

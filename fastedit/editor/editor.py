@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #48786906
+# %% ../../nbs/editor/209_editor.ipynb #7dded018
 import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -17,7 +17,8 @@ from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
 from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
-from .control import check_maps, same_maps, take_control
+from .given import check_given, name_given, take_again
+from .mending import mended
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
@@ -98,7 +99,7 @@ def __repr__(self: FastEditor) -> str:
     return (f"FastEditor({self.spec.key!r}, device={str(where)!r}, "
             f"precision={self.parts.precision!r}{stays}): {side}x{side}")
 
-# %% ../../nbs/editor/209_editor.ipynb #f8424bc7
+# %% ../../nbs/editor/209_editor.ipynb #e1687530
 def _written_down(editor, prompt, settings) -> EditRequest:
     "Make a request of a prompt and settings."
     if unknown := set(settings)-_FIELDS:
@@ -111,28 +112,13 @@ def _written_down(editor, prompt, settings) -> EditRequest:
     if editor.flow is not None: own["method"] = "flow"
     return EditRequest(prompt=prompt, **{**own, **settings})
 
-def _given(request, prompt, settings) -> EditRequest:
-    "Take a whole request as it is."
-    if not isinstance(request, EditRequest):
-        raise OptionError(f"request={in_words(request)}: give an EditRequest; "
-                          "EditRequest.from_json reads one from JSON, EditRequest.from_png from "
-                          "a saved edit")
-    if prompt is not None or settings:
-        raise OptionError("give either a request or a prompt with settings, not both: use "
-                          "dataclasses.replace(request, ...) to change a request")
-    return request
-
-# %% ../../nbs/editor/209_editor.ipynb #ec4fec60
+# %% ../../nbs/editor/209_editor.ipynb #2fee3fc4
 def _asked_for(editor, prompt, request, settings) -> tuple:
-    "The request of a call, whole or written down from its settings, and its control pictures."
-    control, pictures = take_control(settings.get("control"))
-    if request is None:
-        if "control" in settings: settings = settings | dict(control=control)
-        return _suited(editor, _written_down(editor, prompt, settings)), pictures
-    if pictures: settings = {k: v for k, v in settings.items() if k != "control"}
-    r = _given(request, prompt, settings)
-    same_maps(r.control, pictures)
-    return _suited(editor, r), pictures
+    "The request of a call, whole or written down, and what it names by a hash."
+    named, given = name_given(dict(settings, prompt=prompt))
+    if request is not None: return _suited(editor, take_again(request, named, given)), given
+    prompt = named.pop("prompt", None)
+    return _suited(editor, _written_down(editor, prompt, named)), given
 
 def _suited(editor, r: EditRequest) -> EditRequest:
     "Refuse a request that asks for another editor."
@@ -148,7 +134,7 @@ def _suited(editor, r: EditRequest) -> EditRequest:
         raise OptionError(f"{words}: make FastEditor({r.model!r}, loras=[(file, weight), ...])")
     return r
 
-# %% ../../nbs/editor/209_editor.ipynb #1a405803
+# %% ../../nbs/editor/209_editor.ipynb #b501ad26
 @dataclass
 class _Inputs:
     "A picture and a mask as they were read."
@@ -188,7 +174,7 @@ def _computed_on(editor, done) -> dict:
 def _accounted(editor, image, mask, r, on_step, pictures) -> EditResult:
     "Read picture and mask, run the request, and complete the account."
     given = _read_inputs(image, mask)
-    check_maps(r.control, pictures, given.picture.image.size)
+    check_given(r, pictures, given.picture.image.size)
     said = given.said(r)
     _stamp_stores(editor)
     source = given.picture.image
@@ -265,16 +251,15 @@ def _account_of(self, draft, moved, peak) -> EditResult:
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused)
 
-# %% ../../nbs/editor/209_editor.ipynb #3985b310
+# %% ../../nbs/editor/209_editor.ipynb #4fd1b8d4
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
     small = self.device.type != "cpu" or self.meter is not None
     ladder = ladder_for(r.size, self.spec.vae_factor, small)
-    def advice(): return self.advice(r.size)
     try:
-        return run_with_fallbacks(run, self.memory, ladder, self.allow_smaller, advice, self.free,
-                                  self.half)
+        return run_with_fallbacks(run, self.memory, ladder, self.allow_smaller,
+                                  lambda: self.advice(r.size), self.free, self.half)
     finally: self.restore()
 
 @patch
@@ -287,16 +272,15 @@ def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> Edit
         with self.placed(s):
             smaller = _shrink(r, s.area_scale, self.spec)
             return self._attempt(Draft(smaller, method, source, mask, s, on_step,
-                                       pictures=pictures))
+                                       given=pictures, said=notes))
     result, used = self._with_fallbacks(r, run)
     tile = result.memory["vae_tile"]
     if tile and tile == self.memory.vae_tile:
         notes.append(f"decoded in tiles of {tile} pixels, to stay within the memory")
     result.seconds["total"] = time.perf_counter()-start
-    rungs = tuple(f"{g.key}: {g.words}" for g in used)
-    return replace(result, notes=tuple(notes), fallbacks=rungs)
+    return replace(result, notes=tuple(notes), fallbacks=tuple(f"{g.key}: {g.words}" for g in used))
 
-# %% ../../nbs/editor/209_editor.ipynb #f8ab785e
+# %% ../../nbs/editor/209_editor.ipynb #aec6ddc1
 def _alone(editor, job, on_step):
     "Run one edit of a batch: its result, or its error."
     try: return editor(**job, on_step=on_step)
@@ -304,18 +288,18 @@ def _alone(editor, job, on_step):
     except FastEditError as e: return e
 
 def _drafted(editor, job, on_step):
-    "Read, resolve and prepare one edit of a batch: (what was read, draft, notes)."
+    "Read, resolve and prepare one edit of a batch: (what was read, draft)."
     r, pictures = _asked_for(editor, *words_of(job))
     given = _read_inputs(job["image"], job.get("mask"))
-    check_maps(r.control, pictures, given.picture.image.size)
+    check_given(r, pictures, given.picture.image.size)
     source = given.picture.image
     region = None if given.mask is None else load_mask(given.mask, source.size)
-    said = given.said(r)
     filled, method, notes = editor.resolve(r, source, region)
-    draft = Draft(filled, method, source, region, editor.memory, on_step, pictures=pictures)
-    return given, editor.prepare(draft), (*notes, *said)
+    draft = Draft(filled, method, source, region, editor.memory, on_step, given=pictures,
+                  said=[*notes, *given.said(r)])
+    return given, editor.prepare(draft)
 
-# %% ../../nbs/editor/209_editor.ipynb #88005fcd
+# %% ../../nbs/editor/209_editor.ipynb #52c6e361
 def _at_once(editor, jobs: list, on_step) -> dict:
     "Run those of several edits that can go into one call of the networks, {place: result}."
     ready, groups, found = {}, {}, {}
@@ -329,7 +313,7 @@ def _at_once(editor, jobs: list, on_step) -> dict:
         denoise_together(editor, drafts, asking_of(editor, drafts[0]))
         for i, d in zip(places, drafts):
             d.clock["total"] = sum(d.clock.values())
-            done = replace(_account_of(editor, d, 0, None), notes=ready[i][2])
+            done = replace(_account_of(editor, d, 0, None), notes=tuple(d.said))
             found[i] = _completed(editor, ready[i][0], done, ())
     return found
 
@@ -379,7 +363,7 @@ def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings
     for e in edits.errors.values(): raise e
     return edits
 
-# %% ../../nbs/editor/209_editor.ipynb #8d6063e0
+# %% ../../nbs/editor/209_editor.ipynb #e3eb1b50
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."
@@ -396,6 +380,7 @@ def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     made = flow.edit(fitted, r.prompt, filled["steps"], filled["guidance"], r.seed,
                      r.negative_prompt, on_step)
     image = unfit(made.image, frame)
+    if r.repair: image = mended(source, image, mask, notes)
     if mask is not None: image = composite(source, image, mask, r.feather)
     r = replace(r, **filled, loras=(), size=frame.model, image=pixel_hash(source),
                 mask=None if mask is None else pixel_hash(mask))

@@ -74,7 +74,7 @@ def versions() -> dict:
     "Versions of what computes an edit."
     return dict(_versions())
 
-# %% ../../nbs/editor/207_result.ipynb #38dffff0
+# %% ../../nbs/editor/207_result.ipynb #86d5e710
 def _model_words(r) -> str:
     "Name a request's model and its LoRAs with their weights."
     loras = [x["file"]+":"+format(x["weight"], "g") for x in r.loras or ()]
@@ -87,10 +87,11 @@ def summary(self: EditResult) -> str:
     scale = "" if r.control == "none" else f" {r.control_scale}"
     known = f" ({self.reused} known)" if self.reused else ""
     control = f" + {self.control_nfe} ControlNet" if self.control_nfe else ""
+    repaired = ", repaired" if r.repair else ""
     return (f"{r.method} on {_model_words(r)}: {len(self.timesteps)} steps "
             f"{list(self.timesteps)}, guidance {r.guidance}, control {r.control}{scale}, "
-            f"seed {r.seed}, NFE {self.nfe}{known}{control}, {self.seconds['total']:.2f} s "
-            f"({self.network_seconds:.2f} s in networks)")
+            f"seed {r.seed}{repaired}, NFE {self.nfe}{known}{control}, "
+            f"{self.seconds['total']:.2f} s ({self.network_seconds:.2f} s in networks)")
 
 @patch
 def __repr__(self: EditResult) -> str:

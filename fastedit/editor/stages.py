@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #4a42585f
+# %% ../../nbs/editor/208b_stages.ipynb #addd8156
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import content_hash
-from ..denoise import Denoiser, Memo, Noise, Text, finite, spread
+from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
+from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
 from .request import EditRequest
 from .stores import StageCache
+from .texts import bare_prompts, cut_notes, texts_of
 from .unused import unused_notes
 from ..memory import MemorySettings
 from ..methods import Job, Method, check_model, check_options
@@ -27,7 +29,7 @@ from ..pictures import (composite, control_map, fit_mask, load_image, looks_phot
                                pixel_hash, plan_fit, to_image, to_tensor, unfit)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #9e7d59b8
+# %% ../../nbs/editor/208b_stages.ipynb #5aa72bb3
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -60,7 +62,9 @@ class Draft:
     latents: torch.Tensor=None   # (1, 4, h, w), edited; None: the source is the answer
     decoded: object=None         # PIL image in the model's frame
     image: object=None           # PIL image of the picture's size
-    pictures: dict=field(default_factory=dict)  # control pictures by their names in the request
+    given: dict=field(default_factory=dict)  # pictures and encoded prompts by their names in the
+                                 # request
+    said: list=field(default_factory=list)   # what a reader should know, in words
 
 # %% ../../nbs/editor/208b_stages.ipynb #088bc89b
 STEPS = ("resolve", "fit", "text", "encode", "start", "denoise", "decode", "finish")
@@ -111,28 +115,28 @@ def kept(self: Stages, kind: str, make, *content):
     "Take an answer from the cache, or make and keep it; `content` is all that it depends on."
     return self.cache.get(content_hash(kind, self.parts.revision, *content), make)
 
-# %% ../../nbs/editor/208b_stages.ipynb #f3cab810
+# %% ../../nbs/editor/208b_stages.ipynb #0e869278
 def _source_prompt(r, method) -> tuple:
     "The source prompt that a method compares with, and what to say about it."
     if not method.source_prompt or r.source_prompt is not None: return r.source_prompt, []
     return "", [f"{method.key} compares with a source prompt and none was given: the empty "
                 "prompt was used"]
 
-def _stock_notes(stages, schedule) -> list:
+def _who_steps(stages, r, method) -> tuple:
+    "Say who steps, and what to say of a pipeline's scheduler that does not."
+    lent, kind = stages.parts.lent, stages.parts.scheduler.get("_class_name")
+    if r.scheduler or lent is None or kind == "LCMScheduler": return r.scheduler, []
+    if method.sampled and "sampler" not in r.options: return "own", []
+    if method.sampled or method.pipeline or not method.edits: return None, []
+    return None, [f"the pipeline's {kind} does not step here: {method.key} goes from time to time "
+                  "by a formula of its own, with the noise levels of that scheduler"]
+
+def _stock_notes(stages, schedule, scheduler) -> list:
     "Say that a stock schedule is not this model's own."
-    if schedule != "stock" or stages.denoiser().consistent: return []
+    if schedule != "stock" or scheduler or stages.denoiser().consistent: return []
     own = stages.parts.scheduler.get("_class_name")
     return [f"schedule 'stock' takes the steps of LCMScheduler; this model's own is {own}, whose "
             "pipeline takes others"]
-
-def _cut_notes(stages, prompt, source_prompt) -> list:
-    "Say how many tokens of the prompts the text encoder does not see."
-    notes, denoiser = [], stages.denoiser()
-    for what, text in (("prompt", prompt), ("source prompt", source_prompt or "")):
-        if n := denoiser.cut(text):
-            notes.append(f"the last {n} tokens of the {what} did not fit the text encoder and "
-                         "were ignored")
-    return notes
 
 # %% ../../nbs/editor/208b_stages.ipynb #fcf33c1b
 def _photograph_notes(stages, source, seen) -> list:
@@ -167,7 +171,7 @@ def _fill_in(stages, r, method, source, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #30bc3a39
+# %% ../../nbs/editor/208b_stages.ipynb #7d47a7f6
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -177,24 +181,34 @@ def resolve(self: Stages,
     "Fill in every default: (request, method, notes)."
     method, seen = check_request(r, self.spec, source.size), pixel_hash(source)
     options, schedule = check_options(method, r.options), r.schedule or method.schedules[0]
-    notes = [*self.parts.notes, *_stock_notes(self, schedule),
-             *check_model(method, self.parts, options)]
+    scheduler, said = _who_steps(self, r, method)
+    notes = [*self.parts.notes, *_stock_notes(self, schedule, scheduler), *said,
+             *check_model(method, self.parts, options, scheduler)]
     scales = _scales(self, r, method)
     source_prompt, said = _source_prompt(r, method)
-    notes += [*said, *_cut_notes(self, r.prompt, source_prompt),
+    notes += [*said, *cut_notes(self, r, source_prompt),
               *_photograph_notes(self, source, seen)]
     filled = _fill_in(self, r, method, source, source_prompt=source_prompt, image=seen,
-                      mask=None if mask is None else pixel_hash(mask), **scales)
+                      mask=None if mask is None else pixel_hash(mask), scheduler=scheduler,
+                      **scales)
     stock = schedule == "stock"
-    n = len(visited_times(filled, method, False, options)) if stock else filled.steps
+    n = len(self.times(filled, method)) if stock or scheduler else filled.steps
     notes += unused_notes(filled, r, method, self.denoiser(drop_w=stock), n, mask is not None,
                           self.parts.controlnet is not None)
     return filled, method, notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #7193a02c
+# %% ../../nbs/editor/208b_stages.ipynb #a72779d0
+@patch
+def sampler(self: Stages, r: EditRequest, method: Method) -> Sampler|None:
+    "Lay out the scheduler that a filled-in request names, ready for one run; None if it has none."
+    if r.scheduler is None: return None
+    return Sampler(self.parts.scheduler, r.scheduler, r.steps or method.steps,
+                   r.strength or method.strength, r.schedule == "stock", self.parts.device)
+
 @patch
 def times(self: Stages, r: EditRequest, method: Method) -> tuple:
     "List the times that a filled-in request visits, noisiest first."
+    if r.scheduler: return self.sampler(r, method).times
     return tuple(visited_times(r, method, self.denoiser().consistent, r.options))
 
 @patch
@@ -205,7 +219,7 @@ def pixels(self: Stages, image, size: tuple=None) -> torch.Tensor:
 
 def _own_map(stages, draft, name):
     "Bring a control picture into the model's frame, as the picture that is edited."
-    r, spec, given = draft.request, stages.spec, draft.pictures[name]
+    r, spec, given = draft.request, stages.spec, draft.given[name]
     if given.size != draft.source.size: given = given.resize(draft.source.size, 1)
     return fit_picture(given, spec.resolution, spec.multiple, r.size)[0]
 
@@ -217,7 +231,7 @@ def _control_map(stages, draft, fitted, control):
         return None if all(m is None for m in maps) else maps
     if control == "none": return None
     def draw():
-        own = control in draft.pictures
+        own = control in draft.given
         seen = _own_map(stages, draft, control) if own else control_map(fitted, control)
         return (to_tensor(seen)+1)/2
     key = content_hash("edges", r.image, r.size, control)
@@ -249,19 +263,11 @@ def fit(self: Stages, draft: Draft) -> Draft:
     draft.denoiser = _asking(self, draft, maps)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #3dff85c5
+# %% ../../nbs/editor/208b_stages.ipynb #59d6bbfd
 def _needs_negative(draft) -> bool:
     "Whether any step of a draft will need the negative prompt."
     r, n, pairs = draft.request, len(draft.grid), draft.denoiser.pairs
     return any(pairs(guidance_at(r.guidance, i, n)) for i in range(n)) or pairs(r.source_guidance)
-
-def _texts(stages, denoiser, prompts) -> list:
-    "Encode prompts; None is what the model takes where no negative prompt is given."
-    def encode(p): return denoiser.unconditional() if p is None else denoiser.text(p)
-    keys = [content_hash("text", stages.parts.revision, p) for p in prompts]
-    known = all(key in stages.cache for key in keys)
-    with nullcontext() if known else denoiser.stage("text"):
-        return [stages.cache.get(key, lambda p=p: encode(p)) for key, p in zip(keys, prompts)]
 
 @patch
 def text(self: Stages, draft: Draft) -> Draft:
@@ -269,7 +275,8 @@ def text(self: Stages, draft: Draft) -> Draft:
     r, denoiser, prompts = draft.request, draft.denoiser, [draft.request.prompt]
     if negative := _needs_negative(draft): prompts.append(r.negative_prompt)
     if draft.method.source_prompt: prompts.append(r.source_prompt)
-    draft.target, *more = draft.clock("text", lambda: _texts(self, denoiser, prompts))
+    place = 1 if negative else None
+    draft.target, *more = draft.clock("text", lambda: texts_of(self, draft, prompts, place))
     if draft.method.source_prompt: draft.source_text = more.pop()
     if negative: denoiser.negative = more.pop()
     return draft
@@ -293,7 +300,7 @@ def encode(self: Stages, draft: Draft) -> Draft:
     draft.z0 = finite("source latents", z0)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #82db949d
+# %% ../../nbs/editor/208b_stages.ipynb #bc6182af
 def _latent_mask(draft):
     "A draft's mask at the size of its latents, (1, 1, h, w); None if it has none."
     if draft.mask is None: return None
@@ -310,7 +317,8 @@ def start(self: Stages, draft: Draft) -> Draft:
                     source_guidance=r.source_guidance,
                     control=[control_at(r.control_scale, i, n) for i in range(n)],
                     mask=_latent_mask(draft), options=r.options, on_step=draft.on_step,
-                    prompts=(r.source_prompt or "", r.prompt), pixels=draft.pixels)
+                    prompts=bare_prompts(r), pixels=draft.pixels,
+                    sampler=self.sampler(r, draft.method))
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #88eb21bb
@@ -331,28 +339,37 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #2e487500
+# %% ../../nbs/editor/208b_stages.ipynb #6be4e15e
 def _found_region(draft):
     "The region that the method found by itself, float32 (H,W) of the picture's size."
     found = draft.job.found.float().repeat(1, 3, 1, 1)*2-1
     seen = to_image(found).resize(draft.request.size, 2)
     return np.asarray(unfit(seen, draft.frame))[..., 0].astype(np.float32)/255
 
-def _finished(draft):
-    "The picture that an edit gives."
-    if draft.decoded is None: return draft.source
+def _brought_back(draft) -> tuple:
+    "The edited picture at the source's size, and the region that may change: None is all of it."
+    if draft.decoded is None: return None, None
     back, region = unfit(draft.decoded, draft.frame), draft.mask
     if draft.job.found is not None:
         own = _found_region(draft)
         region = own if region is None else region*own
-        if not region.any(): return draft.source
-    if region is None: return back
+        if not region.any(): return None, None
+    return back, region
+
+def _put_in_place(draft, back, region):
+    "The picture that an edit gives."
+    if back is None or region is None: return back or draft.source
     return composite(draft.source, back, region, draft.request.feather)
 
 @patch
 def finish(self: Stages, draft: Draft) -> Draft:
-    "Bring the edited picture back to the source's size, inside the region that may change."
-    draft.image = draft.clock("finish", lambda: _finished(draft))
+    """Bring the edited picture back to the source's size, repair it if that was asked for, and
+    keep what lies outside the region that may change."""
+    back, region = draft.clock("finish", lambda: _brought_back(draft))
+    if draft.request.repair and back is not None:
+        raw = back
+        back = draft.clock("repair", lambda: mended(draft.source, raw, region, draft.said))
+    draft.image = draft.clock("finish", lambda: _put_in_place(draft, back, region))
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #e718d8f1

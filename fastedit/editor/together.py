@@ -94,8 +94,8 @@ def in_chunks(jobs: list,   # from `read_jobs`
         last = shape
     return chunks
 
-# %% ../../nbs/editor/208d_together.ipynb #46dd09f8
-_OF_ITS_OWN = dict(prompt="a", source_prompt=None, seed=0, image=None, feather=0.)
+# %% ../../nbs/editor/208d_together.ipynb #7392a825
+_OF_ITS_OWN = dict(prompt="a", source_prompt=None, seed=0, image=None, feather=0., repair=False)
 
 def going_together(draft) -> str:
     "A key that is equal for drafts that can share calls; empty for one that must run alone."

@@ -37,11 +37,13 @@ def _guidance_notes(r, asked, method, denoiser, steps) -> list:
                    "not guide a source branch")
     return out
 
-# %% ../../nbs/editor/206b_unused.ipynb #1542a881
+# %% ../../nbs/editor/206b_unused.ipynb #85a8d4a3
 NEEDS = (("threshold", "region", "given", "region='model' or 'words'"),
          ("t_end", "proximal", False, "proximal=True"),
          ("blend_from", "blend", False, "blend=True"),
          ("threshold", "blend", False, "blend=True"))
+
+_NO_ETA = ("lcm", "euler", "euler_a", "dpmpp", "dpmpp_karras", "dpmpp_sde", "unipc")
 
 def _silent(name, method, options) -> str|None:
     "Say what an option would need, or None if it can act."
@@ -58,6 +60,7 @@ def _option_notes(r, method) -> list:
     given = {k: v for k, v in r.options.items()
              if k in method.options and v != method.options[k].default}
     lost = {k: way for k in given if (way := _silent(k, method, r.options))}
+    if given.get("eta") and r.scheduler in (None, *_NO_ETA): lost["eta"] = "scheduler ddim or tcd"
     return [f"option {k}={given[k]} does nothing without {way}" for k, way in lost.items()]
 
 # %% ../../nbs/editor/206b_unused.ipynb #345a6a83

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'load_backbone', 'fetch_backbones']
 
-# %% ../../nbs/measure/305_backbones.ipynb #d71e0a49
+# %% ../../nbs/measure/305_backbones.ipynb #0f990106
 import json, os, warnings
 from functools import lru_cache
 from pathlib import Path
 import torch
-from ..core import FastEditError, ModelError, OptionError
+from ..core import FastEditError, ModelError, OptionError, as_path
 from .embeddings import Clip, Dino
 from .reader import load_reader
 from ..models import cache_dir, weights_dir
@@ -33,10 +33,10 @@ TRUNKS = {"lpips-squeeze": ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights")
           "lpips-vgg": ("vgg", "vgg16", "VGG16_Weights")}
 OWN = ("reader", "clip-mini")   # the drawn world's, which lie in the package
 
-# %% ../../nbs/measure/305_backbones.ipynb #2c446f40
+# %% ../../nbs/measure/305_backbones.ipynb #ae5bd712
 def _folders(folder) -> list:
-    torch_home = Path(os.environ.get("TORCH_HOME") or Path.home()/".cache"/"torch")
-    own = Path(folder).expanduser() if folder else cache_dir()/"metrics"
+    torch_home = as_path(os.environ.get("TORCH_HOME") or "~/.cache/torch", "TORCH_HOME", ModelError)
+    own = as_path(folder or cache_dir()/"metrics", "the folder of weights", ModelError)
     return [own, torch_home/"hub"/"checkpoints"]
 
 def _find(name, folder) -> Path:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DataSet', 'read_data']
 
-# %% ../../nbs/measure/313_datasets.ipynb #4fef20a6
+# %% ../../nbs/measure/313_datasets.ipynb #188edd2e
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import DataError, OptionError
+from ..core import DataError, OptionError, as_path
 from .entries import Entry
 from .reading import read_pie, read_table
 from ..world import EDIT_TYPES
@@ -117,10 +117,10 @@ def pick(self: DataSet,
         raise OptionError("nothing is left after narrowing down: loosen types, ids or limit")
     return replace(self, entries=tuple(kept[:limit]))
 
-# %% ../../nbs/measure/313_datasets.ipynb #b7522483
+# %% ../../nbs/measure/313_datasets.ipynb #c9f4ea45
 def _open(path) -> tuple:
     "Resolved folder, and the table in it or None."
-    p = Path(path).expanduser()
+    p = as_path(path, "the data set", DataError)
     if not p.exists():
         raise DataError(f"{path} does not exist: give a PIE-Bench folder, a drawn benchmark, or a "
                         "CSV or JSONL")
@@ -133,7 +133,8 @@ def _open(path) -> tuple:
 
 def _inside(folder) -> tuple:
     if (folder/"mapping_file.json").is_file(): return folder, None
-    tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in (".csv", ".jsonl"))
+    tables = sorted(f for f in folder.iterdir()
+                    if f.suffix.lower() in (".csv", ".jsonl") and not f.is_dir())
     if len(tables) == 1: return folder, tables[0]
     if tables:
         names = ", ".join(t.name for t in tables[:5])

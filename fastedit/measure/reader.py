@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['read', 'load_reader', 'read_images']
 
-# %% ../../nbs/measure/302_reader.ipynb #fa42f8cc
+# %% ../../nbs/measure/302_reader.ipynb #00db8f3f
 from functools import lru_cache
-from pathlib import Path
 import torch
-from ..core import ImageError, ModelError
+from ..core import ImageError, ModelError, as_path
 from .network import GROUNDS, HEADS, LOOKS, Reader
 from .verdict import Reading
 from ..models import file_hash, weights_dir
@@ -37,11 +36,11 @@ def read(reader: Reader, x: torch.Tensor) -> list:
     return [Reading(_things(best, i), GROUNDS[best["background"][i]], LOOKS[best["style"][i]])
             for i in range(len(x))]
 
-# %% ../../nbs/measure/302_reader.ipynb #76755924
+# %% ../../nbs/measure/302_reader.ipynb #75dbc4b8
 def load_reader(folder=None  # folder with model.safetensors; None: the one in the package
                ) -> Reader:
     "Load a trained reader, frozen, in float32; raises `ModelError` if absent or damaged."
-    folder = weights_dir()/"reader" if folder is None else Path(folder).expanduser()
+    folder = as_path(folder or weights_dir()/"reader", "the reader's folder", ModelError)
     path = folder/"model.safetensors"
     if path.is_file(): return _loaded(str(path), file_hash(path))
     raise ModelError(f"{path} is missing: install fastedit with its package data, or train a "

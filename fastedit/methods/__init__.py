@@ -2,9 +2,9 @@
 
 A method's module has the name of its function (`fastedit.methods.ddcm.ddcm`), so it is not
 imported here: `find_method("ddcm")` finds it, and your own."""
-from .regions import *
-from .job import *
-from .method import *
-from .needs import *
-from .presets import *
-from .registry import *
+from ..core import pages_on_demand
+
+__getattr__, __dir__ = pages_on_demand(
+    __name__,
+    ".regions", ".job", ".method", ".needs", ".presets", ".registry",
+)

@@ -12,7 +12,7 @@ from .regions import changed_region
 # %% auto #0
 __all__ = ['Job']
 
-# %% ../../nbs/methods/091_job.ipynb #1fe00fb5
+# %% ../../nbs/methods/091_job.ipynb #be5a8eb8
 @dataclass
 class Job:
     "Everything that a method is given; latents are (B, 4, h, w)."
@@ -33,6 +33,7 @@ class Job:
     found: torch.Tensor=None   # (B, 1, h, w), the region that was found, once the method has run
     watch: object=None         # attention rule that finds the region, with `region="words"`
     changes: list=field(default_factory=list)  # |f(tgt)-f(src)| of each step so far
+    sampler: object=None       # `Sampler`: diffusers' scheduler that steps; None: the method's own
 
     @property
     def d(self) -> object:

@@ -34,7 +34,7 @@ REGION = dict(
     threshold=Option(.3, 0., 1., "share of the largest change, or of the strongest attention, "
                      "that counts as region"))
 
-# %% ../../nbs/methods/093_method.ipynb #1113451b
+# %% ../../nbs/methods/093_method.ipynb #0271f1f4
 @dataclass(frozen=True)
 class Method:
     "A method as data."
@@ -67,6 +67,7 @@ class Method:
     attention_options: tuple=()  # those that switch on attention control, and branches for it
     rows: object=None        # cfg -> most samples in one call of the UNet; None: all of a step
     calls: object=None       # (steps, nfe, cfg) -> calls of the UNet; None: one a step
+    sampled: bool=False      # whether one of diffusers' schedulers can do its steps
 
 # %% ../../nbs/methods/093_method.ipynb #b92a8ceb
 @patch

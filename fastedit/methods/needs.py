@@ -32,25 +32,27 @@ def _refuse_model(method, unet, kind, name):
                          f"and {name!r} takes guidance as an input and has no such half: use a "
                          "model with CFG")
 
-# %% ../../nbs/methods/094_needs.ipynb #1714cb39
+# %% ../../nbs/methods/094_needs.ipynb #15691183
 def check_model(method: Method,
                 parts,             # `models.Components`
-                options: dict=None # the method's options, filled in
+                options: dict=None, # the method's options, filled in
+                scheduler: str=None # who steps instead of the method's own sampler
                ) -> tuple:
     """Refuse what cannot work together, with the reason (`ModelError`).
 
     Returns notes on what works badly."""
     kind, name = parts.scheduler.get("_class_name", ""), parts.spec.key
     _refuse_model(method, parts.unet.config, kind, name)
-    few, sampler = kind in _FEW, (options or {}).get("sampler")
+    few, sampler = kind in _FEW, scheduler or (options or {}).get("sampler")
     if few and not method.few_step:
         return (f"{method.key} is made for models with many steps, and {name} was distilled "
                 "for few: expect less than from its teacher",)
+    what = "scheduler" if scheduler else "sampler"
     if not few and sampler in ("lcm", "tcd"):
-        return (f"sampler {sampler!r} trusts one prediction all the way, and {name} is no "
+        return (f"{what} {sampler!r} trusts one prediction all the way, and {name} is no "
                 "consistency model: use 'ddim' or 'dpmpp'",)
-    if few and sampler in ("ddim", "euler", "dpmpp", "ddpm"):
-        return (f"sampler {sampler!r} is for models with many steps, and {name} was distilled "
+    if few and sampler not in (None, "own", "lcm", "tcd"):
+        return (f"{what} {sampler!r} is for models with many steps, and {name} was distilled "
                 "for few: use 'lcm' or 'tcd'",)
     return ()
 

@@ -9,7 +9,7 @@ from ..core import OptionError, nearest
 from .method import Method, check_options
 
 # %% auto #0
-__all__ = ['PRESETS', 'Preset', 'preset_method']
+__all__ = ['PRESETS', 'DEFAULT_METHOD', 'Preset', 'preset_method']
 
 # %% ../../nbs/methods/095_presets.ipynb #1db21303
 @dataclass(frozen=True)
@@ -65,3 +65,6 @@ def preset_method(preset: Preset, method: Method) -> Method:
     options = {k: replace(o, default=own.get(k, o.default)) for k, o in method.options.items()}
     title = f"{method.title} ({preset.doc})"
     return replace(method, key=preset.key, title=title, options=options, **fields)
+
+# %% ../../nbs/methods/095_presets.ipynb #c55eac96
+DEFAULT_METHOD = "edit_friendly-4"   # of a request that names none

@@ -1,29 +1,10 @@
 "Models: which there are, where their files lie, how they are checked, loaded and fetched."
-from .architectures import *
-from .precision import *
-from .configuration import *
-from .hub import *
-from .download import *
-from .lora import *
-from .lora_layers import *
-from .lora_merge import *
-from .files import *
-from .folders import *
-from .tokenizer import *
-from .networks import *
-from .sources import *
-from .registry import *
-from .mini import *
-from .single_file import *
-from .local import *
-from .user import *
-from .names import *
-from .projections import *
-from .recorded import *
-from .places import *
-from .components import *
-from .load import *
-from .doctor import *
-from .fetching import *
-from .random_models import *
-from .pipelines import *
+from ..core import pages_on_demand
+
+__getattr__, __dir__ = pages_on_demand(
+    __name__,
+    ".architectures", ".precision", ".configuration", ".hub", ".download", ".lora",
+    ".lora_layers", ".lora_merge", ".files", ".folders", ".tokenizer", ".networks", ".sources",
+    ".registry", ".mini", ".single_file", ".local", ".user", ".names", ".projections", ".recorded",
+    ".places", ".components", ".load", ".doctor", ".fetching", ".random_models", ".pipelines",
+)

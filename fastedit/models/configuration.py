@@ -95,7 +95,7 @@ def _read(page: str) -> dict:
         keys |= {k.name: k for k in (_key(w, verdict, why) for w in names.split())}
     return keys
 
-# %% ../../nbs/models/041_configuration.ipynb #4c43d95d
+# %% ../../nbs/models/041_configuration.ipynb #13f8fe67
 _SCHEDULER = _read("""
 followed: beta_start# beta_end# beta_schedule=linear|scaled_linear|squaredcos_cap_v2
   trained_betas: the noise levels are diffusers' own (denoise.NoiseSchedule)
@@ -121,12 +121,12 @@ no effect: dynamic_thresholding_ratio sample_max_value: belong to thresholding, 
 no effect: flow_shift time_shift_type: belong to flow sigmas, which are refused
 no effect: timestep_spacing steps_offset use_karras_sigmas use_exponential_sigmas use_beta_sigmas
   use_lu_lambdas sigma_min sigma_max interpolation_type: the method and `steps`, `strength`,
-  `schedule` choose the times
+  `schedule` choose the times; with `scheduler` given they are followed
 no effect: solver_order solver_type algorithm_type lower_order_final euler_at_final
   lambda_min_clipped predict_x0 disable_corrector solver_p skip_prk_steps noise_sampler_seed: the
-  method and its `sampler` choose how to step
+  method and its `sampler` choose how to step; with `scheduler` given they are followed
 no effect: predictor_order corrector_order tau_func: the method and its `sampler` choose how to
-  step
+  step; with `scheduler` given they are followed
 """)
 SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler",
               "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",

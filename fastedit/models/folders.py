@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['cache_dir', 'weights_dir', 'seal', 'sealed']
 
-# %% ../../nbs/models/044b_folders.ipynb #3a03d907
+# %% ../../nbs/models/044b_folders.ipynb #64b47a90
 import json, os, shutil
 from pathlib import Path
-from ..core import atomic_write
+from ..core import ModelError, as_path, atomic_write
 from .files import file_hash
 
-# %% ../../nbs/models/044b_folders.ipynb #8df17c00
+# %% ../../nbs/models/044b_folders.ipynb #e0abac3b
 def cache_dir() -> Path:
     "Name the folder of what fastedit assembles: `FASTEDIT_CACHE` or ~/.cache/fastedit."
-    if own := os.environ.get("FASTEDIT_CACHE"): return Path(own).expanduser()
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")
-    return (caches/"fastedit").expanduser()
+    if own := os.environ.get("FASTEDIT_CACHE"): return as_path(own, "FASTEDIT_CACHE", ModelError)
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return as_path(caches, "without FASTEDIT_CACHE the cache's folder", ModelError)/"fastedit"
 
 def weights_dir() -> Path:
     "Name the folder of the embedded weights: `FASTEDIT_WEIGHTS`, or weights/ in the package."

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Lora', 'parse_lora', 'asked_loras', 'named_loras', 'other_loras', 'find_lora']
 
-# %% ../../nbs/models/043_lora.ipynb #151f437c
-import math
+# %% ../../nbs/models/043_lora.ipynb #7b1df8d1
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import ModelError, OptionError
+from ..core import ModelError, OptionError, as_path, in_words
 
-# %% ../../nbs/models/043_lora.ipynb #99b3aa3f
+# %% ../../nbs/models/043_lora.ipynb #e72fb88e
 @dataclass(frozen=True)
 class Lora:
     "One LoRA file and how strongly it is applied; raises `OptionError` for what is no such thing."
@@ -22,14 +21,14 @@ class Lora:
     def __post_init__(self):
         path, w = self.path, self.weight
         if not isinstance(path, (str, Path)) or not str(path).strip():
-            raise OptionError(f"LoRA {path!r} is no file name: give 'a.safetensors', "
+            raise OptionError(f"LoRA {in_words(path)} is no file name: give 'a.safetensors', "
                               "or ('a.safetensors', 0.8)")
         if getattr(w, "ndim", None) == 0: w = w.item()   # NumPy's and torch's single numbers
         number = isinstance(w, (int, float)) and not isinstance(w, bool)
-        if not number or not math.isfinite(w) or abs(w) > 1e6:
-            raise OptionError(f"weight {self.weight!r} of LoRA {path}: give a finite number, "
+        if not number or not abs(w) <= 1e6:   # NaN is not, either
+            raise OptionError(f"weight {in_words(w)} of LoRA {path}: give a finite number, "
                               "such as 0.8")
-        object.__setattr__(self, "path", str(Path(path).expanduser()))
+        object.__setattr__(self, "path", str(as_path(path, "LoRA")))
         object.__setattr__(self, "weight", float(w))
 
     @property
@@ -37,12 +36,12 @@ class Lora:
         "The file's name without its folder."
         return Path(self.path).name
 
-# %% ../../nbs/models/043_lora.ipynb #47770009
+# %% ../../nbs/models/043_lora.ipynb #15b7e0ca
 def parse_lora(text: str  # "a.safetensors" or "a.safetensors:0.8"
               ) -> Lora:
     "Read a LoRA as it is written on a command line; raises `OptionError` for a bad weight."
     head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists(): return Lora(text)
+    if not colon or as_path(text, "LoRA").exists(): return Lora(text)
     try: return Lora(head, float(tail))
     except ValueError: pass
     if head.lower().endswith(".safetensors"):
@@ -50,7 +49,7 @@ def parse_lora(text: str  # "a.safetensors" or "a.safetensors:0.8"
                           "or the file's name alone")
     return Lora(text)   # the colon is part of the path, as in C:/loras/a.safetensors
 
-# %% ../../nbs/models/043_lora.ipynb #13d44861
+# %% ../../nbs/models/043_lora.ipynb #26d9e779
 def _is_pair(x) -> bool:
     "Whether x is (file, weight), and not a list of two files."
     if not isinstance(x, (tuple, list)) or len(x) != 2: return False
@@ -64,7 +63,7 @@ def _one(x) -> Lora:
     if isinstance(x, dict) and "file" in x and set(x) <= {"file", "weight", "hash"}:
         return Lora(x["file"], x.get("weight", 1.0), x.get("hash") or "")
     if _is_pair(x): return Lora(*x)
-    raise OptionError(f"LoRA {x!r}: give 'a.safetensors', or ('a.safetensors', 0.8), "
+    raise OptionError(f"LoRA {in_words(x)}: give 'a.safetensors', or ('a.safetensors', 0.8), "
                       "or a list of these")
 
 def asked_loras(lora=True,  # True: the model's own; False: without it; or what `loras` takes

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['find_spec']
 
-# %% ../../nbs/models/047d_names.ipynb #4d340bb3
+# %% ../../nbs/models/047d_names.ipynb #5b08f278
 import os, re
 from dataclasses import replace
 from pathlib import Path
-from ..core import ModelError, address, in_words, nearest
+from ..core import ModelError, address, as_path, in_words, nearest
 from .hub import snapshot
 from .local import local_spec
 from .registry import MODELS, ModelSpec
@@ -80,13 +80,12 @@ def _no_name(model) -> str:
     if hasattr(model, "state_dict"): return f"{said}: one network is no whole model: {way}"
     return f"{said} names no model: {way}"
 
-# %% ../../nbs/models/047d_names.ipynb #5b0fccf6
+# %% ../../nbs/models/047d_names.ipynb #4a105df1
 def _path_here(text: str) -> Path|None:
     "Read a text as the path of something that is here."
-    try:
-        path = Path(text).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError): return None   # too long, or no path's text
+    try: path = as_path(text, "the model", ModelError)
+    except ModelError: return None   # too long, or no path's text
+    return path if os.path.exists(path) else None
 
 def find_spec(name  # registry name, user model, local folder, .safetensors file, or a `ModelSpec`
              ) -> ModelSpec:

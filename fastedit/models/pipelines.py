@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['is_pipeline', 'weights_hash', 'borrow', 'renew']
 
-# %% ../../nbs/models/049d_pipelines.ipynb #ebcfac28
+# %% ../../nbs/models/049d_pipelines.ipynb #b96226b6
 import hashlib, sys
 from dataclasses import fields
+from inspect import signature
 from ..core import ModelError, content_hash
 from .components import Components
 from .configuration import CONFIGURATION, check_configuration, zeros_for_empty
@@ -163,7 +164,7 @@ def weights_hash(tensors: dict  # name -> tensor
     if sums: h.update(torch.cat([torch.stack(sums), *taken]).cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../../nbs/models/049d_pipelines.ipynb #ff43e751
+# %% ../../nbs/models/049d_pipelines.ipynb #6b7a6d4b
 def _tensors(net) -> dict:
     return dict([*net.named_parameters(), *net.named_buffers()])
 
@@ -186,9 +187,12 @@ def _glance(found: dict) -> tuple:
             [(k, id(m)) for k, m in nets.items()])
 
 def _scheduler(scheduler) -> dict:
-    "A scheduler's configuration with its class, as `Components` holds it."
+    """A scheduler's configuration with its class, as `Components` holds it: what was said, without
+    the class's own defaults, which another class made of it would not take over."""
+    unsaid = scheduler.config.get("_use_default_values", ())
+    own = signature(type(scheduler).__init__).parameters
     config = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in scheduler.config.items()
-              if not k.startswith("_")}
+              if not k.startswith("_") and not (k in unsaid and v == own[k].default)}
     return dict(config, _class_name=type(scheduler).__name__)
 
 # %% ../../nbs/models/049d_pipelines.ipynb #49d4d88b

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['pick_controlnets', 'way_in_words']
 
-# %% ../../nbs/models/048_places.ipynb #10ca0af7
+# %% ../../nbs/models/048_places.ipynb #706d30ca
 import os
 from dataclasses import replace
 from pathlib import Path
-from ..core import ModelError, in_words, nearest
+from ..core import ModelError, as_path, in_words, nearest
 from .architectures import ARCHITECTURES
 from .names import find_spec
 from .registry import MODELS, ModelSpec
@@ -40,7 +40,7 @@ def _check_fits(spec: ModelSpec, key: str):
     raise ModelError(f"controlnet {key!r} is for {part.family} models and does not fit "
                      f"{spec.key!r}: use {', '.join(fit) or 'False'}")
 
-# %% ../../nbs/models/048_places.ipynb #2ed0be44
+# %% ../../nbs/models/048_places.ipynb #2c75f96e
 def pick_controlnet(spec: ModelSpec,  # the model
                     controlnet        # True, False or None, a key of `CONTROLNETS`, or a folder
                    ) -> str|None:
@@ -52,7 +52,7 @@ def pick_controlnet(spec: ModelSpec,  # the model
     if not str(controlnet): return None
     chosen = str(controlnet)
     if chosen in CONTROLNETS: _check_fits(spec, chosen)
-    elif chosen != "own" and not Path(chosen).exists():
+    elif chosen != "own" and not as_path(chosen, "controlnet", ModelError).exists():
         raise ModelError(f"controlnet {chosen!r} is unknown{nearest(chosen, CONTROLNETS)}: use one "
                          f"of {', '.join(CONTROLNETS)}, a folder, or False")
     return chosen

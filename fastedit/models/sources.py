@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CONTROLNETS', 'VAES', 'Source', 'is_hub_id', 'on_hub', 'locate', 'locate_file', 'Part']
 
-# %% ../../nbs/models/045_sources.ipynb #f77b9c4e
+# %% ../../nbs/models/045_sources.ipynb #ca5efbb6
 import os, re
 from dataclasses import dataclass
 from pathlib import Path
+from ..core import ModelError, as_path
 from .architectures import ARCHITECTURES
 from .hub import snapshot
 
@@ -34,7 +35,7 @@ class Source:
         "Whether the revision is a commit, so that what arrives cannot change."
         return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
-# %% ../../nbs/models/045_sources.ipynb #09a21d8b
+# %% ../../nbs/models/045_sources.ipynb #a2fbaddb
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def is_hub_id(text: str) -> bool:
@@ -51,14 +52,15 @@ def locate(source: Source  # where a component should be
     "Find a source on this machine without any network: the repository's local folder, or None."
     mirror = os.environ.get("FASTEDIT_MODELS")
     for root in (source.repo, f"{mirror}/{source.repo}" if mirror else ""):
-        if root and os.path.exists(os.path.expanduser(root)): return Path(root).expanduser()
+        if root and os.path.exists(os.path.expanduser(root)):
+            return as_path(root, "the model", ModelError)
     return snapshot(source.repo, source.revision) if on_hub(source) else None
 
 def locate_file(source: Source  # where a component should be
                ) -> Path|None:
     "Find the folder or file of a source on this machine, or None."
     root = locate(source)
-    path = root and root/source.folder/source.file
+    path = root and as_path(root/source.folder/source.file, "the model", ModelError)
     return path if path and path.exists() else None
 
 # %% ../../nbs/models/045_sources.ipynb #4073d1c3

@@ -1,12 +1,8 @@
 "Pictures: reading, masks, fitting to a model and back, writing, grids, control maps."
-from .sources import *
-from .colours import *
-from .reading import *
-from .grids import *
-from .masks import *
-from .fitting import *
-from .compositing import *
-from .tensors import *
-from .saving import *
-from .photographs import *
-from .conditions import *
+from ..core import pages_on_demand
+
+__getattr__, __dir__ = pages_on_demand(
+    __name__,
+    ".sources", ".colours", ".reading", ".grids", ".masks", ".fitting", ".compositing",
+    ".tensors", ".saving", ".photographs", ".conditions",
+)

@@ -81,7 +81,7 @@ def exif_excess(data: bytes) -> bool:
     data = data[6:] if data[:6] == b"Exif\0\0" else data
     return read_list(io.BytesIO(data), len(data))[1] > 2*len(data)+65_536
 
-# %% ../../nbs/pictures/011b_bounds.ipynb #a7e86e7c
+# %% ../../nbs/pictures/011b_bounds.ipynb #fb7a4a72
 SCANS = 64             # of a small picture: the most that any encoder writes is about 20
 SCANNED = 1 << 30      # pixels that all scans together may pass
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -99,8 +99,13 @@ def jpeg_parts(data: bytes) -> tuple:
         at += max(2, length)
     return scans, exif
 
+_ARITHMETIC = re.compile(rb"\xff[\xc9\xca]")   # a coding that may need less than a bit
+
 def check_jpeg(data: bytes, name: str, size: tuple):
-    "Refuse a JPEG with so many scans that decoding would take minutes."
+    "Refuse a JPEG with scans that take minutes, or with fewer bits than blocks."
+    if len(data) < size[0]*size[1]//512 and not _ARITHMETIC.search(data):
+        raise ImageError(f"{name} is damaged or cut short ({len(data):,} bytes for "
+                         f"{size[0]}x{size[1]} pixels): get a whole copy of it")
     scans = jpeg_parts(data)[0]
     if scans > 4 and (scans > SCANS or scans*size[0]*size[1] > SCANNED):
         raise _too_much(name, f"it has {scans:,} scans")

@@ -70,7 +70,7 @@ def _looks_like_a_photograph(im) -> bool:
     levels = (np.bincount((top//16).ravel(), minlength=16) > top.size/100).sum()
     return bool(coloured > .1 and between > .2 and levels >= 5)
 
-# %% ../../nbs/pictures/014_masks.ipynb #f6fecdd7
+# %% ../../nbs/pictures/014_masks.ipynb #d681381f
 _A_COLOUR_PICTURE = (
     "the mask looks like a colour picture: how bright a pixel is there was taken as how far the "
     "edit may change it; a mask is white where the edit may go and black elsewhere")
@@ -83,8 +83,9 @@ def _any_mask(source) -> tuple:
         name = f"the mask ({name})"
         values = _mask_values(_paint(im), name, im.mode == "I")
         colour = im.mode[0] not in "1LFI" and _looks_like_a_photograph(im)
+    except MaskError: raise
     except ImageError as e: raise MaskError(f"the mask cannot be used: {e}") from e
-    except (ValueError, OSError) as e:
+    except Exception as e:   # Pillow's own, of many kinds
         raise MaskError(f"{name} has mode {im.mode}, which is no mask ({e}): "
                         "save it as a grey PNG, white where the edit may go") from e
     for a, b in (("the file", "the mask's file"), ("the picture", "the mask")):

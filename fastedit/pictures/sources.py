@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MIN_SIDE', 'MAX_SIDE']
 
-# %% ../../nbs/pictures/010_sources.ipynb #985466af
+# %% ../../nbs/pictures/010_sources.ipynb #b14a2762
 import io, os
 from pathlib import Path
 import numpy as np
 from PIL import Image, features
-from ..core import ImageError, address
+from ..core import ImageError, address, in_words
 
 # %% ../../nbs/pictures/010_sources.ipynb #a94780bb
 def landscape(width: int, height: int) -> Image.Image:
@@ -69,7 +69,17 @@ def foreign_format(head: bytes) -> str:
     kind = next((k for start, k in _OTHER.items() if head.startswith(start)), None)
     return f"is a {kind} file, which is not read here: save it as PNG" if kind else ""
 
-# %% ../../nbs/pictures/010_sources.ipynb #b93e5e25
+# %% ../../nbs/pictures/010_sources.ipynb #69e3142d
+def source_name(source) -> str:
+    "Name a source in messages: a path or an open file by its name, anything else by its kind."
+    if isinstance(source, (str, os.PathLike)): return str(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"the picture ({len(source)} bytes)"
+    if not hasattr(source, "read"): return in_words(source)
+    try: name = str(source.name)
+    except Exception: return "the open file"
+    return name if name.isprintable() and len(name) <= 200 else in_words(name)
+
 def _open_path(source) -> tuple:
     "Name and byte stream of a file."
     if given := address(source):
@@ -90,10 +100,11 @@ def _open_path(source) -> tuple:
 
 def _read_open(source) -> tuple:
     "Name and bytes of an open file; its faults are many, and none of them is ours."
-    name = str(getattr(source, "name", "the open file"))
+    name = source_name(source)
     try: data = source.read()
     except Exception as e:
-        raise ImageError(f"{name} cannot be read ({e or type(e).__name__}): open it in mode 'rb', "
+        why = str(e)[:200] or type(e).__name__
+        raise ImageError(f"{name} cannot be read ({why}): open it in mode 'rb', "
                          "and give it before it is closed") from e
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ImageError(f"{name} gives {type(data).__name__}, not bytes: open it in mode 'rb'")
@@ -103,7 +114,7 @@ def open_source(source) -> tuple:
     "Name and byte stream (ours to close) of a path, bytes or an open file."
     if isinstance(source, (str, os.PathLike)): return _open_path(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        name, data = f"the picture ({len(source)} bytes)", bytes(source)
+        name, data = source_name(source), bytes(source)
     elif hasattr(source, "read"):
         name, data = _read_open(source)
     else:

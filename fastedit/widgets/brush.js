@@ -1,6 +1,6 @@
 // A picture with a mask painted over it. The mask travels as the bytes of a grey PNG, both ways:
 // white is edited; no bytes at all stand for no mask.
-const TINT = [233, 30, 140], MOST_UNDO = 24, MOST_BYTES = 9e6
+const SHOWN = 512, TINT = [233, 30, 140], MOST_UNDO = 24, MOST_BYTES = 9e6
 
 function make(tag, name, attributes = {}) {
   const node = document.createElement(tag)
@@ -111,9 +111,8 @@ function render({ model, el }) {
         undo.length = 0
         own = null
       }
-      root.classList.toggle("fe-pixels", canvas.width < 256)
-      const wide = Math.max(320, Math.min(640, canvas.width))
-      stage.style.maxWidth = Math.round(Math.min(wide, wide * canvas.width / canvas.height)) + "px"
+      root.classList.toggle("fe-pixels", Math.max(canvas.width, canvas.height) < SHOWN)
+      stage.style.maxWidth = SHOWN * Math.min(1, canvas.width / canvas.height) + "px"
       if (!same) fromPython()
     }
     picture.src = address

@@ -25,12 +25,12 @@ def viewed(image  # anything that `load_image` takes
 
 def _file(name: str) -> str: return files("fastedit.widgets").joinpath(name).read_text("utf-8")
 
-# %% ../../nbs/widgets/703_brush.ipynb #bd56d2d3
+# %% ../../nbs/widgets/703_brush.ipynb #32adccf5
 class Brush(anywidget.AnyWidget):
     "Paint a mask over a picture; `mask` holds the bytes of a PNG, none where nothing is painted."
     _esm, _css = _file("brush.js"), _file("brush.css")
     picture = traitlets.Bytes(b"").tag(sync=True)
-    mask = traitlets.Bytes(b"").tag(sync=True)
+    mask = traitlets.CBytes(b"").tag(sync=True)   # a browser's bytes arrive as a memoryview
     alive = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, taken=None, **kw):  # called with bytes or a path that was pasted or dropped

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EditorWidget']
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #cc82f3fe
+# %% ../../nbs/widgets/709_editor_widget.ipynb #1fd3b546
 import random, warnings
 from dataclasses import replace
 from html import escape
@@ -19,13 +19,13 @@ from .brush import viewed
 from .exports import as_cli, as_json, as_preset, as_python, preset_of, write_export
 from .history import History, compared
 from .knobs import KnobPanel, flow_knobs, knobs
-from .layout import arranged, controls, named_methods
+from .layout import arranged, controls, named_methods, put
 from .mask_panel import MaskPanel
 from .previews import Previews, still
 from .regions import found_region
 from .worker import Worker
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #5ababce9
+# %% ../../nbs/widgets/709_editor_widget.ipynb #af8d7503
 _TEXTS = ("prompt", "source_prompt", "negative_prompt")
 
 class EditorWidget:
@@ -38,6 +38,7 @@ class EditorWidget:
                  delay: float=.2):  # seconds that a change waits for another one
         self.editor = editor if isinstance(editor, FastEditor) else FastEditor(editor)
         self.image, self.result, self.asked, self.quiet = None, None, None, False
+        self.given, self.loading, self.later = self.editor, None, None
         self.c = controls(self.editor.spec.key)
         self.worker = Worker(self._done, self._failed, self._stopped, delay)
         self.masks = MaskPanel(self._changed, self._find_region, self.open, self._error)
@@ -56,20 +57,26 @@ class EditorWidget:
         "The mask, float32 (H,W); None where the edit may go everywhere."
         return self.masks.mask
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #fee1c04e
+# %% ../../nbs/widgets/709_editor_widget.ipynb #a120277f
 @patch
 def _use(self: EditorWidget, editor):
-    "Work with a loaded model: its methods' knobs, its previews."
+    "Work with a loaded model: its previews, and its knobs where those of another one stood."
     self.editor, self.previews = editor, Previews(editor)
-    if editor.flow is not None: self.c["method"].disabled = True
-    self._method_changed()
+    self.c["method"].disabled = editor.flow is not None
+    stood = EditRequest("x", **self.knobs.settings)
+    self._show_knobs()
+    self.knobs.restore(stood)
 
 @patch
-def _method_changed(self: EditorWidget, change=None):
+def _show_knobs(self: EditorWidget):
     spec = self.editor.spec
     if self.editor.flow is not None: return self.knobs.show(flow_knobs(spec))
     control = self.editor.parts.controlnet is not None
     self.knobs.show(knobs(find_method(self.c["method"].value), spec, control))
+
+@patch
+def _method_changed(self: EditorWidget, change=None):
+    self._show_knobs()
     self._changed()
 
 @patch
@@ -110,7 +117,7 @@ def _busy(self: EditorWidget, on: bool):
     self.c["cancel"].disabled = not on
     if not on: self.c["progress"].value = 0
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #5a4ad92e
+# %% ../../nbs/widgets/709_editor_widget.ipynb #932110cb
 @patch
 def open(self: EditorWidget, source):
     "Open a picture, anything that `read_image` takes; what cannot be read is said in words."
@@ -118,12 +125,12 @@ def open(self: EditorWidget, source):
         return self._error(ImageError("name the picture's file first"))
     try: read = read_image(source)
     except FastEditError as e: return self._error(e)
-    self.worker.cancel()
+    if self.loading is None: self.worker.cancel()
     self.image, self.result = read.rgba or read.image, None
     quiet, self.quiet = self.quiet, True
     try: self.masks.show(read.image)
     finally: self.quiet = quiet
-    self.c["after"].value = encode_png(viewed(read.image))
+    self._show_after()
     w, h = read.image.size
     self._say(f"{w}x{h} pixels. Say what the picture shall show, and run.", read.notes)
     self._keep()
@@ -132,7 +139,7 @@ def open(self: EditorWidget, source):
 def _uploaded(self: EditorWidget, change):
     for given in change["new"]: self.open(bytes(given["content"]))
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #42a3347b
+# %% ../../nbs/widgets/709_editor_widget.ipynb #5c9508e0
 @patch
 def request(self: EditorWidget) -> EditRequest:
     "Write down what the controls ask for; raises what `EditRequest` raises."
@@ -147,6 +154,7 @@ def request(self: EditorWidget) -> EditRequest:
 def run(self: EditorWidget, delay: float=0.) -> int:
     "Ask for the edit that the controls say; returns the number of the job."
     if self.image is None: raise ImageError("there is no picture yet: open one first")
+    if self._not_yet(self.run): return self.worker.number
     asked, mask, image = self.request(), self.mask, self.image
     return self._submit(lambda job: self._edit(job, asked, mask, image), delay)
 
@@ -168,7 +176,7 @@ def _follow(self: EditorWidget, job, step: dict):
     preview = self.previews(step)
     def show():
         self.c["progress"].max, self.c["progress"].value = step["steps"], step["step"]+1
-        if preview is not None: self.c["after"].value = encode_png(preview)
+        if preview is not None: put(self.c["after"], preview)
     job.tell(show)
 
 @patch
@@ -181,7 +189,7 @@ def _edit(self: EditorWidget, job, asked, mask, image):
                              on_step=lambda step: self._follow(job, step))
     return lambda: self.show(result, asked, image)
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #45f37a90
+# %% ../../nbs/widgets/709_editor_widget.ipynb #4c0cac58
 @patch
 def _done(self: EditorWidget, job, deliver):
     self._busy(False)
@@ -190,6 +198,7 @@ def _done(self: EditorWidget, job, deliver):
 @patch
 def _failed(self: EditorWidget, job, e):
     self._busy(False)
+    self._stay()
     self._error(e)
 
 @patch
@@ -201,8 +210,9 @@ def _stopped(self: EditorWidget, job):
 
 @patch
 def cancel(self: EditorWidget):
-    "Stop within a step."
+    "Stop within a step; a model that is being loaded is forgotten."
     self.worker.cancel()
+    self._stay()
     if not self.worker.busy: self._busy(False)
 
 @patch
@@ -224,13 +234,13 @@ def _have(self: EditorWidget, result, asked):
     self._say(result.summary, (*result.notes, *result.fallbacks))
     self._write_down()
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #55f188b9
+# %% ../../nbs/widgets/709_editor_widget.ipynb #db4f42b2
 @patch
 def _show_after(self: EditorWidget):
     "Show the result, or the picture if there is none yet."
     if self.image is None: return
     shown = self.image if self.result is None else self.result.image
-    self.c["after"].value = encode_png(viewed(shown))
+    put(self.c["after"], viewed(shown))
     self._look()
 
 @patch
@@ -265,12 +275,15 @@ def _blank():
     from PIL import Image
     return Image.new("RGB", (64, 64), (240, 240, 240))
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #1f8f0a2a
+# %% ../../nbs/widgets/709_editor_widget.ipynb #7f93a188
 @patch
 def restore(self: EditorWidget, entry):
-    "Bring back an edit: its picture, prompts, settings, mask and result."
+    "Bring back an edit: its model, picture, prompts, settings, mask and result."
+    c, r = self.c, entry.asked
+    c["model"].value = r.model
+    if self._not_yet(lambda: self.restore(entry)): return
     self.worker.cancel()
-    c, r, self.quiet = self.c, entry.asked, True
+    self.quiet = True
     try:
         if entry.image is not self.image: self.open(entry.image)
         for name in _TEXTS: c[name].value = getattr(r, name) or ""
@@ -288,6 +301,7 @@ def restore(self: EditorWidget, entry):
 def vary(self: EditorWidget) -> int:
     "Make the same edit with several seeds, one after the other; all of them are kept."
     if self.image is None: raise ImageError("there is no picture yet: open one first")
+    if self._not_yet(self.vary): return self.worker.number
     asked, mask, image, n = self.request(), self.mask, self.image, self.c["seeds"].value
     def work(job):
         for i in range(n-1):
@@ -295,7 +309,7 @@ def vary(self: EditorWidget) -> int:
         return self._edit(job, replace(asked, seed=asked.seed+n-1), mask, image)
     return self._submit(work)
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #ab12cd34
+# %% ../../nbs/widgets/709_editor_widget.ipynb #a4d348b9
 @patch
 def _throw(self: EditorWidget): self.c["seed"].value = random.randrange(2**31)
 
@@ -308,6 +322,7 @@ def _compare(self: EditorWidget, *entries):
 def _find_region(self: EditorWidget, kind, words):
     "Start the mask from where the model, or the words, would change the picture."
     if self.image is None: raise ImageError("there is no picture yet: open one first")
+    if self._not_yet(lambda: self._find_region(kind, words)): return
     r, image, editor = self.request(), self.masks.image, self.editor
     def work(job):
         mask = found_region(editor, image, r.prompt, r.source_prompt or "", kind, words=words,
@@ -315,18 +330,41 @@ def _find_region(self: EditorWidget, kind, words):
         return lambda: self.masks.set(mask)
     self._submit(work)
 
+# %% ../../nbs/widgets/709_editor_widget.ipynb #800c29e1
 @patch
 def _load(self: EditorWidget, name: str):
-    "Load another model in the worker's thread."
-    if name == self.editor.spec.key: return
+    "Load another model in the worker's thread, unless it is here."
+    if name == (self.loading or self.editor.spec.key): return
+    self.loading = name
     self._say(f"Loading {name} ...")
+    here = {e.spec.key: e for e in (self.given, self.editor)}
     def work(job):
-        editor = FastEditor(name)
-        def use():
-            self._use(editor)
-            self._say(f"{name} is loaded.")
-        return use
+        editor = here.get(name) or FastEditor(name)
+        return lambda: self._loaded(editor)
     self._submit(work)
+
+@patch
+def _loaded(self: EditorWidget, editor):
+    "Have another model, and do what was asked for meanwhile."
+    later = self.later
+    self.loading = self.later = None
+    self._use(editor)
+    self._say(f"{editor.spec.key} is loaded.")
+    if later: self._try(later)
+    else: self._changed()
+
+@patch
+def _not_yet(self: EditorWidget, act) -> bool:
+    "Whether a model is being loaded; if so, `act` is done as soon as it is there."
+    with self.worker.changing:
+        if self.loading is not None: self.later = act
+        return self.loading is not None
+
+@patch
+def _stay(self: EditorWidget):
+    "Keep the model that is loaded."
+    self.loading = self.later = None
+    self.c["model"].value = self.editor.spec.key
 
 # %% ../../nbs/widgets/709_editor_widget.ipynb #862453b9
 @patch

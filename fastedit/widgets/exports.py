@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['asked', 'as_json', 'as_python', 'as_cli', 'preset_of', 'as_preset', 'write_export']
 
-# %% ../../nbs/widgets/704_exports.ipynb #de6b8de9
+# %% ../../nbs/widgets/704_exports.ipynb #c42ffbc1
 import json, shlex
 from dataclasses import fields
 from pathlib import Path
-from ..core import OptionError, atomic_write, check_output
+from ..core import OptionError, as_path, atomic_write, check_output
 from ..editor import EditRequest
 from ..methods import Preset, find_method, preset_method
 from ..pictures import pack_mask, read_image, save_image
@@ -73,9 +73,9 @@ def as_cli(request: EditRequest,
     if mask: words += ["--mask", str(mask)]
     return shlex.join([*words, "-o", str(out)])+"\n"
 
-# %% ../../nbs/widgets/704_exports.ipynb #ced09681
+# %% ../../nbs/widgets/704_exports.ipynb #64115f7b
 _OF_A_PRESET = ("steps", "strength", "guidance", "source_guidance", "control", "control_scale",
-                "schedule")
+                "schedule", "scheduler")
 
 def preset_of(request: EditRequest,
               key: str,    # name of the preset
@@ -98,14 +98,14 @@ def as_preset(request: EditRequest, key: str, doc: str="") -> str:
     return (f"from fastedit.methods import register_preset\n\n{kept_out}"
             f"register_preset({key!r}, {preset.method!r}, {doc!r}{settings})\n")
 
-# %% ../../nbs/widgets/704_exports.ipynb #79ab6b9f
+# %% ../../nbs/widgets/704_exports.ipynb #9ca49ddc
 def write_export(folder,              # made if it is not there
                  result,              # `EditResult`
                  request: EditRequest,# as it was asked for, before defaults were filled in
                  image=None           # the picture as it was given; None: as the result has it
                 ) -> Path:
     "Write an edit with all that makes it again; raises `OptionError` if that cannot be written."
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, "the folder")
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OptionError(f"{folder} cannot be written to ({e.strerror or e}): name another "

@@ -58,7 +58,7 @@ class History:
 # %% ../../nbs/widgets/705_history.ipynb #249a0fe5
 from fastcore.basics import patch
 
-# %% ../../nbs/widgets/705_history.ipynb #6e177600
+# %% ../../nbs/widgets/705_history.ipynb #2125027a
 @patch
 def _cell(self: History, entry: Entry):
     "The widgets of one entry: its picture, the way back, the choice for comparing."
@@ -66,7 +66,7 @@ def _cell(self: History, entry: Entry):
     slim = w.Layout(width="96px", margin="2px 0 0 0")
     picture = w.Image(value=thumbnail(entry.result.image), format="webp",
                       layout=w.Layout(width="96px", height="auto", object_fit="contain"))
-    back = w.Button(description=f"{entry.number} back", tooltip=f"bring back {entry.title}",
+    back = w.Button(description=f"back to {entry.number}", tooltip=f"bring back {entry.title}",
                     layout=slim)
     beside = w.ToggleButton(description="compare", layout=slim,
                             tooltip="choose two, to see them side by side")

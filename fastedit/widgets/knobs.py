@@ -118,12 +118,12 @@ def positions(knobs: list,           # `Knob`s
         else: held[k.name] = asked
     return at, held
 
-# %% ../../nbs/widgets/701_knobs.ipynb #619d2d2f
+# %% ../../nbs/widgets/701_knobs.ipynb #72479671
 def control(knob: Knob):
     "Make the ipywidgets control of a knob."
     import ipywidgets as w
     look = dict(description=knob.name.replace("_", " "), tooltip=knob.doc,
-                style=dict(description_width="7.5em"), layout=dict(width="auto", min_width="0"))
+                style=dict(description_width="8.5em"), layout=dict(width="auto", min_width="0"))
     if knob.kind == "switch": return w.Checkbox(knob.default, indent=True, **look)
     if knob.kind == "choice": return w.Dropdown(options=knob.choices, value=knob.default, **look)
     if knob.kind == "text":

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['painted', 'MaskPanel']
 
-# %% ../../nbs/widgets/706_mask_panel.ipynb #65b66dba
-from pathlib import Path
+# %% ../../nbs/widgets/706_mask_panel.ipynb #487f7d2a
 import numpy as np
 from PIL import Image
 from fastcore.basics import patch
-from ..core import FastEditError, MaskError, atomic_write, check_output
+from ..core import FastEditError, MaskError, as_path, atomic_write, check_output
 from ..pictures import encode_png, feather, in_steps, pack_mask, read_mask
 from .brush import Brush, viewed
 from .regions import SHAPES, grow, shape
@@ -150,7 +149,7 @@ def _shape(self: MaskPanel):
 def _look(self: MaskPanel):
     self.c["seen"].value = encode_png(painted(self.image, self.mask))
 
-# %% ../../nbs/widgets/706_mask_panel.ipynb #6e944654
+# %% ../../nbs/widgets/706_mask_panel.ipynb #104dd7a4
 @patch
 def set(self: MaskPanel, mask):
     "Have a mask, float32 (H,W) in [0,1]; None or nothing painted is no mask."
@@ -180,6 +179,6 @@ def save(self: MaskPanel, path: str):
     "Write the mask as a PNG."
     mask = self._any()
     if not path: raise MaskError("name a file first, such as mask.png")
-    path = Path(path).expanduser()
+    path = as_path(path, "the mask", MaskError)
     check_output(path, (".png",))
     atomic_write(path, pack_mask(mask))

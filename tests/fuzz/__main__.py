@@ -4,9 +4,20 @@ import argparse, faulthandler, json, os, select, subprocess, sys, tempfile, time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from tests.fuzz import BAD, KINDS, Found, _resident, bad_names, kind_of, try_case, warm
+from tests.fuzz import (
+    BAD,
+    BUSY,
+    KINDS,
+    SECONDS,
+    Found,
+    _resident,
+    bad_names,
+    kind_of,
+    try_case,
+    warm,
+)
 
-GRACE = 20  # seconds that a case may take beyond its own before the child is killed
+GRACE = 20  # seconds that a case may take beyond its alarm before the child is killed
 WARM = 120  # seconds that a child may take to begin
 
 
@@ -56,7 +67,7 @@ def large(kind, n, seed, first=0):
     counts, bad, at, growth = Counter(), [], first, 0
     while at < first + n:
         (process, errors), running = _start(kind, seed, at, first + n), None
-        limit = getattr(kind_of(kind), "SECONDS", 5) + GRACE
+        limit = BUSY * getattr(kind_of(kind), "SECONDS", SECONDS) + GRACE
         for said in _lines(process, lambda: WARM if running is None else limit):
             if said is None:
                 process.kill()
@@ -99,6 +110,7 @@ def main():
     failed = False
     for kind in a.kind or KINDS:
         if a.only is not None:
+            warm(kind)
             print(kind, try_case(kind, a.seed, a.only))
             continue
         begun = time.time()

@@ -45,6 +45,7 @@ LIKELY = dict(
     size=([64, 64], [128, 64], [63, 64]),
     precision=("fp32", "auto", None),
     feather=(0, 2.0, 1e9),
+    repair=(False, True),
     seed=(0, 5, 2**63 - 1),
     options=({}, {"region": "model"}, {"eta": 0.5}, {"threshold": 0.3}),
     image=(None, "ab"),

@@ -27,10 +27,11 @@ FLOW = {r.pipeline: r for r in (
              "the working size"),
     FlowRule("FluxKontextPipeline", "guidance_scale", False, "at the working size", areas=True))}
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #e6fe2b10
+# %% ../../../nbs/editor/flow/201_rules.ipynb #2c1bb585
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
-    schedule="the pipeline has one grid of times", control="it has no ControlNet",
+    schedule="the pipeline has one grid of times", scheduler="the pipeline has its own",
+    control="it has no ControlNet",
     source_guidance="there is no source branch", control_scale="it has no ControlNet")
 
 def _refuse_foreign(r, who):

@@ -48,7 +48,7 @@ def field_error(d: dict, fields: dict) -> str:
             return f"{name} is '{printable(v, 60)}', not {words}"
     return ""
 
-# %% ../../../nbs/studies/bench/372b_checks.ipynb #b35956d0
+# %% ../../../nbs/studies/bench/372b_checks.ipynb #8e27545b
 _LINE = dict(label="text", method="text", model="text", settings="an object",
              knob="text or nothing", value="a plain value or nothing", oracle="yes or no",
              control="yes or no")
@@ -59,7 +59,8 @@ _ROW = dict(row="text", key="text", id="text", entry="text", type="text", seed="
             nfe="a whole number or nothing", control_nfe="a whole number or nothing",
             steps="a whole number or nothing", timesteps="a list of numbers",
             image="text or nothing", error="text or nothing", notes="a list of texts",
-            shard="text", session="text or nothing", threads="a whole number", **_LINE)
+            shard="text", session="text or nothing", threads="a whole number",
+            failures="a list of texts or nothing", **_LINE)
 
 def checksum(row: dict) -> str:
     "Hash everything in a row but its checksum and the folder that it was read from."
@@ -79,18 +80,21 @@ def parse_row(line: bytes) -> tuple:
         return None, "holds what no row can hold"
     if "check" in r and r["check"] != right:
         return None, "does not fit its checksum: it was edited or damaged"
+    r.setdefault("failures", None)   # of before there were diagnoses
     why = field_error(r, _ROW)
     return (None, why) if why else (r, "")
 
-# %% ../../../nbs/studies/bench/372b_checks.ipynb #081ad15b
+# %% ../../../nbs/studies/bench/372b_checks.ipynb #271d43f5
 _ABOUT = ("name", "what", "region", "backbone", "better", "source", "state")
 _RUN = dict(dataset="text", data="text", size="a whole number or nothing",
             skipped="a whole number", problems="a list of lists of texts", profile="a profile",
             precision="text", seeds="a list of whole numbers", entries="an object of texts",
             runs="a list of objects", refused="a list of objects",
             unavailable="an object of texts", metrics="a list of objects",
-            versions="an object of texts", revisions="an object of texts")
-_LATER = dict(problems=[], skipped=0, refused=[], unavailable={}, metrics=[], size=None)
+            versions="an object of texts", revisions="an object of texts",
+            diagnosed="yes or no")
+_LATER = dict(problems=[], skipped=0, refused=[], unavailable={}, metrics=[], size=None,
+              diagnosed=False)
 _PARTS = dict(runs=_LINE, metrics=dict.fromkeys(_ABOUT, "text"),
               refused=dict(label="text", model="text or nothing", reason="text"))
 

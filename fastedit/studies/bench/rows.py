@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['read_rows', 'read_run', 'tell_damage', 'RowFile', 'merge_runs']
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #14ce906d
+# %% ../../../nbs/studies/bench/373_rows.ipynb #4fc635c4
 import os
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from warnings import warn
 from fastcore.basics import patch
 from ...core import DataError, FastEditError, OptionError, atomic_write, canonical_json
-from ...measure.folders import PICTURES, inside, open_file, picture_bytes, printable
+from ...measure.folders import (PICTURES, inside, open_file, picture_bytes, place_inside,
+                                       printable)
 from .checks import checksum, parse_row, read_run_json
 
 try: import fcntl
@@ -165,7 +166,7 @@ def add(self: RowFile, row: dict,
         raise FastEditError(f"cannot write {self.path}: {e.strerror or e}. Free some space; the "
                             "same command goes on where this one stopped.") from e
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #fd8219a4
+# %% ../../../nbs/studies/bench/373_rows.ipynb #f05ebdf0
 def _check_place(r, source):
     "Refuse a row whose picture would not lie among pictures; raises `DataError`."
     parts, said = PurePosixPath(r["image"]).parts, f"row {printable(r['row'])} of {source}"
@@ -181,7 +182,7 @@ def _take_picture(r, source, out, known) -> str:
     data = picture_bytes(source, r["image"])
     try: picture_bytes(source, r["image"], r.get("picture"))
     except DataError as e: return str(e)
-    there = inside(out, r["image"])
+    there = place_inside(out, r["image"])
     ours = known.get(r["image"])
     if there.is_file() and ours and _holds(ours) and there.read_bytes() != data:
         return f"'{printable(r['image'])}' is another picture here"

@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #3c7ea80e
-import inspect, json, os, sys, threading, time
+# %% ../../../nbs/studies/bench/377_running.ipynb #9210a002
+import json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
+from annotated_types import Interval, Len
 from fastcore.basics import patch
-from ...core import (DataError, Later, OptionError, atomic_write, clear_leftovers,
-                           progress)
-from ...measure.folders import inside
+from ...core import (DataError, Later, OptionError, as_path, atomic_write,
+                           clear_leftovers, progress)
+from ...measure.folders import place_inside
 from ...editor import versions
 from ...models import asked_loras, find_lora
-from ...measure import Table
-from ...models import find_spec
+from ...measure import PROFILES, Table
+from ...models import PRECISIONS, find_spec
 from ...pictures import save_image
+from ...schema import Give, Schema, Then, check_plain, read_toml
 from .curves import draw_trade_off
 from .judging import HEADLINE, Judge
 from .rows import RowFile, read_run, refuse_if_held, starting_in
@@ -27,12 +30,12 @@ from .sources import entry_hash, open_dataset
 from .tables import TIMES, Bench, read_bench, without_times
 from .worker import Editors, Share, Worker, possible_runs, rows_path
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #44ce8d86
+# %% ../../../nbs/studies/bench/377_running.ipynb #70e3ea11
 def read_shard(text) -> tuple:
     "Read 'i/n', the i-th of n shares, as numbers; raises `OptionError`."
     try:
         i, n = (int(v) for v in str(text).split("/"))
-        ok = 1 <= i <= n
+        ok = 1 <= i <= n < 10_000
     except ValueError: ok = False
     if not ok:
         raise OptionError(f"shard={text!r}: write i/n, such as 2/3 for the second of three "
@@ -105,7 +108,7 @@ def _in_notebook() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #c473a379
+# %% ../../../nbs/studies/bench/377_running.ipynb #0f50f1e8
 def _about_data(dataset, data, out, size) -> dict:
     "Which data set, where it lies, and what of it was skipped."
     drawn, inside = str(dataset) == "picturebook", data.root.is_relative_to(out.resolve())
@@ -116,6 +119,7 @@ def _about_data(dataset, data, out, size) -> dict:
 def _about_jobs(data, share) -> dict:
     "What holds for each run."
     return dict(profile=share.profile, precision=share.precision, seeds=list(share.seeds),
+                diagnosed=share.diagnose,
                 entries={e.id: entry_hash(e) for e in data})
 
 def _about_runs(good, refused, judge, editors, loras) -> dict:
@@ -128,8 +132,9 @@ def _about_runs(good, refused, judge, editors, loras) -> dict:
                  revisions={m: editors(m).parts.revision for m in models})
     return dict(found, loras=list(editors(good[0].model).loras)) if loras else found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #660e7afa
-_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions")   # which rows count
+# %% ../../../nbs/studies/bench/377_running.ipynb #34d68e5f
+# which rows count
+_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions", "diagnosed")
 
 def _asks_otherwise(out, run) -> bool:
     "Whether the folder's last command asked for something else."
@@ -143,19 +148,19 @@ def _refuse_if_others_work(out, ours):
     for path in sorted({*out.glob("rows*.jsonl")}-{*ours, out/"rows-merged.jsonl"}):
         refuse_if_held(path)
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #3891e5c7
+# %% ../../../nbs/studies/bench/377_running.ipynb #1b742da1
 def _claim(out, run, team, index, of) -> RowFile:
     "Lock this process's rows, then write down what is asked for; raises `OptionError`."
     out.mkdir(parents=True, exist_ok=True)
     mine = rows_path(out, index, of)
     if team.rank: return RowFile(mine)   # the first of a team writes
     with starting_in(out):
-        inside(out, "run.json")
+        where = place_inside(out, "run.json")
         if _asks_otherwise(out, run):
             ours = [rows_path(out, i, of) for i in range(index, index+team.size)]
             _refuse_if_others_work(out, ours)
         file = RowFile(mine)
-        try: atomic_write(out/"run.json", json.dumps(run, indent=1).encode())
+        try: atomic_write(where, json.dumps(run, indent=1).encode())
         except BaseException:
             file.close()
             raise
@@ -169,19 +174,21 @@ def _csv(rows) -> bytes:
 def _times_of(line) -> dict:
     return {k: v for k, v in line.items() if k in ("label", "model", "n") or k.startswith(TIMES)}
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #41c5b3fb
+# %% ../../../nbs/studies/bench/377_running.ipynb #f84e39fd
 def write_tables(found: Bench):
     "Write table.md, .csv and .json (without times), times.csv, types.md, of curves tradeoff.png."
     folder, lines = found.folder, found.lines
     data = json.dumps(found.to_dict(times=False), indent=1, allow_nan=False)
     texts = {"table.md": found.table(times=False)._repr_markdown_(), "table.json": data,
              "types.md": found.types._repr_markdown_()}
-    for name, text in texts.items(): atomic_write(folder/name, (text+"\n").encode())
-    atomic_write(folder/"table.csv", _csv(list(map(without_times, lines))))
-    atomic_write(folder/"times.csv", _csv(list(map(_times_of, lines))))
+    if found.run["diagnosed"]: texts["failures.md"] = found.rates._repr_markdown_()
+    tables = {"table.csv": map(without_times, lines), "times.csv": map(_times_of, lines)}
+    for name, text in texts.items():
+        atomic_write(place_inside(folder, name), (text+"\n").encode())
+    for name, rows in tables.items(): atomic_write(place_inside(folder, name), _csv(list(rows)))
     curves = any(r["knob"] for r in found.run["runs"])
     if curves and HEADLINE[found.run["profile"]]["success"]:
-        save_image(draw_trade_off(found), folder/"tradeoff.png")
+        save_image(draw_trade_off(found), place_inside(folder, "tradeoff.png"))
 
 # %% ../../../nbs/studies/bench/377_running.ipynb #c85f598f
 def _check_seeds(seeds) -> tuple:
@@ -229,7 +236,7 @@ def _finish(out, team, begun, loading, **account) -> Bench:
     team.close()
     return found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #063f0436
+# %% ../../../nbs/studies/bench/377_running.ipynb #6ca38103
 def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or JSONL
               methods="all",            # see `make_runs`
               models=None,              # names or folders; None: for each method its embedded one
@@ -242,6 +249,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
               size: int=None,           # side of the pictures, see `open_dataset`
               types=None, ids=None, sample: int=None, limit: int=None,  # which entries
               skip_bad: bool=False,     # go on without bad entries
+              diagnose: bool=False,     # also say what went wrong with each picture
               curves: bool=False,       # vary each method's own knob and draw the trade-off
               precision: str="fp32",    # of the networks
               device: str=None,         # None: a GPU if there is one
@@ -268,7 +276,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
     loras = _check_loras(loras, make_editor)
     editors = Editors(make_editor or _editor_maker(device, precision, loras))
     good, refused = possible_runs(runs, editors, methods != "all")
-    share = Share(list(data)[index-1::of], seeds, profile, precision, index, of)
+    share = Share(list(data)[index-1::of], seeds, profile, precision, index, of, diagnose)
     run = dict(**_about_data(dataset, data, out, size), **_about_jobs(data, share),
                **_about_runs(good, refused, judge, editors, loras))
     with closing(_claim(out, run, team, index, of)) as file:
@@ -282,22 +290,46 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
 
 def _profile_for(data) -> str: return "drawn" if data.kind == "drawn" else "corrected"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #03f6cb57
+# %% ../../../nbs/studies/bench/377_running.ipynb #8cbefcd5
+def _whole(least: int, most: int=10**9):
+    return Annotated[int, Interval(ge=least, le=most),
+                     Give(f"a whole number from {least} to {most:,}")]
+
+def _words(kind, words: str, then=check_plain): return Annotated[kind, Then(then), Give(words)]
+
+def _check_place(name: str, value: str) -> str:
+    as_path(value, name)
+    return value
+
+def _one_of(names): return Annotated[Literal[tuple(names)], Give(f"one of {', '.join(names)}")]
+
+_Switch = Annotated[bool, Give("true or false")]
+_Few = Annotated[list[str|int], Len(0, 100_000)]
+_Texts = Annotated[list[str], Len(0, 1000)]
+_Methods = Annotated[list[str|dict], Len(0, 1000)]
+CONFIG = Schema("a benchmark's file", dict(
+    dataset=_words(str, "picturebook, a folder, or a CSV or JSONL", _check_place),
+    methods=_words(str|_Methods, "all, or a list of names and tables"),
+    models=_words(str|_Texts, "a model's name or folder, or a list of these"),
+    settings=_words(dict, "a table: [settings]"),
+    seeds=_words(int|list[int], "a whole number, or a list of whole numbers"),
+    out=_words(str, "a folder", _check_place), profile=_one_of(PROFILES), per_type=_whole(1),
+    seed=_whole(0), size=_whole(8, 16_384),
+    types=_words(str|int|_Few, "a number or name of an edit type, or a list of these"),
+    ids=_words(str|int|_Few, "an id, or a list of ids"), sample=_whole(1), limit=_whole(1),
+    skip_bad=_Switch, curves=_Switch, precision=_one_of(PRECISIONS),
+    device=_words(str, "cpu, cuda, ..."), shard=_words(str, "i/n, such as 2/3"),
+    workers=_whole(0, 16), retry=_Switch,
+    loras=_words(str|list|dict, "a .safetensors file, [file, weight], or a list of these"),
+    run=_words(list[dict], "[[run]] with two brackets, once for each line of the table")))
+
+# %% ../../../nbs/studies/bench/377_running.ipynb #4159ee86
 def read_config(path # TOML
                ) -> dict:
-    "Read a run from one TOML file: the keywords of `run_bench`; raises `OptionError`."
-    try: import tomllib
-    except ImportError: import tomli as tomllib
-    try: found = tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise OptionError(f"{path} is not readable as TOML: {e}") from e
-    lines = found.pop("run", [])
-    known = set(inspect.signature(run_bench).parameters)-{"make_editor", "judge", "quiet"}
-    if lost := set(found)-known:
-        raise OptionError(f"{path}: {', '.join(sorted(lost))} is unknown; there are "
-                          f"{', '.join(sorted(known))}, and [[run]]")
-    if not isinstance(lines, list):
-        raise OptionError(f"{path}: write [[run]] with two brackets, once for each line of the "
-                          "table")
-    if lines: found["methods"] = [*make_list(found.get("methods", [])), *lines]
+    """Read a run from one TOML file: the keywords of `run_bench`.
+
+    Raises `OptionError` naming the file, the keyword, its value and what is allowed."""
+    found = CONFIG.check(read_toml(path, OptionError), f"{path}: ")
+    if lines := found.pop("run", []):
+        found["methods"] = [*make_list(found.get("methods", [])), *lines]
     return found

@@ -21,7 +21,7 @@ from .rows import read_rows, read_run
 from .sources import entry_hash
 from ...world import EDIT_TYPES
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #7ab8b594
+# %% ../../../nbs/studies/bench/375_tables.ipynb #d7e2290c
 def current_rows(rows,     # from `read_rows`
                  run: dict # from `read_run`
                 ) -> list:
@@ -34,7 +34,9 @@ _OF_LINE = ("method", "settings", "knob", "value", "oracle", "control")
 def _belongs(r, line, run) -> bool:
     return (line is not None
             and all(r[k] == line[k] for k in _OF_LINE)
-            and r["profile"] == run["profile"] and r["seed"] in run["seeds"]
+            and r["profile"] == run["profile"]
+            and (r.get("failures") is not None) == run.get("diagnosed", False)
+            and r["seed"] in run["seeds"]
             and r["entry"] == run["entries"].get(r["id"])
             and r["revision"] == run["revisions"][r["model"]]
             and r["versions"].get("fastedit") == run["versions"].get("fastedit")

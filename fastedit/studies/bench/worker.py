@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['Sink']
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #ec577bfd
+# %% ../../../nbs/studies/bench/374_worker.ipynb #569b90ee
 import io, json, secrets, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from fastcore.basics import patch
+from PIL import Image
 from ...core import (Cancelled, DataError, FastEditError, Later, MaskError, ModelError,
                            OptionError, canonical_json, content_hash)
 from ...editor import versions
 from ...methods import check_model, check_options, find_method
 from ...models import diagnose
 from ...pictures import load_image, pixel_hash, save_image
-from ...measure.folders import (file_hash, folder_picture, inside, picture_bytes,
+from ...measure.folders import (file_hash, folder_picture, picture_bytes, place_inside,
                                        printable)
+from .judging import failures_of
 from .rows import RowFile, read_rows, tell_damage
 from .sources import bench_request, entry_hash
 
@@ -104,7 +106,7 @@ def _on_its_model(run, editor):
     check_model(m, editor.parts, check_options(m, options))
     return replace(run, model=editor.spec.key)
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #1e142c5e
+# %% ../../../nbs/studies/bench/374_worker.ipynb #9714531c
 @dataclass(frozen=True)
 class Share:
     "One process's part of a run, and what holds for each of its jobs."
@@ -114,6 +116,7 @@ class Share:
     precision: str     # of the networks
     index: int=1       # which share
     of: int=1          # of so many
+    diagnose: bool=False   # say what went wrong with each picture
 
     @property
     def name(self) -> str: return f"{self.index}/{self.of}"
@@ -196,21 +199,28 @@ def _request(self: Worker, run, entry, source, seed) -> tuple:
                    loras=getattr(self.editors(run.model), "loras", ()))
     return ask, full, mask
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #670a6c10
+# %% ../../../nbs/studies/bench/374_worker.ipynb #18617674
 _MADE = dict(seconds=None, network_seconds=None, nfe=None, control_nfe=None, steps=None,
              timesteps=[], image=None, picture=None, notes=[])   # what an edit fills in
+
+def _between(settings) -> dict:
+    "What lies between the edited picture and its score."
+    blend = settings.get("blend")
+    return dict(jpeg=settings.get("jpeg"), **(dict(blend=blend) if blend else {}))
 
 @patch
 def _row(self: Worker, run, entry, seed, request, revision, error=None) -> dict:
     "A job's row before it is done, or with the error why it cannot be."
-    key = content_hash(entry.id, request, dict(jpeg=run.settings.get("jpeg")), revision,
+    key = content_hash(entry.id, request, _between(run.settings), revision,
                        self.versions["fastedit"])
     profile = self.share.profile
-    return dict(_MADE, metrics={}, row=content_hash(key, run.label, profile), key=key,
+    asked = ("diagnosed",) if self.share.diagnose else ()
+    told = dict(failures=[]) if asked else {}
+    return dict(_MADE, metrics={}, row=content_hash(key, run.label, profile, *asked), key=key,
                 id=entry.id, entry=entry_hash(entry), type=entry.edit_type, seed=seed,
                 profile=profile, request=json.loads(canonical_json(request)),
                 revision=revision, versions=self.versions, shard=self.share.name,
-                session=self.session, threads=self.threads, error=error, **run.to_dict())
+                session=self.session, threads=self.threads, error=error, **run.to_dict(), **told)
 
 # %% ../../../nbs/studies/bench/374_worker.ipynb #53bd9749
 def _error_text(e) -> str:
@@ -239,7 +249,7 @@ def _fail(self: Worker, row):
     if row["row"] in self.done: self.on_row(self.done[row["row"]], False)
     else: self.sink.put(row, None, None)
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #53bc3eaa
+# %% ../../../nbs/studies/bench/374_worker.ipynb #eff58cb4
 @patch
 def _edit(self: Worker, run, row, entry, source, ask, mask):
     "Edit a picture and hand it over to be written and scored."
@@ -248,7 +258,7 @@ def _edit(self: Worker, run, row, entry, source, ask, mask):
     editor.cache.clear()
     try:
         result = editor(source, request=ask, mask=mask)
-        image = _scored_picture(run, result.image)
+        image = _scored_picture(run, result)
     except Exception as e: return self._fail({**row, "error": _error_text(e)})
     self.network += result.network_seconds
     self.edits += 1
@@ -256,9 +266,11 @@ def _edit(self: Worker, run, row, entry, source, ask, mask):
     place = f"images/{run.method}/{entry.id}-{row['key']}.png"
     self.sink.put(row | _told_by(result) | dict(image=place), entry, image)
 
-def _scored_picture(run, image):
-    "The picture that is scored: what came out, or what a JPEG leaves of it."
-    quality = run.settings.get("jpeg")
+def _scored_picture(run, result):
+    "The picture that is scored: what came out, blended with its source, or what a JPEG leaves."
+    image, quality = result.image, run.settings.get("jpeg")
+    if blend := run.settings.get("blend"):
+        image = Image.blend(image.convert("RGB"), result.source.convert("RGB"), blend)
     if not quality: return image
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
@@ -286,7 +298,7 @@ def _warm_up(self: Worker, editor, run, source, ask, mask):
     except Exception: pass
     finally: self.warm.add((run.label, run.model))
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #5ede5e15
+# %% ../../../nbs/studies/bench/374_worker.ipynb #aff26e0f
 _KEPT = ("request", "timesteps", "nfe", "control_nfe", "notes", "revision", "versions")
 
 @patch
@@ -304,7 +316,7 @@ def _finish(self: Worker, row, entry, image):
 
 @patch
 def _save(self: Worker, image, row):
-    path = inside(self.out, row["image"])
+    path = place_inside(self.out, row["image"])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(image, path, {k: row[k] for k in _KEPT})
     row["picture"] = file_hash(path.read_bytes())
@@ -314,5 +326,6 @@ def _score(self: Worker, row, entry, image):
     "Fill in metrics and notes; a judge of a user's own need not have notes."
     if image is None: image = folder_picture(self.out, row["image"], row["picture"])
     row["metrics"] = self.judge(entry, image)
+    if self.share.diagnose: row["failures"] = failures_of(entry, image)
     said = self.judge.notes(entry, image) if hasattr(self.judge, "notes") else []
     row["notes"] = [*row["notes"], *(n for n in said if n not in row["notes"])]

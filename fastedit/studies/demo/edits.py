@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'METHODS', 'demo_edits']
 
-# %% ../../../nbs/studies/demo/350_edits.ipynb #a7e91fbc
+# %% ../../../nbs/studies/demo/350_edits.ipynb #11584ed5
 from ...core import OptionError
+from ...methods import DEFAULT_METHOD
 from ...world import EDIT_TYPES, sample_edit
 
-# %% ../../../nbs/studies/demo/350_edits.ipynb #11026fdd
+# %% ../../../nbs/studies/demo/350_edits.ipynb #b908611a
 PUBLISHED = dict(method="img2img", steps=4, strength=.5, guidance=1.5, control="canny",
                  control_scale=.5)
 METHODS = {"img2img stock": dict(PUBLISHED, schedule="stock"),
            "img2img continuous": dict(PUBLISHED, schedule="continuous"),
-           "ddcm": dict(method="ddcm")}
+           "ddcm": dict(method="ddcm"), DEFAULT_METHOD: dict(method=DEFAULT_METHOD)}
 
 def demo_edits(n: int,      # how many, 1 or more
                seed: int=0  # which ones; two seeds share none

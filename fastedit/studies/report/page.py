@@ -51,7 +51,7 @@ def rows_html(s: Section, at: int) -> str:
             "rows.csv, under the same row ids.</p><div class=wide><table><thead>"
             f"<tr>{head}</tr></thead>{''.join(out)}</table></div>")
 
-# %% ../../../nbs/studies/report/386_page.ipynb #dc47f05e
+# %% ../../../nbs/studies/report/386_page.ipynb #761fd3ea
 def intro(s: Section) -> list:
     "Say what a section is made of, in sentences."
     ids, seeds = {r["id"] for r in s.rows}, sorted({r["seed"] for r in s.rows})
@@ -73,6 +73,24 @@ def _unavailable(s) -> list:
         reasons.setdefault(why[metric].removeprefix("unavailable: "), []).append(short(metric))
     return [f"Unavailable: {', '.join(names)} ({reason})." for reason, names in reasons.items()]
 
+def _chosen_and_scored(s) -> list:
+    "Say which lines were chosen with a backbone that scores them here."
+    chosen = {(o["label"], o["model"]): o["selected_by"] for _, run in s.runs
+              for o in run.get("runs", []) if o.get("selected_by")}
+    found = {}
+    for r in s.rows:
+        if by := chosen.get((r["label"], r["model"])): found.setdefault(by, {})[r["name"]] = 1
+    if not found: return []
+    from fastedit.measure import BACKBONES   # brings torch
+    out = []
+    for by, names in found.items():
+        scored = [short(m) for m, d in s.metrics.items() if d["backbone"] == BACKBONES.get(by, by)]
+        if scored:
+            out.append(f"Chosen and scored by the same eyes: the settings of {', '.join(names)} "
+                       f"were selected with {BACKBONES.get(by, by)}, which also gives "
+                       f"{', '.join(scored)} here. These figures look better than they are.")
+    return out
+
 def warnings_of(s: Section) -> list:
     "Say what makes a section's numbers worth less."
     out = []
@@ -80,6 +98,7 @@ def warnings_of(s: Section) -> list:
         out.append(f"{len(s.failures)} of {len(s.rows)} rows failed; they are listed below and "
                    "missing from every mean.")
     if s.missing_controls: out.append(missing(s))
+    out += _chosen_and_scored(s)
     have = {n: {r["id"] for r in s.rows if r["name"] == n} for n in s.names}
     every = set().union(*have.values())
     if some := [n for n in s.names if have[n] != every]:

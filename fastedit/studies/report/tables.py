@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Cell', 'as_cell', 'Block', 'blocks', 'published_block']
 
-# %% ../../../nbs/studies/report/383_tables.ipynb #25d68294
+# %% ../../../nbs/studies/report/383_tables.ipynb #ba8f7134
 import math
 from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 from fastcore.basics import patch
 from ...measure import Table, fmt, markdown_text
+from ..bench import failure_kinds, failure_rate, failures_by_type
 from .published import PUBLISHED
 from .sections import Section
 from ...world import EDIT_TYPES
@@ -171,7 +172,7 @@ def missing(s: Section) -> str:
     return (f"The control {' and '.join(s.missing_controls)} was not run: without it preservation "
             "cannot be judged.")
 
-# %% ../../../nbs/studies/report/383_tables.ipynb #8a7aa39a
+# %% ../../../nbs/studies/report/383_tables.ipynb #b85238cb
 @patch
 def types(self: Layout) -> list:
     "A table for each metric with a column for each edit type."
@@ -194,6 +195,14 @@ def types(self: Layout) -> list:
                          folded=metric not in heads[:2]))
     return out
 
+def repaired(rows) -> str:
+    "How many edits were repaired afterwards, and how many of these were moved or recoloured."
+    asked = [r for r in rows if r["request"].get("repair") and not r["error"]]
+    if not asked: return "-"
+    words = ("moved back", "colours undone")
+    acted = sum(any(w in n for n in r.get("notes") or () for w in words) for r in asked)
+    return f"{acted} of {len(asked)}"
+
 _COSTS = ("seconds", "network_seconds", "nfe", "control_nfe")
 
 @patch
@@ -207,12 +216,32 @@ def costs(self: Layout) -> Block:
         rows = [r for r in self.s.rows if r["name"] == n]
         place = f"{self.found[0].rows.split('-')[0]}-{self.index[n]}" if self.found else ""
         counts = len({r["id"] for r in rows}), len(rows), sum(bool(r["error"]) for r in rows)
-        texts = (*map(str, counts), *(mean(rows, k) for k in _COSTS))
+        texts = (*map(str, counts), repaired(rows), *(mean(rows, k) for k in _COSTS))
         out.append((n, rows[0]["model"], *(Cell(t, place) for t in texts)))
-    return Block("Runs", ("method", "model", "pictures", "rows", "failed", "seconds", "in networks",
-                          "NFE", "ControlNet NFE"), tuple(out),
+    return Block("Runs", ("method", "model", "pictures", "rows", "failed", "repaired", "seconds",
+                          "in networks", "NFE", "ControlNet NFE"), tuple(out),
                  "Mean seconds of one edit, nothing cached. Seconds from different machines or "
-                 "sessions do not compare.")
+                 "sessions do not compare. Repaired: how many edits that asked for a repair had "
+                 "moved or changed their colours.")
+
+# %% ../../../nbs/studies/report/383_tables.ipynb #9df32ecf
+@patch
+def faults(self: Layout) -> list:
+    "How often what went wrong, per method and per edit type; an empty list without diagnoses."
+    s = self.s
+    told = [r for r in s.rows if r.get("failures") is not None]
+    if not told: return []
+    kinds = failure_kinds(told)
+    def of(n): return [r for r in told if r["name"] == n]
+    rates = tuple((n, failure_rate(of(n)), *(failure_rate(of(n), k) for k in kinds))
+                  for n in s.names)
+    types = tuple((n, *(failures_by_type([r for r in of(n) if r["type"] == t]) for t in s.types))
+                  for n in s.names)
+    note = ("Share of the pictures in which `fastedit diagnose` finds it, with 95% intervals. How "
+            "often it is right about each kind stands in its calibration.")
+    heads = "method", *(f"{t} {type_name(t)}" for t in s.types)
+    return [Block("What went wrong", ("method", "any", *kinds), rates, note),
+            Block("Pictures with a failure per edit type, and the commonest", heads, types)]
 
 # %% ../../../nbs/studies/report/383_tables.ipynb #bd492761
 @patch
@@ -245,14 +274,14 @@ def metrics(self: Layout) -> Block:
     columns = "metric", "definition", *_ABOUT[1:]
     return Block("What the metrics are", columns, rows, folded=True)
 
-# %% ../../../nbs/studies/report/383_tables.ipynb #92ff1627
+# %% ../../../nbs/studies/report/383_tables.ipynb #cf3e86a3
 def blocks(s: Section,   # whose
            found: list   # its numbers, of `Mean`
           ) -> list:     # of Block
     "Lay out a section's tables: means, differences, power, types, costs, losses, metrics."
     t = Layout(s, found)
-    return [*t.means(), *t.differences(), *t.power(), *t.types(), t.costs(), *t.losses(),
-            t.metrics()]
+    return [*t.means(), *t.differences(), *t.power(), *t.types(), *t.faults(), t.costs(),
+            *t.losses(), t.metrics()]
 
 def published_block(profile: str) -> Block:
     "Lay out the published figures of a profile; they are never ranked with ours."

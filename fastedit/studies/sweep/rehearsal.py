@@ -114,7 +114,7 @@ def _run_through(editor, method, r, subject) -> tuple:
     if z is not None: log.append(("decode", end, len(z)))
     return log, end
 
-# %% ../../../nbs/studies/sweep/342_rehearsal.ipynb #cdab3876
+# %% ../../../nbs/studies/sweep/342_rehearsal.ipynb #a309062a
 def rehearse(editor: FastEditor,    # from `rehearsed`
              subject: Subject,      # the picture
              request: EditRequest,  # the setting
@@ -135,7 +135,8 @@ def rehearse(editor: FastEditor,    # from `rehearsed`
         key = known
         if free:
             fixed = dict(options=r.options, image=r.image, mask=r.mask, feather=left.feather,
-                         size=r.size, model=r.model, precision=r.precision, loras=r.loras,
+                         repair=r.repair, size=r.size, model=r.model, precision=r.precision,
+                         loras=r.loras,
                          stock=r.schedule == "stock", method=r.method)
             key = content_hash(fixed, [list(question) for question in log], end, length=32)
         work = SettingWork(key, tuple(log), (nfe, nfe), r)
