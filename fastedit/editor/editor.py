@@ -34,13 +34,13 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #9a5e1313
+# %% ../../nbs/editor/209_editor.ipynb #3d9c9f80
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
-    Same request, same bytes, on the same device, number of threads and versions; stages are
-    cached, so that a second prompt on a picture costs less, and a cached edit has the bits of an
-    uncached one. Autocast, inference mode, default type and device around a call do not count."""
+    Same request, same bytes, on the same device, instruction set, number of threads and versions;
+    stages are cached: a second prompt on a picture costs less, and a cached edit has the bits of
+    an uncached one. Autocast, inference mode, default type and device around do not count."""
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
 
     def __init__(self,

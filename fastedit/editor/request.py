@@ -148,11 +148,11 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #acbbe938
+# %% ../../nbs/editor/200_request.ipynb #af7ed5b0
 @dataclass(frozen=True)
 class EditRequest:
-    """An edit as data: the same request on the same weights, device, number of threads and
-    versions gives the same bytes. None means the method's or the model's default."""
+    """An edit as data: the same request on the same weights, versions, device, instruction set
+    and number of threads gives the same bytes. None: the method's or the model's default."""
     prompt: str                  # target prompt
     source_prompt: str=None      # what the picture shows, for methods that compare
     negative_prompt: str=None    # what guidance pushes away from; "" is encoded, None is what the

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['Components', 'default_device', 'check_device', 'native_precision', 'chosen_precision', 'check_speed', 'speed_up']
 
-# %% ../../nbs/models/048b_components.ipynb #24236d55
+# %% ../../nbs/models/048b_components.ipynb #220b3011
 import os, shutil
 from itertools import chain
 from dataclasses import dataclass, field
 from fastcore.basics import patch
-from ..core import OptionError, content_hash, in_words
+from ..core import ModelError, OptionError, content_hash, in_words
 from .architectures import vae_factor
+from .configuration import SCHEDULERS
 from .networks import controlnets
 from .precision import tensor_bytes
 from .projections import join_projections
 from .recorded import Graphs
 from .registry import ModelSpec
 
-# %% ../../nbs/models/048b_components.ipynb #3e915def
+# %% ../../nbs/models/048b_components.ipynb #890e2e42
 @dataclass
 class Components:
     "A loaded model: the networks, the scheduler's configuration, and what exactly they are."
@@ -61,7 +62,7 @@ class Components:
         "Pixels per latent pixel of the VAE that was loaded."
         return vae_factor(self.vae.config)
 
-# %% ../../nbs/models/048b_components.ipynb #11a979bc
+# %% ../../nbs/models/048b_components.ipynb #53211fa8
 _NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2")
 
 @patch
@@ -86,7 +87,9 @@ def scheduler_object(self: Components):
     "Make diffusers' scheduler from the configuration."
     import diffusers
     config = {k: v for k, v in self.scheduler.items() if not k.startswith("_")}
-    return getattr(diffusers, self.scheduler["_class_name"]).from_config(config)
+    if (kind := self.scheduler.get("_class_name")) not in SCHEDULERS:
+        raise ModelError(f"scheduler {in_words(kind)} is not one of {', '.join(SCHEDULERS)}")
+    return getattr(diffusers, kind).from_config(config)
 
 # %% ../../nbs/models/048b_components.ipynb #0d482ec5
 def default_device() -> str:
@@ -137,7 +140,7 @@ def chosen_precision(spec: ModelSpec,  # the model
     if precision is None or precision == "auto": return native_precision(spec, device)
     return precision
 
-# %% ../../nbs/models/048b_components.ipynb #99cd1cef
+# %% ../../nbs/models/048b_components.ipynb #24153dec
 # Compiled one by one: few distinct shapes, so far less to compile than a whole network.
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 
@@ -165,7 +168,7 @@ def _compile_blocks(parts: Components) -> str:
                     "last bits differ from plain code",)
     return "compile"
 
-# %% ../../nbs/models/048b_components.ipynb #9cfb1e6e
+# %% ../../nbs/models/048b_components.ipynb #fd3d3648
 def check_speed(device,              # that computes
                 compile: bool=False, # this and the others: as for `speed_up`
                 graphs: bool=False,
@@ -194,7 +197,7 @@ def _lay_out(parts, names) -> str:
     for m in _nets_of(parts, names): m.to(memory_format=torch.channels_last)
     return "channels_last" if names is True else f"channels_last={','.join(names)}"
 
-# %% ../../nbs/models/048b_components.ipynb #5beed0a1
+# %% ../../nbs/models/048b_components.ipynb #16b20918
 def speed_up(parts: Components,          # a loaded model, changed in place
              channels_last: bool|tuple=False,  # keep convolution weights channels last; or the
                                          # networks to do that for

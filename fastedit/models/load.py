@@ -150,7 +150,7 @@ def _apply(found: _Found, loaded: dict, fuse: bool, extra: tuple) -> tuple:
     rows, notes = apply_loras(networks, asked, fuse, [(a["source"], a["hash"]) for a in before])
     return before+rows, notes
 
-# %% ../../nbs/models/048c_load.ipynb #bb59a088
+# %% ../../nbs/models/048c_load.ipynb #f4962ddf
 _MIXED = "these parts belong to different models"
 
 def _check_lengths(spec: ModelSpec, parts: dict):

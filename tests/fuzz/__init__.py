@@ -99,6 +99,13 @@ def _resident(key):
     return int(text.split(key + ":")[1].split()[0]) * 1024
 
 
+def _until(done, seconds=2):
+    "Give threads that are told to end a moment to do so."
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def _reset_peak():
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -191,6 +198,7 @@ def try_case(kind, seed, i, leaks=True):
         if leaks and outcome in ("used", "refused"):
             if _open_files() > files:
                 gc.collect()
+            _until(lambda: threading.active_count() <= threads)
             left = [x for x in temp.rglob("*")]
             if _open_files() > files or threading.active_count() > threads or left:
                 outcome, detail = (
