@@ -30,13 +30,14 @@ from ..pictures import (control_map, load_image, looks_photographic, mask_box, p
                                plan_fit, to_image, to_tensor)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #afc4b390
+# %% ../../nbs/editor/208b_stages.ipynb #574a1596
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
         "Run `make()` and add its seconds to a stage."
         start = time.perf_counter()
         made = make()
+        if torch.cuda.is_initialized(): torch.cuda.synchronize()   # a stage ends when its work does
         self[name] = self.get(name, 0.)+time.perf_counter()-start
         return made
 
@@ -295,7 +296,7 @@ def text(self: Stages, draft: Draft) -> Draft:
     if negative: denoiser.negative = more.pop()
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #24139282
+# %% ../../nbs/editor/208b_stages.ipynb #8c338874
 def latent_shape(parts,         # `models.Components`
                  size: tuple    # (width, height) in pixels
                 ) -> tuple:
@@ -310,7 +311,8 @@ def encode(self: Stages, draft: Draft) -> Draft:
     draft.noise = Noise([r.seed], latent_shape(self.parts, r.size), d.device, d.dtype)
     def drawn(): return d.encode(draft.pixels, draft.noise.generators[0])
     def mean(): return self.kept("z0", lambda: d.encode(draft.pixels), *draft.seen)
-    unseen = draft.method.fills and r.strength == 1 and self.parts.unet.config.in_channels == 9
+    unet = self.parts.unet.config
+    unseen = draft.method.fills and r.strength == 1 and unet.in_channels > unet.out_channels
     z0 = draft.clock("encode", drawn if r.schedule == "stock" and not unseen else mean)
     draft.z0 = finite("source latents", z0)
     return draft

@@ -13,15 +13,20 @@ from .sampling import ETA, sample
 # %% auto #0
 __all__ = ['METHODS', 'inpaint']
 
-# %% ../../nbs/methods/188_inpaint.ipynb #d915725d
+# %% ../../nbs/methods/188_inpaint.ipynb #14b97281
 def _hole(job) -> torch.Tensor:
     "The mask in pixels, 0 or 1, or in latents; without one all is to be filled: a single one."
     given = job.mask if job.pixel_mask is None else job.pixel_mask
     return torch.ones(1, 1, 1, 1) if given is None else (given >= .5).float()
 
+def _plain(job) -> bool:
+    "Whether the UNet takes latents alone."
+    unet = job.denoiser.parts.unet.config
+    return unet.in_channels == unet.out_channels
+
 def _around(job, hole, small) -> dict:
     "What a UNet of nine channels is shown: the mask, and the latents of what is around it."
-    if job.denoiser.parts.unet.config.in_channels == 4:
+    if _plain(job):
         if job.drawn: job.noise()   # stock encodes them all the same, and draws
         return {}
     seen, d = job.pixels*(1-hole).to(job.pixels), job.denoiser   # grey in the hole
@@ -29,7 +34,7 @@ def _around(job, hole, small) -> dict:
     else: z = torch.cat([d.encode(seen[i:i+1], g) for i, g in enumerate(job.noise.generators)])
     return dict(beside=torch.cat([small.to(z).expand(len(z), -1, -1, -1), z], 1))
 
-# %% ../../nbs/methods/188_inpaint.ipynb #515dd3f3
+# %% ../../nbs/methods/188_inpaint.ipynb #b78a953e
 def inpaint(job: Job) -> torch.Tensor:
     """Fill the hole of a mask under the target prompt (Rombach et al. 2022).
 
@@ -37,10 +42,9 @@ def inpaint(job: Job) -> torch.Tensor:
     back around the mask after each step."""
     hole = _hole(job)
     small = F.interpolate(hole, job.z0.shape[-2:]).to(job.z0)
-    blend = job.denoiser.parts.unet.config.in_channels == 4
     own = job.sampler or Sampler(job.denoiser.parts.scheduler, "own", len(job.grid), job.strength)
     masked = replace(job, mask=small, sampler=own)
-    return sample(masked, lambda: _around(job, hole, small), job.strength == 1, blend)
+    return sample(masked, lambda: _around(job, hole, small), job.strength == 1, _plain(job))
 
 # %% ../../nbs/methods/188_inpaint.ipynb #0611b85d
 def _times(steps, strength, consistent, **_): return tuple(range(steps))[::-1]
