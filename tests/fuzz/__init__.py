@@ -30,7 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Callable
 
-KINDS = ("requests", "tables", "images", "mappings", "toml", "kills")
+KINDS = ("requests", "tables", "images", "mappings", "toml", "kills", "configurations")
 SECONDS = 5  # of its own time: a case that takes longer hangs
 # what must stay 0, beside the bad counts of a kind's own
 BAD = (
