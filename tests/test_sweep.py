@@ -703,6 +703,42 @@ def test_grid_picture_and_page(shown):
     )
 
 
+def test_a_sweep_shows_a_picture_where_scripts_do_not_run(shown):
+    from io import BytesIO
+    from PIL import Image
+
+    assert Image.open(BytesIO(shown._repr_png_())).size == shown.picture().size
+    assert 'img class="still" src="data:image/' in shown._repr_html_()
+    assert 'class="still" src' not in shown.html()  # a page of its own runs its script
+    assert Sweep(A, "a cup", model="mini", strength=[0.3])._repr_png_() is None
+
+
+def test_an_explorer_knows_every_setting_and_each_picture_once(shown):
+    from fastedit.widgets import SweepExplorer
+
+    x = SweepExplorer(shown)
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', x.html, re.S)[1])
+    assert len(data["settings"]) == 36 == shown.plan().distinct
+    assert len(data["images"]) == 36 + len(shown.subjects) == len(data["sizes"])
+    assert [(f["name"], f["number"]) for f in data["fields"]] == [
+        ("image", False),
+        ("strength", True),
+        ("guidance", True),
+    ]
+    first = data["settings"]["0,0,0"]
+    assert {first["source"], first["edit"]} <= set(range(len(data["images"])))
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(""", x.html)
+
+
+def test_an_explorer_wants_a_sweep_that_has_run():
+    from fastedit.widgets import SweepExplorer
+
+    with pytest.raises(OptionError, match="wants a Sweep, got list"):
+        SweepExplorer([])
+    with pytest.raises(DataError, match="call .run"):
+        SweepExplorer(Sweep(A, "a cup", model="mini", strength=[0.3]))
+
+
 def test_a_page_does_not_let_words_out_of_their_place(ed):
     s = Sweep(
         A,
@@ -714,6 +750,10 @@ def test_a_page_does_not_let_words_out_of_their_place(ed):
         schedule="stock",
     ).run(quiet=True)
     assert s.html().count("</script>") == 2 and "<b>x" not in s.html()
+    from fastedit.widgets import SweepExplorer
+
+    html = SweepExplorer(s).html
+    assert html.count("</script>") == 2 and "<b>x" not in html
 
 
 # --- the race

@@ -13,7 +13,7 @@ from operator import attrgetter
 from ..core import OptionError, _torch as torch
 
 # %% auto #0
-__all__ = ['TRICKS', 'ordinary', 'switched_off', 'in_use', 'numerics', 'stamp', 'machine']
+__all__ = ['TRICKS', 'GPU_TRICKS', 'ordinary', 'switched_off', 'in_use', 'numerics', 'stamp', 'machine']
 
 # %% ../../nbs/denoise/053_state.ipynb #cd83b96f
 @contextmanager
@@ -31,16 +31,18 @@ def ordinary():
             inside.callback(torch.set_default_dtype, was)
         yield
 
-# %% ../../nbs/denoise/053_state.ipynb #9417eaff
+# %% ../../nbs/denoise/053_state.ipynb #b4d96254
 TRICKS = "layers", "weights", "versions"
+GPU_TRICKS = "queued",   # where the device is a CUDA GPU
 _OFF = ContextVar("tricks that are switched off", default=frozenset())
 
 @contextmanager
-def switched_off(*names: str  # of `TRICKS`
+def switched_off(*names: str  # of `TRICKS`, or of `GPU_TRICKS`
                 ):
     "Ask networks without some of the tricks while inside; raises `OptionError` for a wrong name."
+    known = TRICKS+GPU_TRICKS
     for name in names:
-        if name not in TRICKS: raise OptionError(f"trick {name!r}: use one of {', '.join(TRICKS)}")
+        if name not in known: raise OptionError(f"trick {name!r}: use one of {', '.join(known)}")
     before = _OFF.set(_OFF.get()|set(names))
     try: yield
     finally: _OFF.reset(before)

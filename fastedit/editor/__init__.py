@@ -5,4 +5,4 @@ from ..core import pages_on_demand
 __getattr__, __dir__ = pages_on_demand(
     __name__, ".request", ".checks", ".unused", ".control", ".embeds", ".given", ".texts",
     ".notes", ".result", ".stores", ".defaults", ".again", ".many", ".stages", ".placing",
-    ".together", ".editor", ".weighing")
+    ".together", ".bar", ".editor", ".weighing")

@@ -36,6 +36,7 @@ class Clock(dict):
         "Run `make()` and add its seconds to a stage."
         start = time.perf_counter()
         made = make()
+        if torch.cuda.is_initialized(): torch.cuda.synchronize()   # a stage ends when its work does
         self[name] = self.get(name, 0.)+time.perf_counter()-start
         return made
 

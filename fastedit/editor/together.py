@@ -133,7 +133,7 @@ def merged(drafts: list,  # prepared, with the same `going_together`
 # %% ../../nbs/editor/208d_together.ipynb #39854e21
 def _shared_out(drafts, job, latents, seconds):
     "Give each draft its row of what was computed, and its share of the cost."
-    n, count = len(drafts), job.denoiser.count
+    n, count = len(drafts), job.denoiser.count.settle()
     for i, d in enumerate(drafts):
         d.latents = None if latents is None else latents[i:i+1].clone()
         if job.found is not None: d.job.found = job.found[i:i+1].clone()
@@ -142,7 +142,7 @@ def _shared_out(drafts, job, latents, seconds):
         own.nfe += count.nfe//n
         own.control_nfe += count.control_nfe//n
         own.calls += count.calls
-        for k, s in count.seconds.items(): own.seconds[k] = own.seconds.get(k, 0.)+s/n
+        for k, s in count.seconds.items(): own.add(k, s/n)
 
 def denoise_together(stages, drafts: list, asking):
     "Run the method of several prepared drafts in one; then each is decoded and finished."

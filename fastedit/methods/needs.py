@@ -17,10 +17,11 @@ _FEW = ("LCMScheduler", "TCDScheduler")   # schedulers of models that were disti
 
 def _refuse_model(method, unet, kind, name):
     "Refuse a model whose UNet or scheduler a method cannot work with."
-    if unet.in_channels != method.channels:
+    needed = method.channels*unet.out_channels//4   # the method's number is for 4 of latents
+    if unet.in_channels != needed:
         way = ("use an instruction model such as 'instruct-pix2pix'" if method.channels == 8
                else "use 'instruct' with this model")
-        raise ModelError(f"method {method.key!r} needs a UNet with {method.channels} input "
+        raise ModelError(f"method {method.key!r} needs a UNet with {needed} input "
                          f"channels, and that of {name!r} has {unet.in_channels}: {way}")
     if method.schedulers and kind not in method.schedulers:
         raise ModelError(f"method {method.key!r} needs one of {', '.join(method.schedulers)}, "

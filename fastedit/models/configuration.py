@@ -135,7 +135,7 @@ SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteSch
               "DPMSolverSinglestepScheduler", "DEISMultistepScheduler",
               "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler")
 
-# %% ../../nbs/models/041_configuration.ipynb #af4b4804
+# %% ../../nbs/models/041_configuration.ipynb #ed7a3b30
 _BLOCKS = ("block_out_channels layers_per_block act_fn norm_num_groups down_block_types "
            "up_block_types")
 _UNET = _read(f"""
@@ -177,7 +177,8 @@ followed: controlnet_conditioning_channel_order=rgb|bgr: the map's channels come
 followed: addition_embed_type=none|text_time addition_time_embed_dim
   projection_class_embeddings_input_dim: sizes and pooled text are given, other inputs are not
   there
-refused: in_channels=4 conditioning_channels=3: latents and maps have so many channels
+followed: in_channels: as many as the latents have, which is checked
+refused: conditioning_channels=3: maps have so many channels
 refused: global_pool_conditions: such a network reads a picture as a whole and runs in another
   mode (guess mode), which is not built
 refused: encoder_hid_dim encoder_hid_dim_type: the network wants text states of another kind, or
