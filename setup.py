@@ -55,6 +55,12 @@ setup(
         "fastedit": [
             f"weights/**/*.{ext}" for ext in ("json", "txt", "md", "csv", "safetensors", "png")
         ]
-        + ["studies/sweep/sweep.html", "failures/thresholds.json", "widgets/*.js", "widgets/*.css"]
+        + [
+            "studies/sweep/sweep.html",
+            "failures/thresholds.json",
+            "widgets/*.js",
+            "widgets/*.css",
+            "widgets/*.html",
+        ]
     },
 )

@@ -163,30 +163,32 @@ def read_toml(path,              # file
     except FAULTS as e:
         raise error(f"{path} is not readable as TOML: {why_unreadable(e)}") from e
 
-# %% ../nbs/000d_schema.ipynb #877b55e6
+# %% ../nbs/000d_schema.ipynb #de524fbf
 _MOST = 1e300   # beyond it a whole number becomes no float
 
-def check_plain(name: str,      # of the field, in messages
-                value,          # what was given
-                depth: int=16   # levels of lists and tables that may follow
+def check_plain(name: str,       # of the field, in messages
+                value,           # what was given
+                depth: int=16,   # levels of lists and tables that may follow
+                finite: bool=True  # refuse NaN and infinite numbers
                ):
     "Refuse what no file can hold: objects, endless numbers, names that are no text, deep nests."
     value = unpacked(value)
     if isinstance(value, (dict, list, tuple)):
         if depth <= 0: raise OptionError(f"{name} is nested too deeply: give plain values")
-        return _check_inside(name, value, depth-1)
+        return _check_inside(name, value, depth-1, finite)
     if isinstance(value, str): return whole_text(name, value)
     if value is None or isinstance(value, (int, float)) and abs(value) < _MOST: return value
+    if isinstance(value, float) and not finite: return value
     raise OptionError(f"{name}={in_words(value)}: give a finite number, text, true or false, or a "
                       "list of these")
 
-def _check_inside(name, value, depth):
+def _check_inside(name, value, depth, finite):
     if not isinstance(value, dict):
-        found = [check_plain(name, v, depth) for v in value]
+        found = [check_plain(name, v, depth, finite) for v in value]
         return tuple(found) if isinstance(value, tuple) else found
     for k in value:
         if not isinstance(k, str):
             raise OptionError(f"{name}: the name {in_words(k)} is no text: give names in quotes")
         whole_text(name, k)
-    return {k: check_plain(f"{name}.{k}" if k.isprintable() and len(k) < 60 else name, v, depth)
-            for k, v in value.items()}
+    def called(k): return f"{name}.{k}" if k.isprintable() and len(k) < 60 else name
+    return {k: check_plain(called(k), v, depth, finite) for k, v in value.items()}

@@ -5,7 +5,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 from fastedit import memory as Q, models as M, world as pb
 from fastedit.core import MemoryPlanError, OptionError
+from fastedit.denoise import STEPPERS, Denoiser, Noise, pairs, switched_off
 from fastedit.editor import FastEditor, bench_memory, weigh_on_gpu
+from fastedit.studies import speed as S
 
 pytestmark = [
     pytest.mark.cuda,
@@ -169,3 +171,126 @@ def test_weights_built_on_the_gpu():
         and b["allocated"] < a["allocated"]
         and d["outside"] > 0
     )
+
+
+# --- tricks of a GPU
+
+
+@pytest.fixture(scope="module")
+def toy():
+    "SDXL's structure with tiny networks, on the GPU."
+    return S.shaped("sdxl", "cuda", toy=True)
+
+
+@pytest.mark.parametrize("options", [*S.OPTIONS_OF.values()], ids=[*S.OPTIONS_OF])
+def test_a_trick_moves_next_to_nothing(toy, options):
+    if options == dict(compile=True):
+        pytest.skip("minutes of compiling")
+    plain = FastEditor(toy)(A, "a blue ball", **TELL)
+    e = FastEditor(S.copied(toy, **options))
+    for _ in range(2):
+        assert S.apart(e(A, "a blue ball", **TELL), plain)["pixels"] <= S.LARGEST
+        e.cache.clear()
+
+
+@pytest.mark.parametrize("method", ["img2img", "ddcm", "turbo", "edit_friendly"])
+def test_recorded_calls_draw_what_plain_ones_draw(method):
+    kw = dict(TELL, method=method)
+    plain, e = editor()(A, "a blue ball", **kw), editor(graphs=True)
+    first = e(A, "a blue ball", **kw)
+    graphs = e.parts.graphs
+    assert not graphs.failed and graphs.kept
+    before = len(graphs.kept)
+    e.cache.clear()
+    again = e(A, "a blue ball", **kw)
+    assert len(graphs.kept) == before and again.image.tobytes() == first.image.tobytes()
+    assert np.abs(pixels(first) - pixels(plain)).max() <= 2
+    other = e(A, "a green star", **kw)  # inputs are copied anew, answers are nobody else's
+    assert np.abs(pixels(other) - pixels(editor()(A, "a green star", **kw))).max() <= 2
+    assert np.abs(pixels(e(A, "a blue ball", **kw)) - pixels(plain)).max() <= 2
+
+
+def test_recordings_go_with_the_weights_and_give_their_memory_back():
+    e = editor(graphs=True)
+    e(A, "a blue ball", size=(512, 512), **TELL)
+    held = torch.cuda.memory_reserved()
+    weight = e.parts.unet.conv_in.weight
+    weight.data = weight.data * 1.5
+    moved = e(A, "a blue ball", size=(512, 512), **TELL)
+    plain = FastEditor(S.copied(e.parts))(A, "a blue ball", size=(512, 512), **TELL)
+    assert np.abs(pixels(moved) - pixels(plain)).max() <= 2
+    e.free()
+    assert not e.parts.graphs.kept and torch.cuda.memory_reserved() < held
+
+
+def test_recordings_only_of_what_stays():
+    e = editor(graphs=True, residency="text-cached")
+    whole = editor()(A, "a blue ball", **TELL)
+    for _ in range(3):
+        assert np.abs(pixels(e(A, "a blue ball", **TELL)) - pixels(whole)).max() <= 2
+        e.cache.clear()
+    assert e.parts.graphs.kept and not e.parts.graphs.failed
+    e.release()
+    e = editor(graphs=True, residency="model-offload")
+    assert e(A, "a blue ball", **TELL).image.size == A.size and not e.parts.graphs.kept
+    e.release()
+
+
+def test_pinned_weights_come_and_go_alike():
+    whole, e = editor()(A, "a blue ball", **TELL), editor(pinned=True, residency="text-cached")
+    assert all(p.is_pinned() for p in e.parts.text_encoder.parameters())
+    for _ in range(3):
+        assert e(A, "a blue ball", **TELL).image.tobytes() == whole.image.tobytes()
+        e.cache.clear()
+    e.release()
+
+
+def test_steps_wait_for_nothing(toy):
+    "Once everything is warm, torch itself refuses whatever would have the processor wait."
+    d = Denoiser(toy)
+    d.negative = text = d.text("a blue ball")
+    x = torch.randn(1, 4, 16, 16, device="cuda")
+    noise = Noise([0], (4, 16, 16), "cuda")
+
+    def steps():
+        z = x
+        for t, prev in pairs((999, 749, 499, 249)):
+            clean = d.clean(z, t, text, 1.5)
+            z, _ = STEPPERS["lcm"](d.schedule, z, z, clean, t, prev, None, noise)
+        return z
+
+    with torch.no_grad():
+        steps()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            steps()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert 0 < d.count.network_seconds < 60 and not d.count.marks
+
+
+def test_marks_say_what_waiting_says():
+    e = editor()
+    e(A, "a blue ball", **TELL)
+    e.cache.clear()
+    marked = e(A, "a blue ball", **TELL)
+    e.cache.clear()
+    with switched_off("queued"):
+        waited = e(A, "a blue ball", **TELL)
+    assert marked.image.tobytes() == waited.image.tobytes()
+    assert 0 < marked.network_seconds <= marked.seconds["total"]
+
+
+def test_the_study_of_full_size_to_its_end_on_tiny_networks():
+    run = S.full_run(device="cuda", minutes=3, steps=1, repeats=2, toy=True)
+    assert not run.of("failed"), str(run)
+    done = {r["trick"] for r in run.of("trick")}
+    assert done == set(S.TRICKS_HERE) and not any(r["failed"] for r in run.of("trick"))
+    assert len(run.of("case")) == 2 * 8
+
+
+def test_every_stage_of_the_family_to_its_end_on_a_toy(tmp_path):
+    from fastedit import training as T
+
+    report = T.train_family(tmp_path, "cuda", 0.2, T.TOY, cores=2, say=lambda *_: None)
+    assert list(report.stages) == list(T.ORDER_OF_FAMILY) and report.figures and not report.notes

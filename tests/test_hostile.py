@@ -1,11 +1,26 @@
 "What people, files and disks put where a path, a table or a configuration belongs."
 
-import datetime
+import datetime, json, os, shutil
 from pathlib import Path
 import pytest
+from PIL import Image
 from hypothesis import given, settings, strategies as st
 from fastedit.core import DataError, FastEditError, ModelError, OptionError, as_path
-from fastedit.models import MODELS, Lora, cache_dir, find_spec, read_models_toml, user_models
+from fastedit.models import (
+    MODELS,
+    Lora,
+    cache_dir,
+    find_spec,
+    load_model,
+    local_spec,
+    random_lora,
+    random_model,
+    read_header,
+    read_json,
+    read_models_toml,
+    user_models,
+    weight_files,
+)
 from fastedit.schema import read_toml
 from fastedit.studies.bench import make_runs, read_config
 
@@ -203,3 +218,272 @@ def test_any_table_is_used_or_refused_in_words(data):
             read(table)
         except FastEditError as e:
             assert ".toml" in str(e) and len(str(e)) < 3000
+
+
+# --- the files of a model -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("model") / "sd15", family="sd15", max_shard=200_000)
+
+
+@pytest.fixture
+def model(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def change(file, **entries):
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    return file
+
+
+BAD_JSON = dict(
+    cut='{"a": 1',
+    deep="[" * 100_000,
+    digits='{"a": ' + "9" * 5000 + "}",
+    bytes=b"\xff{}",
+    list="[]",
+    null="null",
+    surrogate='{"act_fn": "\\ud800"}',
+    surrogate_name='{"\\ud800": 1}',
+    huge='{"sample_size": 1' + "0" * 400 + "}",
+    nest='{"a":' * 40 + "1" + "}" * 40,
+)
+
+
+@pytest.mark.parametrize("kind", BAD_JSON)
+@pytest.mark.parametrize(
+    "name",
+    ["model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"],
+)
+def test_a_configuration_that_is_none_is_refused_and_named(model, name, kind):
+    text = BAD_JSON[kind]
+    (model / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ModelError, match=name):
+        find_spec(model)
+
+
+def test_numbers_without_end_are_allowed_where_real_models_have_them(model):
+    "diffusers writes lambda_min_clipped as -Infinity."
+    change(model / "scheduler/scheduler_config.json", lambda_min_clipped=-float("inf"))
+    assert load_model(model, device="cpu").spec.scheduler == "LCMScheduler"
+
+
+@pytest.mark.parametrize(
+    "name, entries, says",
+    [
+        ("unet", dict(block_out_channels="many"), "block_out_channels='many': give a list of"),
+        ("unet", dict(block_out_channels=7), "block_out_channels=7"),
+        ("unet", dict(sample_size=[]), r"sample_size=\[\]"),
+        ("unet", dict(sample_size={"a": 1}), "sample_size="),
+        ("unet", dict(time_cond_proj_dim=float("nan")), "time_cond_proj_dim=nan"),
+        ("unet", dict(sample_size=10**30), "sample_size="),
+        ("vae", dict(block_out_channels=[None]), r"block_out_channels=\[None\]"),
+        ("vae", dict(scaling_factor="big"), "scaling_factor='big'"),
+        ("scheduler", dict(_class_name=["x"]), r"_class_name=\['x'\]: the scheduler must be one"),
+        ("scheduler", dict(_class_name="DiffusionPipeline"), "_class_name='DiffusionPipeline'"),
+        ("scheduler", dict(prediction_type=[1]), r"prediction_type=\[1\]"),
+        ("tokenizer", dict(model_max_length="77"), "model_max_length='77'"),
+        ("tokenizer", dict(pad_token=None), "no pad_token"),
+    ],
+)
+def test_an_entry_of_another_type_names_file_entry_and_value(model, name, entries, says):
+    file = dict(scheduler="scheduler_config.json", tokenizer="tokenizer_config.json")
+    change(model / name / file.get(name, "config.json"), **entries)
+    with pytest.raises(ModelError, match=f"{name}.*({says})"):
+        load_model(model, device="cpu")
+
+
+def test_a_token_that_the_text_encoder_does_not_know_is_refused(model):
+    from fastedit.editor import FastEditor
+
+    change(model / "tokenizer/vocab.json", **{"a</w>": 9999})
+    edit = FastEditor(str(model), device="cpu")
+    with pytest.raises(ModelError, match="gives token 9999, and its text encoder knows 514"):
+        edit(Image.new("RGB", (64, 64)), "a", source_prompt="a", steps=1)
+
+
+def test_a_model_without_its_number_of_levels_has_four(model):
+    said = json.loads((model / "unet/config.json").read_text())
+    said.pop("block_out_channels")
+    (model / "unet/config.json").write_text(json.dumps(said))
+    assert local_spec(model).multiple == 4 * 2**3
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for read in (read_json, read_header):
+        with pytest.raises(ModelError, match="is no file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        [],
+        {},
+        dict(dtype="F32", shape="x", data_offsets=[0, 4]),
+        dict(dtype="F32", shape=[-1], data_offsets=[0, 4]),
+        dict(dtype="F32", shape=[1], data_offsets=[0, "4"]),
+        dict(dtype="F32", shape=[1], data_offsets=[0, 4.0]),
+        dict(dtype=None, shape=[1], data_offsets=[0, 4]),
+        dict(dtype="F32", shape=[1], data_offsets=4),
+    ],
+)
+def test_a_header_with_an_entry_that_is_no_tensor_is_refused(tmp_path, entry):
+    text = json.dumps(dict(a=entry)).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4)
+    with pytest.raises(ModelError, match="a.safetensors is not a safetensors file .'a' is"):
+        read_header(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"9" * 5000, b"\xff", b"[]", b"{"])
+def test_a_header_that_is_no_table_is_refused(tmp_path, text):
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ModelError, match="a.safetensors is no"):
+        read_header(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "table", [3, ["a"], dict(a=3), dict(a="../b.safetensors"), dict(a="b.bin"), dict(a=["x"])]
+)
+def test_an_index_names_files_beside_it(model, table):
+    index = next((model / "unet").glob("*.index.json"))
+    change(index, weight_map=table)
+    with pytest.raises(ModelError, match=f"{index.name}: weight_map"):
+        weight_files(model / "unet")
+
+
+def test_a_shard_that_lacks_a_weight_is_refused(model):
+    from safetensors.torch import load_file, save_file
+
+    shard = sorted((model / "unet").glob("*.safetensors"))[-1]
+    held = load_file(shard)
+    held.pop(sorted(held)[0])
+    save_file(held, shard, {"format": "pt"})
+    with pytest.raises(ModelError, match="1 weights, such as|cannot be loaded"):
+        load_model(model, device="cpu")
+
+
+def test_links_out_of_a_model_are_followed_in_the_hubs_cache_only(model, tmp_path):
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    file = model / "vae/diffusion_pytorch_model.safetensors"
+    file = file if file.is_file() else sorted((model / "vae").glob("*.safetensors"))[0]
+    file.rename(outside / "x.safetensors")
+    file.symlink_to(outside / "x.safetensors")
+    with pytest.raises(ModelError, match="a link to .*x.safetensors, outside the model's folder"):
+        weight_files(model / "vae")
+    # the folder as a link is no way around it
+    file.unlink()
+    (outside / "x.safetensors").rename(file)
+    (model / "vae").rename(outside / "vae")
+    (model / "vae").symlink_to(outside / "vae")
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        weight_files(model / "vae")
+    # inside a model links are its own affair, and a model as a whole may be one
+    (model / "vae").unlink()
+    (outside / "vae").rename(model / "vae.real")
+    (model / "vae").symlink_to("vae.real")
+    (tmp_path / "alias").symlink_to("model")
+    assert weight_files(tmp_path / "alias" / "vae")[1]
+    assert load_model(tmp_path / "alias", device="cpu")
+    # the hub's cache: snapshots/COMMIT/vae/file -> blobs/HASH
+    blobs, snapshot = tmp_path / "models--a/blobs", tmp_path / "models--a/snapshots/0/vae"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for f in (model / "vae").iterdir():
+        (blobs / f"hash-of-{f.name}").write_bytes(f.read_bytes())
+        (snapshot / f.name).symlink_to(f"../../../blobs/hash-of-{f.name}")
+    assert weight_files(snapshot)[1]
+
+
+def test_a_scheduler_is_one_of_those_that_are_known(model):
+    from dataclasses import replace
+
+    parts = load_model(model, device="cpu")
+    assert type(parts.scheduler_object()).__name__ == "LCMScheduler"
+    for name in ("DiffusionPipeline", "utils", ["x"], None):
+        other = replace(parts, scheduler=dict(parts.scheduler, _class_name=name))
+        with pytest.raises(ModelError, match="is not one of DDIMScheduler"):
+            other.scheduler_object()
+
+
+@pytest.fixture(scope="module")
+def peft(whole, tmp_path_factory):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("peft")
+    held = load_file(random_lora(folder / "x.safetensors", load_model(whole, device="cpu").unet))
+    named = {k.replace("unet.", "base_model.model.", 1): v for k, v in held.items()}
+    save_file(named, folder / "a.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ('{"r": "four"}', "r='four': give a whole number"),
+        ('{"r": 4, "lora_alpha": [1]}', r"lora_alpha=\[1\]: give a number"),
+        ('{"r": 4, "lora_alpha": 1e999}', "lora_alpha=inf: give a number"),
+        ('{"r": 4, "lora_alpha": 4, "rank_pattern": 0.5}', "rank_pattern=0.5: give a table"),
+        ('{"r": 4, "rank_pattern": {"(a+)+": 4}}', r"pattern '\(a\+\)\+': give names of layers"),
+        ('{"r": 4, "alpha_pattern": {"(": 4}}', r"pattern '\('"),
+        ('{"r": 4, "use_dora": "no"}', "use_dora='no': give true or false"),
+        ("[" * 100_000, "nested too deeply"),
+        (b"\xff", "not UTF-8"),
+        ("3", "no JSON object"),
+    ],
+)
+def test_a_loras_configuration_is_checked(whole, peft, text, says):
+    data = text if isinstance(text, bytes) else text.encode()
+    (peft / "adapter_config.json").write_bytes(data)
+    with pytest.raises(ModelError, match="a.safetensors: its configuration.*" + says):
+        load_model(whole, device="cpu", loras=peft / "a.safetensors")
+
+
+def test_a_loras_patterns_are_followed(whole, peft):
+    said = dict(r=4, lora_alpha=4, rank_pattern={".*to_q": 4}, alpha_pattern={"to_k": 8})
+    (peft / "adapter_config.json").write_text(json.dumps(said))
+    assert load_model(whole, device="cpu", loras=peft / "a.safetensors").adapters
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + b"\0" * 50, b"\x80\x02.", b"x" * 1000])
+def test_damaged_torch_files_are_refused(tmp_path, data):
+    from fastedit.measure import load_backbone
+
+    (tmp_path / "dino-vitb8.pt").write_bytes(data)
+    (tmp_path / "clip-vit-b16.pt").write_bytes(data)
+    for name in ("dino-vitb8", "clip-vit-b16"):
+        with pytest.raises(ModelError, match=f"{name}.pt cannot be read as weights"):
+            load_backbone(name, str(tmp_path))
+
+
+def test_a_torch_file_without_a_table_of_weights_is_refused(tmp_path):
+    import torch
+    from fastedit.measure import load_backbone
+
+    torch.save([torch.zeros(2)], tmp_path / "dino-vitb8.pt")
+    with pytest.raises(ModelError, match="holds no table of weights"):
+        load_backbone("dino-vitb8", str(tmp_path))
+
+
+def test_a_damaged_checkpoint_or_array_of_training_is_refused(tmp_path):
+    import numpy as np
+    import torch
+    from fastedit.training.data import kept_array
+    from fastedit.training.loop import fit
+
+    net = torch.nn.Linear(1, 1)
+    (tmp_path / "t.pt").write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match="t.pt is damaged or of another run"):
+        fit("t", {"net": net}, lambda *a: None, 1, tmp_path)
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY")
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    for name in ("a", "b"):
+        with pytest.raises(DataError, match=f"{name}.npy (is damaged|holds)"):
+            kept_array(tmp_path / f"{name}.npy", (2,), np.uint8, None)

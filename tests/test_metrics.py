@@ -154,7 +154,7 @@ def test_a_trunk_file_is_read_into_the_right_layers(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="alexnet-0.pth"):
         load_backbone("lpips-alex", folder=str(tmp_path))
     (tmp_path / "vgg16-0.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="VGG-16"):
+    with pytest.raises(ModelError, match="vgg16-0.pth cannot be read"):
         load_backbone("lpips-vgg", folder=str(tmp_path))
 
 

@@ -1,8 +1,9 @@
 "Saved edits that are run again; what an edit keeps out, keeps apart and writes down."
 
-import json, warnings
+import json, os, subprocess, sys, warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -13,7 +14,7 @@ from fastedit.denoise import Memo
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.images import pack_mask, read_image, read_metadata, save_image, unpack_mask
 from fastedit.models import load_model, random_model
-from fastedit.editor import find_source, reproduce
+from fastedit.editor import changes, find_source, reproduce
 from fastedit.denoise import machine, numerics, ordinary, stamp
 
 same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
@@ -376,3 +377,34 @@ def test_scores_do_not_depend_on_autocast_either():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = s([pair])
     assert inside == fresh == s([pair])
+
+
+def test_another_instruction_set_is_told(ed, folder, tmp_path):
+    "torch's own, and that of the library below it; a process each, as both are asked once."
+    Image.fromarray(A).save(tmp_path / "scene.png")
+    p = ed(A, "a blue ball", **KW).save(tmp_path / "out.png")
+    held = ed(A, "a blue ball", **KW).to_dict()["machine"]
+    assert torch.backends.cpu.get_cpu_capability() in held["kind"] and "processor" in held
+    run = (
+        "import sys; from fastedit.editor import reproduce\n"
+        "print(reproduce(sys.argv[1], model=sys.argv[2]))"
+    )
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    said = subprocess.run(
+        [sys.executable, "-c", run, str(p), str(folder)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=Path(__file__).parents[1],
+    ).stdout
+    assert "ONEDNN_MAX_CPU_ISA was None, is SSE41" in said
+    if "DEFAULT" not in held["kind"]:
+        assert f"kind was {held['kind']}, is " in said and "DEFAULT" in said
+
+
+def test_a_file_of_before_processors_were_named_is_no_change(ed, tmp_path):
+    Image.fromarray(A).save(tmp_path / "scene.png")
+    edit = ed(A, "a blue ball", **KW)
+    told = json.loads(json.dumps(edit.to_dict()))
+    del told["machine"]["processor"]
+    assert changes(told, edit) == ()

@@ -1,7 +1,9 @@
 "The published site's own functions, on small pages; nothing is built here."
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 import pytest
@@ -151,6 +153,25 @@ def test_a_page_shows_its_bar_entries_and_no_hidden_cell(project):
 
 def test_a_page_that_was_never_timed_has_no_stamp(project):
     assert "last run" not in pages._bar(project, project.pages["tutorials/quickstart"])
+
+
+def test_the_history_says_when_a_page_was_last_run(tmp_path):
+    def git(*words, day="2026-01-01"):
+        env = dict(os.environ, GIT_COMMITTER_DATE=f"{day}T00:00:00Z", GIT_CONFIG_GLOBAL=os.devnull)
+        told = ("-c", "user.name=a", "-c", "user.email=a@b.c", *words)
+        subprocess.run(["git", *told], cwd=tmp_path, env=env, check=True, capture_output=True)
+
+    def write(name, executed, words):
+        nb = notebook(cell("markdown", words), executed=executed)
+        (tmp_path / name).write_text(json.dumps(nb, indent=1))
+
+    assert pages.run_dates(tmp_path) == {}
+    git("init", "-q")
+    for day, executed, words in (("01", "a", "x"), ("02", "b", "x"), ("03", "b", "y")):
+        write("p.ipynb", executed, words)
+        git("add", "-A")
+        git("commit", "-qm", "a", day=f"2026-01-{day}")
+    assert pages.run_dates(tmp_path) == {"p.ipynb": "2026-01-02"}
 
 
 def test_alternative_text_says_where_a_picture_is_and_what_made_it(project):

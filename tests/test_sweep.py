@@ -703,6 +703,42 @@ def test_grid_picture_and_page(shown):
     )
 
 
+def test_a_sweep_shows_a_picture_where_scripts_do_not_run(shown):
+    from io import BytesIO
+    from PIL import Image
+
+    assert Image.open(BytesIO(shown._repr_png_())).size == shown.picture().size
+    assert 'img class="still" src="data:image/' in shown._repr_html_()
+    assert 'class="still" src' not in shown.html()  # a page of its own runs its script
+    assert Sweep(A, "a cup", model="mini", strength=[0.3])._repr_png_() is None
+
+
+def test_an_explorer_knows_every_setting_and_each_picture_once(shown):
+    from fastedit.widgets import SweepExplorer
+
+    x = SweepExplorer(shown)
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', x.html, re.S)[1])
+    assert len(data["settings"]) == 36 == shown.plan().distinct
+    assert len(data["images"]) == 36 + len(shown.subjects) == len(data["sizes"])
+    assert [(f["name"], f["number"]) for f in data["fields"]] == [
+        ("image", False),
+        ("strength", True),
+        ("guidance", True),
+    ]
+    first = data["settings"]["0,0,0"]
+    assert {first["source"], first["edit"]} <= set(range(len(data["images"])))
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(""", x.html)
+
+
+def test_an_explorer_wants_a_sweep_that_has_run():
+    from fastedit.widgets import SweepExplorer
+
+    with pytest.raises(OptionError, match="wants a Sweep, got list"):
+        SweepExplorer([])
+    with pytest.raises(DataError, match="call .run"):
+        SweepExplorer(Sweep(A, "a cup", model="mini", strength=[0.3]))
+
+
 def test_a_page_does_not_let_words_out_of_their_place(ed):
     s = Sweep(
         A,
@@ -714,6 +750,10 @@ def test_a_page_does_not_let_words_out_of_their_place(ed):
         schedule="stock",
     ).run(quiet=True)
     assert s.html().count("</script>") == 2 and "<b>x" not in s.html()
+    from fastedit.widgets import SweepExplorer
+
+    html = SweepExplorer(s).html
+    assert html.count("</script>") == 2 and "<b>x" not in html
 
 
 # --- the race
@@ -801,3 +841,19 @@ def test_command(tmp_path):
         ["bench-sweep", "--sample", "0"],
     ):
         assert run(app, bad).exit_code == 2, bad
+
+
+def test_what_was_changed_in_a_folder_runs_again(ed, tmp_path):
+    kw = dict(editor=ed, method="img2img", control="none", strength=[0.5, 0.8], seed=[0, 1])
+    Sweep(A, "a cup", out=tmp_path, **kw).run(quiet=True)
+    rows = sorted((tmp_path / "rows").iterdir())
+    kept = json.loads(rows[0].read_text())
+    rows[0].write_text(json.dumps(kept | dict(row=kept["row"] | dict(nfe=1))))  # a row
+    rows[1].write_text("[" * 100_000)
+    picture = tmp_path / "images" / f"{rows[2].stem}.png"
+    Image.new("RGB", (64, 64)).save(picture)  # a picture
+    left = tmp_path / "rows" / ".fastedit-0123456789ab.tmp"
+    left.write_bytes(b"half")  # of a killed run
+    again, seen = Sweep(A, "a cup", out=tmp_path, **kw), []
+    again.run(True, lambda done, n: seen.append(done))
+    assert seen == [2, 3, 4] and not left.exists()

@@ -127,9 +127,8 @@ def landing(site: pages.Site) -> str:
     end = dict(cell_type="markdown", id="tree", metadata={}, source="\n".join([*tree, "```"]))
     for c in body:
         if c["cell_type"] == "markdown":
-            c["source"] = c["source"].replace(
-                "](../CONTRIBUTING.md)", f"]({site.url}/blob/main/CONTRIBUTING.md)"
-            )
+            outside = rf"]({site.url}/blob/main/\1)"
+            c["source"] = re.sub(r"\]\(\.\./([^)]+)\)", outside, c["source"])
     nb = pages.convert(site, front, {})
     return json.dumps(dict(nb, cells=[start, *body, end]))
 

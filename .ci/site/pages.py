@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -16,6 +17,7 @@ SECTIONS = dict(  # folder of nbs/ -> what it is called, in reading order; other
     tutorials="Tutorials",
     experiments="Experiments",
 )
+NAMES = {"": "Foundations", "cli": "Command line"}  # where the folder's own name will not do
 FIRST = {  # sections whose pages are read in another order than that of their names
     "tutorials": (
         "quickstart",
@@ -57,6 +59,7 @@ class Page:
     subtitle: str = ""
     entries: list = field(default_factory=list)
     thumbnail: tuple = ()  # (suffix, bytes) of its first picture
+    ran: dict = field(default_factory=dict)  # version, date, machine and seconds of its last run
 
     @property
     def section(self) -> str:
@@ -86,6 +89,7 @@ def read_settings(root: Path) -> dict:
 
 def _open(path: Path, rel: str) -> Page:
     page = Page(path, rel, json.loads(path.read_text(encoding="utf-8")))
+    page.ran = page.nb["metadata"].get("ran", {})
     first = next((c for c in page.nb["cells"] if c["cell_type"] == "markdown"), None)
     lines = text(first["source"]).splitlines() if first else []
     page.title = next((x[2:].strip() for x in lines if x.startswith("# ")), path.stem)
@@ -96,6 +100,22 @@ def _open(path: Path, rel: str) -> Page:
                 if not page.thumbnail and kind in o.get("data", {}):
                     page.thumbnail = (kind[6:], text(o["data"][kind]))
     return page
+
+
+def run_dates(root: Path) -> dict:
+    """Find when notebooks were last executed, {path from the root: date}, in the project's history;
+    empty without one."""
+    cmd = ["git", "log", "--format=%x00%cs", "--name-only", '-G^  "executed":', "--", "*.ipynb"]
+    try:
+        told = subprocess.run(cmd, cwd=root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    found = {}
+    for commit in told.split("\0")[1:]:
+        date, *paths = commit.split("\n")
+        for path in filter(None, paths):
+            found.setdefault(path, date)
+    return found
 
 
 def _sentence(root: Path, section: str) -> str:
@@ -123,6 +143,10 @@ def collect(root: Path, package: Path) -> Site:
     ]
     found.sort(key=lambda p: (p.name, p.as_posix()))
     pages = [_open(p, p.relative_to(root / "nbs").with_suffix("").as_posix()) for p in found]
+    dates = run_dates(root)
+    for p in pages:  # those executed before a run left its own note
+        if not p.ran and (date := dates.get(p.path.relative_to(root).as_posix())):
+            p.ran = dict(date=date)
     first = {}
     for i, p in enumerate(pages):
         first.setdefault(p.section, i)
@@ -130,7 +154,7 @@ def collect(root: Path, package: Path) -> Site:
     sections = {}
     for s in names:
         inside = in_order(s, [p for p in pages if p.section == s and p.rel != "index"])
-        title = SECTIONS.get(s) or (s.replace("/", " · ") if s else "foundations").capitalize()
+        title = SECTIONS.get(s) or NAMES.get(s) or s.replace("/", " · ").capitalize()
         if inside:
             sections[s] = (title, _sentence(root, s), inside)
     ordered = {p.rel: p for s in sections for p in sections[s][2]}
@@ -280,7 +304,7 @@ def _bar(site: Site, page: Page) -> str:
     "Write the line below a page's title: run it, read its source, when it was last run."
     stem = page.rel.rpartition("/")[2]
     colab = site.url.replace("https://github.com/", "https://colab.research.google.com/github/")
-    ran = page.nb["metadata"].get("ran", {})
+    ran = page.ran
     said = ", ".join(ran[k] for k in ("version", "date", "machine", "seconds") if k in ran)
     stamp = f'<span class="fe-ran">last run: {escape(said)}</span>' if said else ""
     return (

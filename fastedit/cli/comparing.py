@@ -90,13 +90,7 @@ def run_to_the_end(asked: dict, quiet: bool):
             f"from what is in {Path(asked['out'])}")
         raise typer.Exit(128+getattr(e, "number", 2))
 
-# %% ../../nbs/cli/909_comparing.ipynb #50ab664e
-def take_in(folder, others: list, quiet: bool):
-    "Merge other results folders into this one."
-    from fastedit.studies.bench import merge_runs
-    n = merge_runs(folder, *others)
-    if not quiet: say(f"note: {n} rows taken in")
-
+# %% ../../nbs/cli/909_comparing.ipynb #28507a91
 def bench_text(found, folder) -> str:
     "Tables of a benchmark, what was left out of it, and where its files are."
     from fastedit.studies.bench import tell_rates
@@ -125,7 +119,7 @@ def check_failed(found, allowed: bool):
     raise FastEditError(f"{text}: the rows hold the reasons; --retry tries them again, "
                         "--allow-failures accepts them")
 
-# %% ../../nbs/cli/909_comparing.ipynb #cf7ea17d
+# %% ../../nbs/cli/909_comparing.ipynb #d6d83fb2
 @app.command()
 def bench(config: Config=None,
           dataset: Dataset=None,
@@ -164,18 +158,18 @@ def bench(config: Config=None,
                  ids=listed(ids), sample=sample, limit=limit, skip_bad=skip_bad or None,
                  diagnose=diagnose or None, curves=curves or None, precision=precision,
                  device=device, shard=shard,
-                 workers=workers, retry=retry or None)
+                 workers=workers, retry=retry or None, merge=merge or None)
     asked = merged(config, typed)
     folder = Path(asked["out"])
     writable(folder/"run.json")
     writable_json(json_file)
     if rows: writable(rows, (".jsonl",))
-    if merge: take_in(folder, merge, quiet)
     check_bench(asked)
     bring(quiet)
     found = run_to_the_end(asked, quiet)
     if found.rank: return   # another process tells it
     if rows: write_flat(found, rows)
+    if merge and not quiet: say(f"note: {found.session['merged']} rows taken in")
     deliver(bench_text(found, folder), found.to_dict(), json_file)
     check_failed(found, allow_failures)
 

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['STAGES', 'demo', 'train']
 
-# %% ../../nbs/cli/905_miniatures.ipynb #c7965539
+# %% ../../nbs/cli/905_miniatures.ipynb #6112de70
 from pathlib import Path
 import typer
-from .checks import check_models
-from .options import (JsonFile, Quiet, argument, deliver, option, writable,
+from .checks import check_device, check_models
+from .options import (Device, JsonFile, Quiet, argument, deliver, option, writable,
                                   writable_json)
 from .terminal import app, say
 from .waiting import bring
-from ..core import OptionError, nearest
+from ..core import OptionError, clear_leftovers, nearest
 
-# %% ../../nbs/cli/905_miniatures.ipynb #944fc126
+# %% ../../nbs/cli/905_miniatures.ipynb #5ec10b77
 @app.command()
 def demo(n: option(int, "How many edits, over the ten types in turn.", "--n", "-n", min=1)=12,
          out: option(Path, "Folder for the comparison picture.")=Path("fastedit-demo"),
@@ -29,6 +29,7 @@ def demo(n: option(int, "How many edits, over the ten types in turn.", "--n", "-
     writable(picture)
     writable_json(json_file)
     check_models(model)
+    clear_leftovers(out)
     bring(quiet)
     from fastedit.studies.demo import run_demo
     from fastedit.pictures import save_image
@@ -63,17 +64,66 @@ def find_stage(stage: str, model: str) -> str:
         raise OptionError(f"model {model!r} has no stage {stage!r}: use {' or '.join(found)}")
     return found[model]
 
+# %% ../../nbs/cli/905_miniatures.ipynb #fa311011
+Minutes = option(float, "With family: how long the run may take, figures included; 8, with --toy "
+                 "1.")
+Only = option(list[str], "With family: a stage that gets all the minutes; may be repeated.")
+Toy = option(bool, "With family: tiny networks, to see that every stage runs.", "--toy")
+Compiled = option(bool, "With family: compile the teacher's blocks; a minute or more at first.",
+                  "--compile")
+
+def family(state, device, minutes, only, toy, compiled, quiet):
+    "Train the larger family, or its toy."
+    check_device(device)
+    writable(state/"checkpoint")
+    bring(quiet)
+    from fastedit.models import default_device
+    from fastedit.training import LARGE, TOY, check_family, train_family
+    if minutes is None: minutes = 1. if toy else 8.
+    check_family(minutes, only or ())
+    device = device or ("cpu" if toy else default_device())
+    if not toy and str(device).startswith("cpu"):
+        raise OptionError("the family at 128 pixels is trained on a GPU, which torch does not see "
+                          "here: use --toy to try every stage on a CPU, or --device cuda where "
+                          "there is one")
+    try:
+        report = train_family(state, device, minutes, TOY if toy else LARGE, tuple(only or ()),
+                              compiled, 0 if toy else None, (lambda *_: None) if quiet else say)
+    except KeyboardInterrupt:
+        say(f"\nfastedit: interrupted; the same command goes on from the checkpoints in {state}")
+        raise typer.Exit(130)
+    print(f"{report}\n\nnetworks in {state/'models'}, the card in {state/'README.md'}")
+
 # %% ../../nbs/cli/905_miniatures.ipynb #8c61dba1
 @app.command()
-def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this order."),
+def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this order; or family."),
           model: option(str, "With lcm: mini (a LoRA) or mini-s "
                         "(a full UNet with guidance embedding).")="mini",
           steps: option(int, "Steps in all, earlier runs included; "
                         "a sensible number if not given.", min=1)=None,
           batch: option(int, "Pictures per step; a sensible number if not given.", min=1)=None,
           state: option(Path, "Folder of checkpoints, logs and finished networks.")=Path("state"),
+          minutes: Minutes=None,
+          device: Device=None,
+          only: Only=None,
+          toy: Toy=False,
+          compiled: Compiled=False,
           quiet: Quiet=False):
-    "Train one stage of the miniature models."
+    """Train one stage of the miniature models, on a CPU, or a whole family on a GPU.
+
+    `fastedit train family --device cuda --minutes 8` trains the family at 128 pixels from
+    nothing, or further: it draws scenes on all cores, gives each stage its share of the minutes
+    (VAE, reader, CLIP, teacher, two students of four steps, ControlNet, instructions), measures
+    the models on scenes that nothing learned from, and ends with a card that holds the figures
+    beside their goals. It leaves in --state: models/ (the networks, half precision), mini-128/
+    and mini-128-instruct/ (folders that `fastedit edit --model FOLDER` takes), checkpoints/,
+    a log for each stage, figures.json and README.md, the card. No file is larger than 16 MiB.
+    The same command goes on from there, so that several short loans of a GPU add up; --only
+    gives all minutes to some stages. --toy runs all of it on tiny networks, on a CPU, in about a
+    minute; its figures mean nothing.
+    """
+    if stage == "family":
+        return family(state, device, minutes, only, toy, compiled, quiet)
     name = find_stage(stage, model)
     writable(state/"checkpoint")
     bring(quiet)

@@ -77,13 +77,33 @@ Sd15 = option(bool, "Also a model of SD1.5's size with random weights: 6 GB of m
               "10 where its convolutions are packed; minutes on a CPU.", "--sd15")
 Compiled = option(bool, "Also measure compiled blocks; the compiler takes a minute or more.",
                   "--compile")
+FullSize = option(bool, "Models of full size with random weights instead, side by side with "
+                  "stock, trick by trick; by itself on a GPU, unless --model is given.",
+                  "--full-size")
+Minutes = option(float, "With full size: how long it may take; decides what fits.")
+Cap = option(float, "With full size: GiB of the small card that all sides are tried on as well.")
+
+def full_size(models, device, minutes, steps, repeats, compiled, cap, json_file, quiet):
+    "Time models of full size; the file is written after every row."
+    from fastedit.studies.speed import SHAPES, TRICKS_HERE, full_run
+    tricks = (*TRICKS_HERE, *(["compile"] if compiled else []))
+    path = None if json_file in (None, "-") else json_file
+    with waiting(f"at most {minutes:g} minutes", quiet):
+        found = full_run(tuple(models or SHAPES), device, minutes, steps or 4, repeats or 7,
+                         tricks, cap, path=path)
+    deliver(found, found.to_dict(), json_file)
 
 # %% ../../nbs/cli/909b_timing.ipynb #1be3c5e9
 @app.command("bench-speed")
 def bench_speed(json_file: JsonFile=None,
                 model: Models=None,
-                repeats: option(int, "Of each comparison, ours and stock in turns.", min=1)=9,
-                steps: option(int, "Denoising steps that both sides execute.", min=1, max=50)=2,
+                repeats: option(int, "Of each comparison, in turns; 9, with full size 7.",
+                                min=1)=None,
+                steps: option(int, "Denoising steps that both sides execute; 2, with full "
+                              "size 4.", min=1, max=50)=None,
+                full: FullSize=False,
+                minutes: Minutes=8.,
+                cap: Cap=6.,
                 sd15: Sd15=False,
                 side: option(int, "Side of its picture, a multiple of 64.")=128,
                 compiled: Compiled=False,
@@ -91,6 +111,10 @@ def bench_speed(json_file: JsonFile=None,
                 quiet: Quiet=False):
     """Time our edits against stock diffusers on the same weights: first edit, second prompt,
     guidance change, w-embedding, previews, options of torch.
+
+    On a GPU (or with --full-size) SSD-1B and SDXL at 1024x1024 with random weights: all of that
+    and ddcm, turbo and edit_friendly, stage by stage, what each trick of a GPU brings, costs and
+    moves, and the same on a card of 6 GiB. The file of --json is written after every row.
 
     Promised are a first edit never slower than stock, and a second prompt or a guidance change
     at most .7 of it; the table says which promise is kept, and what a missed one is bound by.
@@ -106,13 +130,16 @@ def bench_speed(json_file: JsonFile=None,
     error), notes}]}
     """
     writable_json(json_file)
-    check_models(model)
     check_device(device)
+    if not full: check_models(model)
     bring(quiet)
+    from fastedit.models import default_device
+    if full or not (model or sd15) and (device or default_device()).startswith("cuda"):
+        return full_size(model, device, minutes, steps, repeats, compiled, cap, json_file, quiet)
     from fastedit.studies.speed import bench_speed as time_edits
     options = ("packed", "channels_last", *(["compile"] if compiled else []))
-    found = time_edits(tuple(model or ("mini", "mini-s")), repeats, steps, sd15, side, options,
-                       device, quiet)
+    found = time_edits(tuple(model or ("mini", "mini-s")), repeats or 9, steps or 2, sd15, side,
+                       options, device, quiet)
     deliver(found, found.to_dict(), json_file)
 
 # %% ../../nbs/cli/909b_timing.ipynb #f70ff6f7

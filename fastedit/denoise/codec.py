@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Text', 'Count', 'finite', 'Codec', 'spelled_out']
 
-# %% ../../nbs/denoise/056_codec.ipynb #39346abc
+# %% ../../nbs/denoise/056_codec.ipynb #d8280248
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,15 +13,16 @@ from functools import cached_property
 from itertools import takewhile
 import torch
 from fastcore.basics import patch
-from ..core import NumericalError, PromptError
+from ..core import ModelError, NumericalError, PromptError
 from .packing import packs
+from .state import in_use
 from .store import Memo, fingerprint
 from .tiles import decode_in_tiles
 from .tricks import ordinary_tensor, quick, without_versions
 from .wording import Wording, in_pieces, layer_of, tokens_of, weigh
 from ..models import latent_shift, upcasts, vae_factor
 
-# %% ../../nbs/denoise/056_codec.ipynb #f9daf026
+# %% ../../nbs/denoise/056_codec.ipynb #5c4c39cf
 @dataclass(frozen=True)
 class Text:
     "Encoded prompts."
@@ -35,7 +36,9 @@ class Text:
 
     def repeat(self, n: int) -> "Text":
         "Repeat a single prompt for a batch of `n`."
-        return self[[0]*n] if len(self) == 1 and n != 1 else self
+        if len(self) != 1 or n == 1: return self
+        pooled = None if self.pooled is None else self.pooled.repeat(n, 1)
+        return Text(self.states.repeat(n, 1, 1), pooled)
 
     @staticmethod
     def stack(*texts) -> "Text":
@@ -44,7 +47,7 @@ class Text:
         if texts[0].pooled is None: return Text(states)
         return Text(states, torch.cat([t.pooled for t in texts]))
 
-# %% ../../nbs/denoise/056_codec.ipynb #4b6b9e75
+# %% ../../nbs/denoise/056_codec.ipynb #f7c9e95b
 @dataclass
 class Count:
     "What the networks were asked so far."
@@ -53,9 +56,22 @@ class Count:
     calls: int=0           # UNet calls, each with a batch
     reused: int=0          # of the UNet evaluations, those kept from an earlier edit
     seconds: dict=field(default_factory=dict)  # network -> seconds inside it
+    marks: list=field(default_factory=list, repr=False)  # of a GPU, unread: (network, start, end)
 
     @property
-    def network_seconds(self) -> float: return sum(self.seconds.values())
+    def network_seconds(self) -> float: return sum(self.settle().seconds.values())
+
+    def add(self, network: str, seconds: float):
+        "Add seconds inside a network."
+        self.seconds[network] = self.seconds.get(network, 0.)+seconds
+
+    def settle(self) -> "Count":
+        "Read the marks that a GPU has passed, or waits for it to pass; `seconds` is complete then."
+        while self.marks:
+            network, start, end = self.marks.pop(0)
+            end.synchronize()
+            self.add(network, start.elapsed_time(end)/1e3)
+        return self
 
 # %% ../../nbs/denoise/056_codec.ipynb #79a06470
 def finite(what: str, x: torch.Tensor) -> torch.Tensor:
@@ -99,7 +115,7 @@ class Codec:
         still = self.parts.execution is None and isinstance(net, torch.nn.Module)
         return next(net.parameters()).device if still else net.device
 
-# %% ../../nbs/denoise/056_codec.ipynb #07ffd37c
+# %% ../../nbs/denoise/056_codec.ipynb #3e26474c
 @patch
 def stage(self: Codec, *names: str  # keys of `memory.STAGES`
          ):
@@ -111,6 +127,9 @@ def stage(self: Codec, *names: str  # keys of `memory.STAGES`
 @patch
 @contextmanager
 def _timed(self: Codec, name):
+    if self.device.type == "cuda" and in_use("queued"):
+        with _marked(self.count, name, self.device): yield
+        return
     def wait():
         if self.device.type == "cuda": torch.cuda.synchronize(self.device)
     wait()
@@ -118,8 +137,18 @@ def _timed(self: Codec, name):
     try: yield
     finally:
         wait()
-        spent = self.count.seconds.get(name, 0.)
-        self.count.seconds[name] = spent+time.perf_counter()-start
+        self.count.add(name, time.perf_counter()-start)
+
+@contextmanager
+def _marked(count, name, device):
+    "Put a mark into a GPU's queue on entering and one on leaving."
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    queue = torch.cuda.current_stream(device)
+    start.record(queue)
+    try: yield
+    finally:
+        end.record(queue)
+        count.marks.append((name, start, end))
 
 @patch
 @contextmanager
@@ -129,7 +158,7 @@ def _asked(self: Codec, net):
     plain = quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext()
     with without_versions(self._packs and exact), plain: yield
 
-# %% ../../nbs/denoise/056_codec.ipynb #7c1a5a1f
+# %% ../../nbs/denoise/056_codec.ipynb #74d2830c
 @patch
 @torch.no_grad()
 def text(self: Codec, prompt: str  # any text, also ""
@@ -151,6 +180,13 @@ def spelled_out(prompt: str, tokenizer) -> str:
         prompt = prompt.replace(word, " ".join([word, *more]))
     return prompt
 
+def _check_known(ids, encoder):
+    "Refuse tokens that a text encoder has no numbers for."
+    last, known = int(ids.max()), getattr(encoder.config, "vocab_size", None)
+    if known is not None and last >= known:
+        raise ModelError(f"the tokenizer gives token {last}, and its text encoder knows {known} "
+                         "(vocab_size): these parts belong to different models")
+
 @patch
 def _encode_text(self: Codec, prompt: str) -> Text:
     p, states, pooled = self.parts, [], None
@@ -160,6 +196,7 @@ def _encode_text(self: Codec, prompt: str) -> Text:
     with self.stage("text"), self._timed("text"):
         for tok, encoder in both:
             ids, weights = in_pieces(tok, spelled_out(prompt, tok), self.wording, self.pieces)
+            _check_known(ids, encoder)
             out = encoder(ids.to(self.device), output_hidden_states=last == 2 or bool(self.wording))
             found = weigh(layer_of(out, encoder, last, self.wording), weights)
             states.append(found.reshape(1, -1, found.shape[-1]))

@@ -13,6 +13,7 @@ import torch
 from fastcore.basics import patch
 from ..core import ModelError, OptionError
 from .codec import Codec, Count, Text, dtype_of
+from .samplers import sent
 from .schedules import NoiseSchedule, boundary
 from .sharing import exchanged
 from .store import Memo, fingerprint
@@ -185,9 +186,9 @@ def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions, place=0):
     with self._asked(net), exchanged(net, "stem", lambda: _put_given(net)):
         token = _KNOWN.set(True)
         try:
-            return net(x, t, encoder_hidden_states=text.states, conditioning_scale=inside,
-                       controlnet_cond=hint.expand(len(x), -1, -1, -1), return_dict=False,
-                       **conditions)
+            hint = hint.expand(len(x), -1, -1, -1)
+            return self._answer(net, x, t, encoder_hidden_states=text.states,
+                                controlnet_cond=hint, conditioning_scale=inside, **conditions)
         finally: _KNOWN.reset(token)
 
 def _weighed(residuals: list, like) -> dict:
@@ -239,7 +240,7 @@ def _conditions(self: Denoiser, text, shape) -> dict:
     "What an SDXL-shaped network is told beside the prompt: the pooled text, and the size."
     if text.pooled is None: return {}
     h, w = (side*vae_factor(self.parts.vae.config) for side in shape[-2:])
-    size = torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=self.dtype)
+    size = sent(torch.tensor([[h, w, 0, 0, h, w]], dtype=self.dtype), self.device)
     more = dict(text_embeds=text.pooled, time_ids=size.repeat(len(text), 1))
     return dict(added_cond_kwargs=more)
 
@@ -249,12 +250,22 @@ def _ask_unet(self: Denoiser, x, t, text, w, more):
     if beside is not None:   # channels that the UNet wants and a ControlNet does not
         x = torch.cat([x, beside.to(x)[[i % len(beside) for _, i in self.rows]]], 1)
     if w is not None:
-        more["timestep_cond"] = guidance_embedding(w, unet.config.time_cond_proj_dim).to(x)
+        about = guidance_embedding(w, unet.config.time_cond_proj_dim)
+        more["timestep_cond"] = sent(about, x.device, x.dtype)
     follow = nullcontext() if self.follows is None else self.follows.followed()
     with self.stage("denoise"), self._timed("unet"):
         with self._asked(unet), follow:
-            y = unet(x, t, encoder_hidden_states=text.states, return_dict=False, **more)[0]
+            y = self._answer(unet, x, t, encoder_hidden_states=text.states, **more)[0]
         return ordinary_tensor(y)
+
+@patch
+def _answer(self: Denoiser, net, *args, **kw):
+    "A network's answer: computed, or by its recorded kernels where the model has them."
+    kw["return_dict"] = False
+    graphs, mover = (getattr(self.parts, k, None) for k in ("graphs", "mover"))
+    comes_and_goes = mover is not None and not mover.stays(net)
+    if not graphs or comes_and_goes or self.follows is not None: return net(*args, **kw)
+    return graphs.ask(net, *args, **kw)
 
 # %% ../../nbs/denoise/057_denoiser.ipynb #04f895a9
 @patch
@@ -273,18 +284,24 @@ def output(self: Denoiser,
     n, text, g = len(x), text.repeat(len(x)), _per_row(guidance, len(x))
     if len(text) != n or len(g) != n:
         raise OptionError(f"{n} latents came with {len(text)} prompts and {len(g)} guidance scales")
-    t = torch.tensor(t if isinstance(t, float) else int(t), device=self.device)
+    t = torch.full((), t if isinstance(t, float) else int(t), device=self.device)
     self.rows = [(False, i) for i in range(n)]
     if self.uses_w: return self._unet(x, t, text, g-1, control, **kw)
     pair = [i for i in range(n) if self.pairs(g[i])]
     if not pair: return self._unet(x, t, text, None, control, **kw)
     if whole: pair = list(range(n))
-    neg = self.negative.repeat(len(pair)) if negative is None else negative.repeat(n)[pair]
     self.rows = [(True, i) for i in pair]+self.rows
+    pair = _in_a_row(pair)
+    neg = self.negative.repeat(len(x[pair])) if negative is None else negative.repeat(n)[pair]
     e0, e1 = self._both(x, t, text, neg, pair, control, kw)
     e = e1.clone()
-    e[pair] = e0+g[pair].view(-1, 1, 1, 1).to(e1)*(e1[pair]-e0)
+    e[pair] = e0+sent(g[pair], self.device, e1.dtype).view(-1, 1, 1, 1)*(e1[pair]-e0)
     return e
+
+def _in_a_row(rows: list):
+    "Name rows that follow each other by a slice: a GPU would wait for a list of numbers."
+    first, last = rows[0], rows[-1]
+    return slice(first, last+1) if rows == list(range(first, last+1)) else rows
 
 def _per_row(guidance, n: int) -> torch.Tensor:
     "Guidance scales as a tensor, one per row."
@@ -300,7 +317,7 @@ def _both(self: Denoiser, x, t, text, neg, pair, control, kw) -> tuple:
         return self._apart(x, t, text, neg, pair, control)
     rows = torch.cat([x[pair], x])
     both = self._unet(rows, t, Text.stack(neg, text), None, control, **kw)
-    return both.split([len(pair), len(x)])
+    return both.split([len(rows)-len(x), len(x)])
 
 @patch
 def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
@@ -313,10 +330,10 @@ def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
         key = fingerprint(x[pair], float(t), neg.states, neg.pooled, *about)
         e0 = self.keep_negative(key, ask)
     if self.count.nfe == before:
-        self.count.nfe += len(pair)
-        self.count.reused += len(pair)
-        self.count.control_nfe += len(pair)*len(self._acting(control) if self.edges is not None
-                                                else ())
+        n = len(x[pair])
+        self.count.nfe += n
+        self.count.reused += n
+        self.count.control_nfe += n*len(self._acting(control) if self.edges is not None else ())
     return e0, self._unet(x, t, text, None, control)
 
 # %% ../../nbs/denoise/057_denoiser.ipynb #a332b160

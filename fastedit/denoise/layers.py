@@ -8,6 +8,7 @@ __all__ = ['plain_attention', 'plain_block', 'plain_resnet']
 # %% ../../nbs/denoise/054_layers.ipynb #9973015b
 import torch.nn.functional as F
 from torch import nn
+from ..models import projected
 
 # %% ../../nbs/denoise/054_layers.ipynb #65db2315
 def is_bare(m, kind=None) -> bool:
@@ -60,8 +61,10 @@ def plain_attention(m  # diffusers' `Attention`
         usual = attention_mask is None and not kw and x.ndim == 3
         if not usual or type(m.processor) is not AttnProcessor2_0:
             return Attention.forward(m, x, context, attention_mask, **kw)
-        if context is None: context = x
-        queries, keys, values = _linear(q, x), _linear(k, context), _linear(v, context)
+        if (own := projected(m, x, context)) is not None: queries, keys, values = own
+        else:
+            if context is None: context = x
+            queries, keys, values = _linear(q, x), _linear(k, context), _linear(v, context)
         y = F.scaled_dot_product_attention(apart(queries), apart(keys), apart(values))
         return _linear(out, y.transpose(1, 2).reshape(len(y), -1, heads*y.shape[-1]))
     return forward, [q, k, v, out, drop]

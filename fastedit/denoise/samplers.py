@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..core import _torch as torch
 
 # %% auto #0
-__all__ = ['STEPPERS', 'ddim', 'posterior', 'Noise']
+__all__ = ['STEPPERS', 'ddim', 'posterior', 'sent', 'Noise']
 
 # %% ../../nbs/denoise/052_samplers.ipynb #c97da14e
 def ddim(schedule,              # `NoiseSchedule`
@@ -69,6 +69,15 @@ def _dpmpp(schedule, x, e, z, t, prev, last, noise):
 STEPPERS = dict(ddim=_ddim, euler=_ddim, dpmpp=_dpmpp, ddpm=_ddpm, lcm=_lcm, tcd=_tcd)
 
 # %% ../../nbs/denoise/052_samplers.ipynb #c87cb988
+def sent(x: torch.Tensor,  # any tensor
+         device,           # where it is wanted
+         dtype=None        # None: as it is
+        ) -> torch.Tensor:
+    "Send a tensor to a device; a copy from the CPU to a GPU is queued, and nothing waits for it."
+    if dtype is not None: x = x.to(dtype)
+    if torch.device(device).type != "cuda" or x.is_cuda: return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
 class Noise:
     "Noise by a picture's own seed alone, not its batch: one CPU generator each, drawn in order."
     def __init__(self, seeds,    # one whole number per picture
@@ -82,4 +91,4 @@ class Noise:
         "Draw the next (B, 4, h, w) of standard normal noise."
         shape, how = (1, *self.shape), dict(dtype=self.dtype)
         drawn = [torch.randn(shape, generator=g, **how) for g in self.generators]
-        return torch.cat(drawn).to(self.device)
+        return sent(torch.cat(drawn), self.device)

@@ -116,7 +116,14 @@ def levels(self: NoiseSchedule,
         ab = self._signal(t)
         a, s = ab.sqrt(), (1-ab).sqrt()
     a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
-    return (a, s) if like is None else (a.to(like), s.to(like))
+    return (a, s) if like is None else (_as(a, like), _as(s, like))
+
+def _as(level, like):
+    """A level in another tensor's type, where that lies. A GPU fills in a single number itself,
+    where copying one would have the processor wait for all that is queued before it."""
+    if level.numel() > 1 or not like.is_cuda or level.is_cuda: return level.to(like)
+    value = level.to(like.dtype).item()
+    return torch.full(level.shape, value, dtype=like.dtype, device=like.device)
 
 @patch
 def _signal(self: NoiseSchedule, t) -> torch.Tensor:

@@ -82,7 +82,7 @@ def _mask(path, request, given, stored, size):
                         "leave it out where the file holds it")
     return found
 
-# %% ../../nbs/editor/209c_again.ipynb #ddf29505
+# %% ../../nbs/editor/209c_again.ipynb #5a408d4e
 def _differences(before: dict, now: dict, what: str="") -> list:
     both = {*before, *now}
     return [f"{what}{k} was {before.get(k)}, is {now.get(k)}"
@@ -97,7 +97,10 @@ def changes(told: dict,          # what a saved edit says of itself
         said.append(f"the model's weights are others: {told.get('revision')} then, "
                     f"{now['revision']} now")
     said += _differences(told.get("versions", {}), now["versions"])
-    if "machine" in told: said += _differences(told["machine"], now["machine"])
+    if "machine" in told:
+        here = dict(now["machine"])
+        if "processor" not in told["machine"]: here.pop("processor", None)   # written before that
+        said += _differences(told["machine"], here)
     else: said.append("the file does not say on which machine it was made")
     said += _differences(told["request"], now["request"], "the request's ")
     before, after = [dict(fallbacks=list(x.get("fallbacks", ()))) for x in (told, now)]
@@ -193,7 +196,7 @@ def open_editor(request: EditRequest,  # of a saved edit
         raise ModelError(f"the edit was made with the model {request.model!r}: {e}. If it lies "
                          "in a folder of yours, name that (--model)") from e
 
-# %% ../../nbs/editor/209c_again.ipynb #503d4718
+# %% ../../nbs/editor/209c_again.ipynb #68d326bd
 def compare(path,               # the saved edit
             told: dict,         # what it says of itself
             result: EditResult  # its request, run again
@@ -217,9 +220,9 @@ def reproduce(path,             # a picture that `edit.save` wrote
              ) -> Reproduction:
     """Run a saved edit again and compare.
 
-    The same request gives the same bytes on the same model, versions, device and number of
-    threads, and where one of these changed, it is named. Raises a `FastEditError` for a picture
-    or mask that it was not made from."""
+    The same request gives the same bytes on the same model, versions, build, instruction set
+    and number of threads, and where one of these changed, it is named. Raises a `FastEditError`
+    for a picture or mask that it was not made from."""
     told, request, source, region = prepare(path, image, mask)
     editor = editor or open_editor(request, device, **load)
     return compare(path, told, editor(source, mask=region, request=request))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #7dded018
+# %% ../../nbs/editor/209_editor.ipynb #20b204e4
 import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -17,6 +17,7 @@ from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
 from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.rules import check_flow
+from .bar import counted
 from .given import check_given, name_given, take_again
 from .mending import mended
 from .notes import made_for, transparency_notes
@@ -34,13 +35,13 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #9a5e1313
+# %% ../../nbs/editor/209_editor.ipynb #3d9c9f80
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
-    Same request, same bytes, on the same device, number of threads and versions; stages are
-    cached, so that a second prompt on a picture costs less, and a cached edit has the bits of an
-    uncached one. Autocast, inference mode, default type and device around a call do not count."""
+    Same request, same bytes, on the same device, instruction set, number of threads and versions;
+    stages are cached: a second prompt on a picture costs less, and a cached edit has the bits of
+    an uncached one. Autocast, inference mode, default type and device around do not count."""
     flow = None   # a model that diffusers' own pipeline runs; None: one of ours
 
     def __init__(self,
@@ -190,7 +191,7 @@ def _completed(editor, given, done, said) -> EditResult:
     done._editor = weakref.ref(editor)
     return done
 
-# %% ../../nbs/editor/209_editor.ipynb #efea5175
+# %% ../../nbs/editor/209_editor.ipynb #f0113977
 @patch
 def __call__(self: FastEditor,
              image,              # anything that `read_image` takes
@@ -199,7 +200,7 @@ def __call__(self: FastEditor,
                                  # stays byte-identical
              request: EditRequest=None,  # a whole request instead of keywords
              on_step=None,       # called with dict(step, steps, t, latents, clean) after each
-                                 # step; raise `Cancelled` to stop
+                                 # step; raise `Cancelled` to stop. None: a bar in a notebook
              seeds: list=None,   # several seeds: gives `Edits`, one for each
              num_images: int=None,  # so many, with the seeds that follow `seed`; gives `Edits`
              at_once: int=1,     # of several, how many go into one call of the networks
@@ -212,13 +213,10 @@ def __call__(self: FastEditor,
     if seeds is not None or num_images is not None:
         asked = dict(image=image, prompt=prompt, mask=mask, request=request)
         return _variants(self, asked, seeds, num_images, at_once, on_step, settings)
-    if on_step is not None and not callable(on_step):
-        raise OptionError(f"on_step={in_words(on_step)}: give a function that is called with a "
-                          "dict after each step, or None")
     with self._lock, ordinary(): self.look_again()
     r, pictures = _asked_for(self, prompt, request, settings)
-    with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts):
-        return _accounted(self, image, mask, r, on_step, pictures)
+    with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts), counted(on_step) as told:
+        return _accounted(self, image, mask, r, told, pictures)
 
 # %% ../../nbs/editor/209_editor.ipynb #6d6bea94
 def _shrink(r, share: float, spec) -> EditRequest:

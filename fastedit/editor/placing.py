@@ -18,8 +18,8 @@ from ..memory import (RESIDENCIES, MemorySettings, Mover, free_caches, out_of_me
                              settings_for, widened)
 from ..memory import advice as planners_advice
 from ..models import (PRECISIONS, Components, borrow, check_device, check_precision,
-                             chosen_precision, controlnets, default_device, find_spec, is_pipeline,
-                             load_model, renew)
+                             check_speed, chosen_precision, controlnets, default_device,
+                             find_spec, is_pipeline, load_model, renew, speed_up)
 
 # %% ../../nbs/editor/208c_placing.ipynb #c5d3940a
 def check_values(device, cache_bytes, meter, **switches):
@@ -118,6 +118,8 @@ def _waits_outside(residency, precision) -> bool:
     return RESIDENCIES[residency].moves and not (kind and kind.weights)
 
 # %% ../../nbs/editor/208c_placing.ipynb #429c3ce1
+_SETTLED = "graphs", "joined", "pinned"   # options of `speed_up` for where the networks compute
+
 @patch
 def load(self: PlacedStages,
          model,                 # as for `FastEditor`, as are the others
@@ -133,6 +135,8 @@ def load(self: PlacedStages,
     if is_pipeline(model): model = _borrowed(model, device, load)
     loaded = isinstance(model, Components)
     self.device = check_device(device or (model.device if loaded else default_device()))
+    quick = {} if loaded else {k: load.pop(k) for k in _SETTLED if k in load}
+    check_speed(self.device, **{k: v for k, v in quick.items() if k != "joined"})
     parts, known, precision = _known_model(model, precision, self.device, residency, load)
     _check_several(load.get("controlnet"), parts, residency, budget_gb)
     self.planned = dict(model=known, precision=parts.precision if parts else precision,
@@ -143,7 +147,9 @@ def load(self: PlacedStages,
     place = "cpu" if _waits_outside(self.memory.residency, precision) else self.device
     try:
         self.parts = parts or load_model(model, device=place, precision=precision, **load)
+        self.parts.pinned = self.parts.pinned or quick.pop("pinned", False)
         if self.meter is None: self.keep(self.memory)
+        if any(quick.values()): speed_up(self.parts, **quick)
     except Exception as e:
         if not out_of_memory(e): raise
         reason = str(e).strip().split("\n")[0]
@@ -222,11 +228,12 @@ def placed(self: PlacedStages, settings: MemorySettings):
 def free(self: PlacedStages):
     "Forget all answers and copies that an edit can do without."
     self.cache.clear()
-    free_caches()
     if self.memo is not None:
         self.memo.items.clear()
         self.memo.bytes = 0
     for net in self.parts.modules().values(): forget(net)
+    if getattr(self.parts, "graphs", None) is not None: self.parts.graphs.forget()
+    free_caches()
 
 @patch
 def advice(self: PlacedStages, size: tuple=None) -> str:

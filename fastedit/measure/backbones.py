@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'load_backbone', 'fetch_backbones']
 
-# %% ../../nbs/measure/305_backbones.ipynb #0f990106
-import json, os, warnings
+# %% ../../nbs/measure/305_backbones.ipynb #f399b268
+import os, warnings
 from functools import lru_cache
 from pathlib import Path
 import torch
 from ..core import FastEditError, ModelError, OptionError, as_path
 from .embeddings import Clip, Dino
 from .reader import load_reader
-from ..models import cache_dir, weights_dir
+from ..models import cache_dir, read_json, weights_dir
 
 # %% ../../nbs/measure/305_backbones.ipynb #67fa1ae4
 BACKBONES = {"clip-vit-b16": "CLIP ViT-B/16, OpenAI weights, open_clip",
@@ -33,7 +33,7 @@ TRUNKS = {"lpips-squeeze": ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights")
           "lpips-vgg": ("vgg", "vgg16", "VGG16_Weights")}
 OWN = ("reader", "clip-mini")   # the drawn world's, which lie in the package
 
-# %% ../../nbs/measure/305_backbones.ipynb #ae5bd712
+# %% ../../nbs/measure/305_backbones.ipynb #12cf7ebb
 def _folders(folder) -> list:
     torch_home = as_path(os.environ.get("TORCH_HOME") or "~/.cache/torch", "TORCH_HOME", ModelError)
     own = as_path(folder or cache_dir()/"metrics", "the folder of weights", ModelError)
@@ -50,24 +50,34 @@ def _find(name, folder) -> Path:
     raise ModelError(f"no weights of {BACKBONES[name]}: `fastedit fetch metrics` downloads them, "
                      f"or copy {patterns[0]} to {where}")
 
+def _why(e) -> str: return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+
 def _tensors(path) -> dict:
-    "Read a .safetensors or torch file, without running code."
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    "Read a .safetensors or torch file, without running code; raises `ModelError` if it is damaged."
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:   # pickle's faults are of many kinds, and torch's words long
+        raise ModelError(f"{path} cannot be read as weights: it is damaged or holds more than "
+                         "tensors; fetch it again") from e
+    if isinstance(found, dict) and all(map(torch.is_tensor, found.values())): return found
+    raise ModelError(f"{path} holds no table of weights: fetch it again")
 
 def _fill(model, state, path):
     "Load weights that have to fit exactly."
     try: model.load_state_dict(state)
-    except RuntimeError as e:
-        raise ModelError(f"{path.name} does not fit its network ({str(e).splitlines()[0]}): "
-                         "fetch it again") from e
+    except Exception as e:
+        raise ModelError(f"{path.name} does not fit its network ({_why(e)}): fetch it again") from e
 
-# %% ../../nbs/measure/305_backbones.ipynb #bfc3b186
+# %% ../../nbs/measure/305_backbones.ipynb #bf91bab3
 def _public_clip(name, path) -> Clip:
     import open_clip
-    model = open_clip.create_model(CLIPS[name], pretrained=None if path is None else str(path))
+    try: model = open_clip.create_model(CLIPS[name], pretrained=path and str(path))
+    except Exception as e:
+        raise ModelError(f"{path} cannot be read as weights: it is damaged or another network's; "
+                         "fetch it again") from e
     words = open_clip.get_tokenizer(CLIPS[name])
     def count(text): return len(words.encode(text))+2   # and the marks of beginning and end
     return Clip(model, words, count=count)
@@ -91,7 +101,7 @@ def _lpips(name, path):
         _fill(model.net, trunk, path)
     return model.eval().requires_grad_(False)
 
-# %% ../../nbs/measure/305_backbones.ipynb #2b47221e
+# %% ../../nbs/measure/305_backbones.ipynb #63a727ba
 def _folder_tokenizer(folder, length) -> tuple:
     "Give a folder's tokenizer, or open_clip's if it has none, and what counts tokens."
     if any((folder/f).is_file() for f in ("tokenizer.json", "vocab.json")):
@@ -110,12 +120,16 @@ def _folder_clip(folder) -> Clip:
     if not (folder/"open_clip_config.json").is_file():
         raise ModelError(f"{folder.name} has no open_clip_config.json: these weights are not part "
                          "of this installation")
-    cfg = json.loads((folder/"open_clip_config.json").read_text("utf-8"))["model_cfg"]
-    model, file = CLIP(**cfg), folder/"model.safetensors"
+    cfg = read_json(folder/"open_clip_config.json").get("model_cfg")
+    try: model, size = CLIP(**cfg), cfg["vision_cfg"]["image_size"]
+    except Exception as e:
+        raise ModelError(f"{folder/'open_clip_config.json'}: no CLIP can be built of its model_cfg "
+                         f"({_why(e)}): fetch or copy it again") from e
+    file = folder/"model.safetensors"
     weights = {k: v.float() if v.is_floating_point() else v for k, v in _tensors(file).items()}
     _fill(model, weights, file)
     tokenizer, count = _folder_tokenizer(folder, cfg["text_cfg"].get("context_length", 77))
-    return Clip(model, tokenizer, cfg["vision_cfg"]["image_size"], count)
+    return Clip(model, tokenizer, size, count)
 
 # %% ../../nbs/measure/305_backbones.ipynb #b051b458
 def _build(name, folder, random):

@@ -31,8 +31,10 @@ class _Block(nn.Module):
         changed = self.nb(self.b(self.na(self.a(x)).relu()))
         return (self.skip(x)+changed).relu()
 
-def _trunk(width) -> nn.Sequential:
-    first = nn.Conv2d(3, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU()
+def _trunk(width, halved=1) -> nn.Sequential:
+    "`halved`: side of the picture as a multiple of 64, which the first layer takes away."
+    first = (nn.Conv2d(3, 24, 3 if halved == 1 else 2*halved, halved, 1, bias=False),
+             nn.BatchNorm2d(24), nn.ReLU())
     return nn.Sequential(*first, _Block(24, 40, 2), _Block(40, 64, 2), _Block(64, 64),
                          _Block(64, width, 2), _Block(width, width))
 
@@ -41,15 +43,18 @@ class Reader(nn.Module):
     """Classify a (B, 3, 64, 64) picture in [-1, 1].
 
     For each noun how many there are and what they look like, then the background and the style."""
-    def __init__(self, width: int=96):
+    def __init__(self, width: int=96,
+                 heads: dict=HEADS,     # what is asked about a noun: {question: answers}
+                 nouns: tuple=NOUNS,
+                 halved: int=1):        # side of the pictures, as a multiple of 64
         super().__init__()
-        n = sum(len(v) for v in HEADS.values())
-        self.trunk = _trunk(width)
-        self.where = nn.Conv2d(width, len(NOUNS), 1)   # a map per noun: where is it?
+        self.heads, n = heads, sum(len(v) for v in heads.values())
+        self.trunk = _trunk(width, halved)
+        self.where = nn.Conv2d(width, len(nouns), 1)   # a map per noun: where is it?
         self.what = nn.Linear(width, n)                # shared by all nouns
-        self.own = nn.Parameter(torch.randn(len(NOUNS), width+2, n)*.02)   # a noun's correction
+        self.own = nn.Parameter(torch.randn(len(nouns), width+2, n)*.02)   # a noun's correction
         self.many = nn.Sequential(nn.Linear(6, 16), nn.ReLU(),   # how many, by the peaks of a map
-                                  nn.Linear(16, len(HEADS["count"])))
+                                  nn.Linear(16, len(heads["count"])))
         self.scene = nn.Linear(2*width, len(GROUNDS)+len(LOOKS))
 
     def forward(self, x): return self.look(x)[0]
@@ -67,7 +72,8 @@ def _things(self: Reader, maps, cells) -> dict:
     there = torch.einsum("bns,bcs->bnc", maps.softmax(-1), cells)
     area, peak = maps.sigmoid().sum(-1, keepdim=True), maps.amax(-1, keepdim=True)
     own = torch.einsum("bnc,nck->bnk", torch.cat([there, area, peak], -1), self.own)
-    out = dict(zip(HEADS, (self.what(there)+own).split([len(v) for v in HEADS.values()], -1)))
+    blocks = (self.what(there)+own).split([len(v) for v in self.heads.values()], -1)
+    out = dict(zip(self.heads, blocks))
     peaks = maps.topk(4).values.sigmoid()
     out["count"] = out["count"]+self.many(torch.cat([peaks, area, peak/4], -1))
     return out
@@ -79,24 +85,27 @@ def _scenery(self: Reader, cells) -> dict:
     return dict(zip(("background", "style"), found.split([len(GROUNDS), len(LOOKS)], -1)))
 
 # %% ../../nbs/measure/301_network.ipynb #c82dc864
-def labels_of(scenes) -> dict:
+def labels_of(scenes,
+              heads: dict=HEADS,   # as for `Reader`
+              nouns: tuple=NOUNS
+             ) -> dict:
     "Turn scenes into classes: per noun (B, 12), -100 where it is absent; per picture (B,)."
-    out = {k: torch.full((len(scenes), len(NOUNS)), -100) for k in HEADS}
+    out = {k: torch.full((len(scenes), len(nouns)), -100) for k in heads}
     out["count"][:] = 0
     for i, scene in enumerate(scenes):
         for t in scene.things:
-            j = NOUNS.index(t.noun)
+            j = nouns.index(t.noun)
             out["count"][i, j] += 1
             for k in ("colour", "material", "size", "pose"):
-                out[k][i, j] = HEADS[k].index(getattr(t, k))
+                out[k][i, j] = heads[k].index(getattr(t, k))
     out["background"] = torch.tensor([GROUNDS.index(s.background) for s in scenes])
     out["style"] = torch.tensor([LOOKS.index(s.style) for s in scenes])
     return out
 
-def places_of(scenes, cells: int=8) -> torch.Tensor:
+def places_of(scenes, cells: int=8, nouns: tuple=NOUNS) -> torch.Tensor:
     "Mark the cells in which things have their centres: (B, 12, cells, cells) of 0 and 1."
-    out = torch.zeros(len(scenes), len(NOUNS), cells, cells)
+    out = torch.zeros(len(scenes), len(nouns), cells, cells)
     def cell(at): return min(cells-1, int(at*cells))
     for i, scene in enumerate(scenes):
-        for t in scene.things: out[i, NOUNS.index(t.noun), cell(t.y), cell(t.x)] = 1
+        for t in scene.things: out[i, nouns.index(t.noun), cell(t.y), cell(t.x)] = 1
     return out

@@ -38,11 +38,12 @@ def random_parts(model="sd15-lcm",        # registry name whose architectures ar
                  controlnet: bool=False,  # also its ControlNet
                  seed: int=0,             # of the weights
                  precision: str="fp32",   # key of `PRECISIONS`
-                 device: str="cpu"        # where the networks are made, and then stay
+                 device: str="cpu",       # where the networks are made, and then stay
+                 archs: dict|None=None    # {component: architecture} instead of the model's own
                 ) -> Components:
     "Build a model of the registry at full size with random weights: not to look at."
     torch, spec = import_torch(), find_spec(model)
-    archs = _architectures(spec, controlnet)
+    archs = archs or _architectures(spec, controlnet)
     check_precision(precision, device)
     on = torch.device(device)
     with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):

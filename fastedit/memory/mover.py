@@ -128,7 +128,7 @@ class Mover:
             self.log.append((name, why, 0))
             self._tell()
         elif why == "load":
-            for n, t in tensors_of(m): put_tensor(m, n, t.detach().to("cpu"))
+            for n, t in tensors_of(m): put_tensor(m, n, self._at_home(t.detach().to("cpu")))
 
     def _cross(self, name, n):
         self.moved += n
@@ -137,6 +137,20 @@ class Mover:
     def _tell(self):
         if self.meter is None: return
         self.meter.weigh(sum(size_of(self.home[name].values()) for name in self.on))
+
+# %% ../../nbs/memory/067_mover.ipynb #a70e51f2
+@patch
+def _at_home(self: Mover, t):
+    "A tensor as it lies at home: in pinned memory, where that was asked for."
+    plain = hasattr(t, "__tensor_flatten__") or not t.numel()
+    pins = self.parts.pinned and self.device.type == "cuda" and not self.leaves
+    return t.pin_memory() if pins and not plain else t
+
+@patch
+def stays(self: Mover, net) -> bool:
+    "Whether a network is where it computes all the time."
+    own = self.parts.modules()
+    return any(own.get(k) is net for k in self.policy.keeps)
 
 # %% ../../nbs/memory/067_mover.ipynb #9d637cf6
 @patch

@@ -132,7 +132,12 @@ class Estimate:
         self.policy, self.nets = find_residency(residency), configurations(model, controlnet)
         self.w, self.h = size or (self.spec.resolution,)*2
         self.tile = vae_tile and min(vae_tile, max(self.w, self.h))
-        self.work = work or default_work(self.spec, self.config("unet")["in_channels"])
+        self.work = work or default_work(self.spec, self._channels())
+
+    def _channels(self) -> int:
+        "Input channels of the UNet for each four of the latents: 8 of an instruction model."
+        unet = self.config("unet")
+        return 4*unet["in_channels"]//unet.get("out_channels", 4)
 
     def config(self, name) -> dict:
         "Configuration of a network."

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RESIDENCIES', 'STAGES', 'Residency', 'find_residency', 'configurations', 'weight_bytes']
 
-# %% ../../nbs/memory/062_residency.ipynb #3a18f1ff
+# %% ../../nbs/memory/062_residency.ipynb #0296512e
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from ..models import controlnets, upcasts
+from ..models import controlnets, read_configuration, upcasts
 from ..core import OptionError, in_words, nearest
 from .costs import arch_key
 from ..models import (ARCHITECTURES, Components, build, compute_dtype, find_spec, mini_path,
@@ -46,7 +46,7 @@ def find_residency(key: str) -> Residency:
     raise OptionError(f"residency {in_words(key)} is unknown{nearest(key, RESIDENCIES)}: "
                       f"use one of {', '.join(RESIDENCIES)}")
 
-# %% ../../nbs/memory/062_residency.ipynb #1fdacebc
+# %% ../../nbs/memory/062_residency.ipynb #af0764da
 _CLASSES = dict(unet="UNet2DConditionModel", controlnet="ControlNetModel", vae="AutoencoderKL",
                 text_encoder="CLIPTextModel", text_encoder_2="CLIPTextModelWithProjection")
 
@@ -58,7 +58,8 @@ def _of_loaded(model) -> dict:
 
 def _of_folder(root: Path) -> dict:
     files = {k: root/k/"config.json" for k in _CLASSES}
-    return {k: (_CLASSES[k], json.loads(f.read_bytes())) for k, f in files.items() if f.is_file()}
+    return {k: (_CLASSES[k], read_configuration(k.removesuffix("_2"), f))
+            for k, f in files.items() if f.is_file()}
 
 # %% ../../nbs/memory/062_residency.ipynb #8b1edc89
 def configurations(model,           # spec, registry name, local path, or loaded `Components`

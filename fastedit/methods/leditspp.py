@@ -23,8 +23,7 @@ def _observed(d, on_call):
         d.count.calls += 1
         start.append(time.perf_counter())
     def leave(module, args, out):
-        seconds = time.perf_counter()-start.pop()
-        d.count.seconds["unet"] = d.count.seconds.get("unet", 0.)+seconds
+        d.count.add("unet", time.perf_counter()-start.pop())
     handles = [unet.register_forward_pre_hook(enter, with_kwargs=True),
                unet.register_forward_hook(leave)]
     try: yield

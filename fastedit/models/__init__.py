@@ -5,6 +5,6 @@ __getattr__, __dir__ = pages_on_demand(
     __name__,
     ".architectures", ".precision", ".configuration", ".hub", ".download", ".lora",
     ".lora_layers", ".lora_merge", ".files", ".folders", ".tokenizer", ".networks", ".sources",
-    ".registry", ".mini", ".single_file", ".local", ".user", ".names", ".places", ".components",
-    ".load", ".doctor", ".fetching", ".random_models", ".pipelines",
+    ".registry", ".mini", ".single_file", ".local", ".user", ".names", ".projections", ".recorded",
+    ".places", ".components", ".load", ".doctor", ".fetching", ".random_models", ".pipelines",
 )

@@ -128,7 +128,7 @@ def network_class(name: str):
     import diffusers, transformers
     return getattr(transformers if name.startswith("CLIP") else diffusers, name)
 
-# %% ../../nbs/models/040_architectures.ipynb #914a7c58
+# %% ../../nbs/models/040_architectures.ipynb #43fdc1ee
 def bring_classes():
     "Import every network class that a model may be built of, and the tokenizer's."
     for name in ("CLIPTokenizer", *sorted(NETWORKS)): network_class(name)
@@ -155,6 +155,10 @@ def build(arch,                  # name, an `Architecture`, or (class name, conf
         with torch.device(device):
             if not name.startswith("CLIP"): return cls.from_config(config).eval()
             return cls(cls.config_class(**config)).eval()
+    except Exception as e:   # entries that do not go together
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ModelError(f"{name} cannot be built from its configuration ({why}): fetch or copy "
+                         "the model again") from e
     finally: torch.set_default_dtype(old)
 
 # %% ../../nbs/models/040_architectures.ipynb #ab7eec77

@@ -135,7 +135,7 @@ SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteSch
               "DPMSolverSinglestepScheduler", "DEISMultistepScheduler",
               "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler")
 
-# %% ../../nbs/models/041_configuration.ipynb #af4b4804
+# %% ../../nbs/models/041_configuration.ipynb #ed7a3b30
 _BLOCKS = ("block_out_channels layers_per_block act_fn norm_num_groups down_block_types "
            "up_block_types")
 _UNET = _read(f"""
@@ -177,7 +177,8 @@ followed: controlnet_conditioning_channel_order=rgb|bgr: the map's channels come
 followed: addition_embed_type=none|text_time addition_time_embed_dim
   projection_class_embeddings_input_dim: sizes and pooled text are given, other inputs are not
   there
-refused: in_channels=4 conditioning_channels=3: latents and maps have so many channels
+followed: in_channels: as many as the latents have, which is checked
+refused: conditioning_channels=3: maps have so many channels
 refused: global_pool_conditions: such a network reads a picture as a whole and runs in another
   mode (guess mode), which is not built
 refused: encoder_hid_dim encoder_hid_dim_type: the network wants text states of another kind, or
@@ -296,15 +297,15 @@ def check_scheduler(config: dict,  # a scheduler's configuration
         _refuse(where, "rescale_betas_zero_snr", True,
                 "a network that predicts noise is divided by zero there")
 
-# %% ../../nbs/models/041_configuration.ipynb #42bc8320
-def _check_types(part, config, where, kind="", family="sdxl"):
+# %% ../../nbs/models/041_configuration.ipynb #7a258f03
+def check_types(part, config, where, kind="", family="sdxl"):
     "Refuse entries that are followed and have another type than the class that reads them takes."
     keys = CONFIGURATION[part]
     def follows(k): return keys[k].verdict_for(kind, family) == "followed"
     names = tuple(k for k in keys if k in config and follows(k))
     entry_schema(names).check(config, f"{where}: ")
 
-# %% ../../nbs/models/041_configuration.ipynb #dcc27186
+# %% ../../nbs/models/041_configuration.ipynb #cf9b738d
 def check_configuration(part: str,           # key of `CONFIGURATION`
                         config: dict,        # what its file says
                         where: str="",       # the file, for messages; the part's name by default
@@ -315,7 +316,7 @@ def check_configuration(part: str,           # key of `CONFIGURATION`
 
     What nobody has heard of is listed as notes."""
     where, kind = where or part, kind or str(config.get("_class_name", ""))
-    _check_types(part, config, where, kind, family)
+    check_types(part, config, where, kind, family)
     if part == "scheduler": check_scheduler(config, kind, where)
     if part == "vae": check_vae(config, where)
     strange = []

@@ -12,7 +12,7 @@ from annotated_types import Interval, Len
 from ..core import ModelError
 from ..schema import Give, Schema
 
-# %% ../../nbs/models/040c_entries.ipynb #e8570620
+# %% ../../nbs/models/040c_entries.ipynb #1e89443d
 _Whole = Annotated[int, Interval(ge=0, le=10_000_000)]
 _Side = Annotated[int, Interval(ge=1, le=65_536)]
 _Layers = Annotated[int, Interval(ge=0, le=256)]
@@ -21,6 +21,7 @@ _TYPES = dict(
     flag=Annotated[bool|None, Give("true or false")],
     flags=Annotated[bool|list[bool]|None, Give("true or false, or a list of them")],
     number=Annotated[int|float|None, Interval(ge=-1e9, le=1e9), Give("a number")],
+    length=Annotated[Annotated[int, Interval(ge=1, le=10**31)]|None, Give("a number of tokens")],
     whole=Annotated[_Whole|None, Give("a whole number from 0 to 10,000,000")],
     side=Annotated[_Side|None, Give("a whole number from 1 to 65,536")],
     layers=Annotated[_Layers|list[_Layers]|list[_Layers|list[_Layers]]|None,
@@ -32,7 +33,7 @@ _TYPES = dict(
     texts=Annotated[Annotated[list[str|None], _Some], Give("a list of texts")],
     kinds=Annotated[Annotated[list[str], _Some], Give("a list of texts")])
 
-# %% ../../nbs/models/040c_entries.ipynb #0674ee1b
+# %% ../../nbs/models/040c_entries.ipynb #0a32a5bf
 _ENTRIES = dict(
     flag="""center_input_sample flip_sin_to_cos dual_cross_attention use_linear_projection
         clip_sample
@@ -42,6 +43,7 @@ _ENTRIES = dict(
     flags="only_cross_attention",
     number="""freq_shift norm_eps mid_block_scale_factor resnet_out_scale_factor layer_norm_eps
         latent_magnitude latent_shift shift_factor""",
+    length="model_max_length",
     whole="vocab_size num_train_timesteps original_inference_steps downsample_padding",
     side="""in_channels out_channels latent_channels norm_num_groups time_cond_proj_dim
         time_embedding_dim addition_time_embed_dim projection_class_embeddings_input_dim

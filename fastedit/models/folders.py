@@ -22,7 +22,7 @@ def weights_dir() -> Path:
     "Name the folder of the embedded weights: `FASTEDIT_WEIGHTS`, or weights/ in the package."
     return Path(os.environ.get("FASTEDIT_WEIGHTS") or Path(__file__).parent.parent/"weights")
 
-# %% ../../nbs/models/044b_folders.ipynb #17079fd5
+# %% ../../nbs/models/044b_folders.ipynb #3707f573
 _SEAL = ".fastedit.json"   # hidden: no loader looks at it
 
 def _listing(folder) -> dict:
@@ -40,7 +40,7 @@ def sealed(folder  # where a sealed folder should be
           ) -> bool:
     "Say whether a folder holds exactly the files that were there when it was sealed."
     try: return json.loads((Path(folder)/_SEAL).read_bytes()) == _listing(folder)
-    except (OSError, ValueError): return False
+    except (OSError, ValueError, RecursionError): return False
 
 # %% ../../nbs/models/044b_folders.ipynb #4bf56048
 def clear(path):

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from ..core import ModelError, OptionError, content_hash, in_words
-from .components import (Components, check_compiler, check_device, chosen_precision,
+from .components import (Components, check_device, check_speed, chosen_precision,
                                         default_device, speed_up)
 from .configuration import check_configuration, upcasts, zeros_for_empty
 from .files import file_hash, read_header, read_json, weight_files
@@ -150,7 +150,7 @@ def _apply(found: _Found, loaded: dict, fuse: bool, extra: tuple) -> tuple:
     rows, notes = apply_loras(networks, asked, fuse, [(a["source"], a["hash"]) for a in before])
     return before+rows, notes
 
-# %% ../../nbs/models/048c_load.ipynb #bb59a088
+# %% ../../nbs/models/048c_load.ipynb #f4962ddf
 _MIXED = "these parts belong to different models"
 
 def _check_lengths(spec: ModelSpec, parts: dict):
@@ -190,6 +190,10 @@ def _check_fit(spec: ModelSpec, parts: dict):
     _check_text(spec, parts)
     unet = parts["unet"].config
     for control in controlnets(parts.get("controlnet")):
+        if control.config.in_channels != unet.out_channels:
+            raise ModelError(f"model {spec.key!r}: the ControlNet takes latents of "
+                             f"{control.config.in_channels} channels, the UNet gives "
+                             f"{unet.out_channels}: {_MIXED}")
         if _blocks(control.config) == _blocks(unet): continue
         raise ModelError(f"model {spec.key!r}: the ControlNet's blocks "
                          f"{tuple(control.config.block_out_channels)} do not fit the UNet's "
@@ -270,28 +274,32 @@ def load_model(name,                      # registry name, local folder, .safete
                lora=True,                 # the model's own, False, or what `loras` takes, beside it
                fuse: bool=True,           # add the LoRA to the weights; False keeps it apart (peft)
                vae: str|None=None,        # key of `VAES`, a folder, "own"; None: the default
-               channels_last: bool=False, # see `speed_up`
-               compile: bool=False,       # see `speed_up`
-               packed: bool|None=None,    # see `speed_up`
-               loras=()                   # the user's: file, (file, weight), or a list of these
+               channels_last: bool=False, # see `speed_up`, as for the next ones
+               compile: bool=False,
+               packed: bool|None=None,
+               loras=(),                  # the user's: file, (file, weight), or a list of these
+               joined: bool=False,        # see `speed_up`, as for the next ones
+               graphs: bool=False,
+               pinned: bool=False
               ) -> Components:
     """Load a model from this machine.
 
     Raises `ModelError` before anything is loaded if a part is absent, damaged or does not fit."""
     spec = find_spec(name)
-    _check_asked(vae, fuse=fuse, channels_last=channels_last, compile=compile)
+    quick = dict(compile=compile, joined=joined, graphs=graphs, pinned=pinned)
+    _check_asked(vae, fuse=fuse, channels_last=channels_last, **quick)
     device = default_device() if device is None else device
     check_device(device)
     precision = chosen_precision(spec, precision, device)
     check_precision(precision, device)
-    if compile: check_compiler(device)
+    check_speed(device, compile, graphs)
     _refuse_flow(spec)
     own, extra = asked_loras(lora, loras)
     control = pick_controlnets(spec, controlnet)
     found = _find(spec, places_of(spec, control, spec.lora if own else None, vae), own, fuse)
     _check_weights(found, precision, extra)
     parts = _load(found, device, precision, fuse, extra)
-    return speed_up(parts.to(device), channels_last, compile, packed)
+    return speed_up(parts.to(device), channels_last, packed=packed, **quick)
 
 # %% ../../nbs/models/048c_load.ipynb #9f4ae65c
 def load_preview(spec: ModelSpec, device: str="cpu"):

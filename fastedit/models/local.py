@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['local_spec']
 
-# %% ../../nbs/models/047b_local.ipynb #c0a95c5e
+# %% ../../nbs/models/047b_local.ipynb #a71ecef9
 from pathlib import Path
-from ..core import ModelError
+from ..core import ModelError, in_words
 from .architectures import vae_factor
-from .files import read_json
+from .configuration import SCHEDULERS
+from .files import read_configuration, read_json
 from .registry import ModelSpec
 from .single_file import single_file_configs
 from .sources import Source
 
-# %% ../../nbs/models/047b_local.ipynb #58fd9806
+# %% ../../nbs/models/047b_local.ipynb #f49a53e7
 def _habits(unet: dict, scheduler: dict) -> dict:
     "Say how a model wants to be used, from its UNet's and its scheduler's configuration."
     as_input, kind = bool(unet.get("time_cond_proj_dim")), scheduler.get("_class_name")
@@ -31,19 +32,26 @@ def _size(unet: dict, vae: dict) -> dict:
     "Say at which sizes a model works, pixels."
     factor, side = vae_factor(vae), unet.get("sample_size") or 64
     side = side if isinstance(side, int) else max(side)
-    halved = 2**(len(unet["block_out_channels"])-1)
+    halved = 2**(len(unet.get("block_out_channels") or (0,)*4)-1)   # four levels by default
     return dict(resolution=side*factor, vae_factor=factor, multiple=factor*halved)
+
+def _read_scheduler(file: Path) -> dict:
+    "Read a scheduler's configuration; its class is one that is known."
+    kind = (said := read_configuration("scheduler", file)).get("_class_name")
+    if kind is None or kind in SCHEDULERS: return said
+    raise ModelError(f"{file}: _class_name={in_words(kind)}: the scheduler must be one of "
+                     f"{', '.join(SCHEDULERS)}")
 
 def _row(key: str, path: Path, unet: dict, vae: dict, beside: Path, notes: str) -> ModelSpec:
     "Make a row from the configurations of a model; `beside`: where its other folders are."
     family = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15"
     scheduler, control = beside/"scheduler", (beside/"controlnet").is_dir()
-    said = read_json(scheduler/"scheduler_config.json") if scheduler.is_dir() else {}
+    said = _read_scheduler(scheduler/"scheduler_config.json") if scheduler.is_dir() else {}
     return ModelSpec(key, family, Source(str(path)), path=str(path), licence="unknown", notes=notes,
                      controlnet="own" if control else None, **_size(unet, vae),
                      **_habits(unet, said))
 
-# %% ../../nbs/models/047b_local.ipynb #7d73c45d
+# %% ../../nbs/models/047b_local.ipynb #f1de3ae7
 def _check_classes(path: Path):
     "Refuse a folder that asks for code of its own."
     for name, asked in read_json(path/"model_index.json").items():
@@ -51,7 +59,7 @@ def _check_classes(path: Path):
         if asked in ([None, None], []): continue
         if len(asked) != 2 or asked[0] not in ("diffusers", "transformers", "stable_diffusion"):
             raise ModelError(f"{path/'model_index.json'}: {name} asks for code of its own "
-                             f"({asked}): such models are never run")
+                             f"({in_words(asked)}): such models are never run")
 
 def _folder_spec(path: Path, key: str) -> ModelSpec:
     "Describe a folder in diffusers' layout."
@@ -60,7 +68,7 @@ def _folder_spec(path: Path, key: str) -> ModelSpec:
         if not (path/name).is_dir():
             raise ModelError(f"{path}/{name} is missing: this is no complete Stable Diffusion "
                              "folder; copy or fetch it again")
-    unet, vae = read_json(path/"unet"/"config.json"), read_json(path/"vae"/"config.json")
+    unet, vae = (read_configuration(k, path/k/"config.json") for k in ("unet", "vae"))
     xl = unet.get("addition_embed_type") == "text_time"
     if xl and not (path/"text_encoder_2").is_dir():
         raise ModelError(f"{path}/text_encoder_2 is missing: an SDXL UNet needs two text encoders; "

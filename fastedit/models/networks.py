@@ -11,7 +11,7 @@ from .architectures import network_class, quiet_libraries
 from .files import weight_files
 from .precision import compute_dtype
 
-# %% ../../nbs/models/044d_networks.ipynb #15e5c147
+# %% ../../nbs/models/044d_networks.ipynb #e6d46a74
 def own_memory(network, dtype=None):
     "Copy mapped weights into memory of their own, as a network that only answers."
     for p in network.parameters(): p.data = p.data.to(dtype or p.dtype, copy=True)
@@ -41,7 +41,8 @@ def load_network(cls: str,               # class, one of `NETWORKS`
         why = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ModelError(f"{folder} cannot be loaded as {cls}: {why}. Fetch or copy the model "
                          "again") from e
-    if bad := _unfit(cls, info):
+    bad = _unfit(cls, info) or [k for k, t in network.state_dict().items() if t.is_meta]
+    if bad:
         raise ModelError(f"{folder}: {len(bad)} weights, such as {bad[0]}, do not fit the "
                          "configuration beside them: fetch or copy the model again")
     return own_memory(network)

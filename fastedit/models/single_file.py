@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LCM_SCHEDULER', 'load_single_file']
 
-# %% ../../nbs/models/047_single_file.ipynb #3c182aa8
+# %% ../../nbs/models/047_single_file.ipynb #cd362608
 import json, math
 from pathlib import Path
 from ..core import ModelError, atomic_write
 from .architectures import ARCHITECTURES, build
 from .configuration import upcasts
-from .files import read_header, read_json
+from .files import read_configuration, read_header
 from .folders import cache_dir, seal, sealed
 from .networks import own_memory
 from .precision import compute_dtype
@@ -33,7 +33,7 @@ def _classes(family: str) -> dict:
     found = dict(unet="UNet2DConditionModel", vae="AutoencoderKL", text_encoder="CLIPTextModel")
     return found | (dict(text_encoder_2="CLIPTextModelWithProjection") if family == "sdxl" else {})
 
-# %% ../../nbs/models/047_single_file.ipynb #7d6e674f
+# %% ../../nbs/models/047_single_file.ipynb #de5492ab
 def single_file_configs(path) -> dict:
     """Find the configurations for a checkpoint, {component: (class, config)}.
 
@@ -48,7 +48,8 @@ def single_file_configs(path) -> dict:
                          "key format: use such a file, or a folder in diffusers' layout")
     classes = _classes(family)
     if (beside/"unet"/"config.json").is_file():
-        return {k: (c, read_json(beside/k/"config.json")) for k, c in classes.items()}
+        return {k: (c, read_configuration(k.removesuffix("_2"), beside/k/"config.json"))
+                for k, c in classes.items()}
     unets = (k for k, a in ARCHITECTURES.items() if a.cls == classes["unet"])
     arch = next((k for k in unets if ARCHITECTURES[k].parameters == n), None)
     if arch is None:

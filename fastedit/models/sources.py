@@ -35,7 +35,7 @@ class Source:
         "Whether the revision is a commit, so that what arrives cannot change."
         return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
-# %% ../../nbs/models/045_sources.ipynb #a2fbaddb
+# %% ../../nbs/models/045_sources.ipynb #10978991
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def is_hub_id(text: str) -> bool:
@@ -53,7 +53,8 @@ def locate(source: Source  # where a component should be
     mirror = os.environ.get("FASTEDIT_MODELS")
     for root in (source.repo, f"{mirror}/{source.repo}" if mirror else ""):
         if root and os.path.exists(os.path.expanduser(root)):
-            return as_path(root, "the model", ModelError)
+            found = as_path(root, "the model", ModelError)
+            return found.resolve() if found.is_symlink() else found   # a user's link is meant
     return snapshot(source.repo, source.revision) if on_hub(source) else None
 
 def locate_file(source: Source  # where a component should be

@@ -25,28 +25,31 @@ def write_tokenizer(folder, vocab: dict, merges, pad: str):
     atomic_write(folder/"merges.txt", ("#version: 0.2\n"+rules).encode())
     atomic_write(folder/"tokenizer_config.json", json.dumps(config).encode())
 
-# %% ../../nbs/models/044c_tokenizer.ipynb #ea565a3b
+# %% ../../nbs/models/044c_tokenizer.ipynb #809015cb
 def check_tokenizer(folder):
     "Raise `ModelError` unless a CLIP tokenizer's vocabulary is there and readable."
     folder = Path(folder)
     if (folder/"tokenizer.json").is_file():
-        read_json(folder/"tokenizer.json")
+        read_json(folder/"tokenizer.json", plain=False)
         return
     files = {n: folder/n for n in ("vocab.json", "merges.txt")}
     if lost := [n for n, f in files.items() if not f.is_file() or not f.stat().st_size]:
         raise ModelError(f"{folder} lacks {' and '.join(lost)}: a tokenizer without its vocabulary "
                          "reads nothing; fetch or copy the model again")
-    if not read_json(folder/"vocab.json"):
+    if not read_json(folder/"vocab.json", plain=False):
         raise ModelError(f"{folder/'vocab.json'} is empty: fetch or copy the model again")
 
-# %% ../../nbs/models/044c_tokenizer.ipynb #e0d176be
+# %% ../../nbs/models/044c_tokenizer.ipynb #695b5ce0
 def load_tokenizer(folder):
     "Load a CLIP tokenizer from its folder; raises `ModelError` if it holds none."
     from transformers import CLIPTokenizer
-    try: return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try: found = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as e:
         raise ModelError(f"{folder} holds no readable CLIP tokenizer ({type(e).__name__}): fetch "
                          "or copy the model again") from e
+    if found.pad_token is not None: return found
+    raise ModelError(f"{folder}: its tokenizer has no pad_token, and prompts are padded: fetch or "
+                     "copy the model again")
 
 # %% ../../nbs/models/044c_tokenizer.ipynb #4d1613bf
 def openai_tokenizer(pad: str="<|endoftext|>"  # padding ("!" for SDXL's second tokenizer)

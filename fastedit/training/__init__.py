@@ -14,3 +14,9 @@ from .control import *
 from .instruct import *
 from .card import *
 from .clip import *
+from .shape import *
+from .engine import *
+from .stock import *
+from .senses import *
+from .generators import *
+from .family import *

@@ -7,11 +7,11 @@ __all__ = ['TRAIN', 'HELD_OUT', 'ENCODED', 'TRIPLES', 'TRIPLE_SEEDS', 'kept_arra
            'held_out', 'captions_of', 'encode_batch', 'latents', 'covered', 'triples', 'cell_weight', 'snr_weight',
            'noise_times']
 
-# %% ../../nbs/training/604_data.ipynb #f30d9909
+# %% ../../nbs/training/604_data.ipynb #e898ce2b
 import os
 from pathlib import Path
 import numpy as np, torch
-from ..core import progress
+from ..core import DataError, progress
 from .architectures import LATENT, SCHEDULE, SIZE
 from ..world import (EDIT_TYPES, object_masks, render, sample_edit, sample_scene,
                             training_caption)
@@ -21,7 +21,7 @@ TRAIN, HELD_OUT = 60_000, 9_000_000   # scenes 0..TRAIN-1 are trained on; evalua
 ENCODED = 60_000                      # so many of the pictures are encoded for the generators
 TRIPLES, TRIPLE_SEEDS = 6_000, 10**15 # drawn edits, from this seed on; measuring draws far below
 
-# %% ../../nbs/training/604_data.ipynb #609fc871
+# %% ../../nbs/training/604_data.ipynb #d50be2ce
 def kept_array(path,         # where it is kept, .npy
                shape: tuple,
                dtype,
@@ -37,7 +37,12 @@ def kept_array(path,         # where it is kept, .npy
         out.flush()
         del out
         os.replace(tmp, path)
-    return np.load(path, mmap_mode="r")
+    try: kept = np.load(path, mmap_mode="r")
+    except Exception as e:
+        raise DataError(f"{path} is damaged ({e}): remove it, and it is made anew") from e
+    if (kept.shape, kept.dtype) == (shape, np.dtype(dtype)): return kept
+    raise DataError(f"{path} holds {kept.shape} of {kept.dtype}, not {shape} of "
+                    f"{np.dtype(dtype)}: remove it, and it is made anew")
 
 def _draw(i): return render(sample_scene(i), SIZE)
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['orthogonal', 'Muon', 'trainable', 'optimisers', 'decay', 'Run', 'averaged', 'append_row', 'fit']
 
-# %% ../../nbs/training/603_loop.ipynb #f95590ab
+# %% ../../nbs/training/603_loop.ipynb #e2aa766c
 import csv, io, os, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
-from ..core import OptionError, atomic_write, progress
+from ..core import ModelError, OptionError, atomic_write, progress
 from .parts import logged_in_package, start_from_package
 
 # %% ../../nbs/training/603_loop.ipynb #2057cd9a
@@ -69,7 +69,7 @@ def decay(step: int, steps: int, start: float=.5, floor: float=.02) -> float:
     "Learning-rate factor: 20 steps of warm-up, constant, then from `start` linearly to `floor`."
     return min(1., (step+1)/20)*max(floor, min(1., (1-step/steps)/(1-start)))
 
-# %% ../../nbs/training/603_loop.ipynb #29ab6edd
+# %% ../../nbs/training/603_loop.ipynb #85387106
 @dataclass
 class Run:
     "A stage in training: its weights, their averages, its optimisers, and how far it is."
@@ -91,8 +91,13 @@ class Run:
 
     @torch.no_grad()
     def resume(self):
-        "Go on from the checkpoint."
-        c = torch.load(self.checkpoint, weights_only=True)
+        "Go on from the checkpoint; raises `ModelError` if it is damaged."
+        try: self._resume(torch.load(self.checkpoint, weights_only=True))
+        except Exception as e:   # pickle's faults are of many kinds
+            raise ModelError(f"{self.checkpoint} is damaged or of another run "
+                             f"({type(e).__name__}): remove it to begin anew") from e
+
+    def _resume(self, c):
         for n, p in self.params.items(): p.copy_(c["params"][n])
         for o, s in zip(self.opts, c["opts"]): o.load_state_dict(s)
         self.start, self.seconds, self.average = c["step"], c["seconds"], c["average"]

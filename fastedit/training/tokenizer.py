@@ -43,13 +43,13 @@ def learn_merges(words) -> list:
 _SPECIAL = dict(bos_token="<|startoftext|>", eos_token="<|endoftext|>",
                 pad_token="<|endoftext|>", unk_token="<|endoftext|>")
 
-def write_tokenizer(folder, words) -> Path:
+def write_tokenizer(folder, words, length: int=TOKENS) -> Path:
     "Write a CLIP tokenizer for `words` in transformers' file format."
     folder, chars, merges = Path(folder), [*_byte_alphabet().values()], learn_merges(words)
     tokens = [*chars, *(c+"</w>" for c in chars), *map("".join, merges),
               "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
-    config = dict(_SPECIAL, tokenizer_class="CLIPTokenizer", model_max_length=TOKENS,
+    config = dict(_SPECIAL, tokenizer_class="CLIPTokenizer", model_max_length=length,
                   add_prefix_space=False, do_lower_case=True, errors="replace")
     pairs = "\n".join(" ".join(m) for m in merges)
     for name, text in (("vocab.json", json.dumps(vocabulary, ensure_ascii=False)),

@@ -234,7 +234,7 @@ def _have(self: EditorWidget, result, asked):
     self._say(result.summary, (*result.notes, *result.fallbacks))
     self._write_down()
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #db4f42b2
+# %% ../../nbs/widgets/709_editor_widget.ipynb #b81d0959
 @patch
 def _show_after(self: EditorWidget):
     "Show the result, or the picture if there is none yet."
@@ -265,7 +265,8 @@ def _picture(image):
 @patch
 def _ipython_display_(self: EditorWidget):
     from IPython.display import display
-    display(self.view)
+    live = self.view._repr_mimebundle_()
+    display({**live, "text/plain": "EditorWidget: run this cell for its controls"}, raw=True)
     image = self.masks.image
     if image is None: image = read_image(_blank()).image
     first = still(image, self.mask, self.history.entries)

@@ -4,3 +4,6 @@ from .drawing import *
 from .words import *
 from .edits import *
 from .benchmark import *
+from .large import *
+from .large_words import *
+from .chunks import *

@@ -245,6 +245,20 @@ def _paint(image, thing, style):
         paint = _styled(paints[name] if isinstance(name, str) else _rgb(name), style, box, size)
         image[box] += (paint-image[box])*coverage[..., None]
 
+_DARK = .38   # how much of the light a shadow takes
+
+def _shadow(thing, size):
+    "The soft ellipse of shade under a thing: its box, and how deep the shade is there."
+    r = thing.radius
+    ellipse = _ellipse(thing.x+.2*r, thing.y+.9*r, 1.05*r, .3*r)
+    box = _box([ellipse], size)
+    return box, _coverage([(ellipse, True, 0)], box, size, .05)
+
+def _shade(image, thing):
+    box, depth = _shadow(thing, len(image))
+    image[box] *= 1-_DARK*depth[..., None]
+
+
 # %% ../../nbs/world/031_drawing.ipynb #b8bdcfaa
 def _flat(colour, like):
     return np.broadcast_to(np.array(colour, np.float32), (*like.shape, 3)).copy()
@@ -337,6 +351,7 @@ def _ground(background, style, sixteenths, size):
     return image
 
 _remembered_ground = functools.lru_cache(len(BACKGROUNDS)*len(STYLES)*17)(_ground)   # 20 MB
+_REMEMBERED = [64]   # largest picture whose background is remembered; 128: 80 MB
 
 # %% ../../nbs/world/031_drawing.ipynb #713ac84e
 def check_size(size) -> int:
@@ -351,9 +366,11 @@ def render(scene: Scene,  # what to draw
           ) -> np.ndarray:
     "Draw `scene` as (size, size, 3) uint8 RGB; raises `OptionError` for a size outside 8..2048."
     size = check_size(size)
-    ground = _remembered_ground if size <= 64 else _ground
+    ground = _remembered_ground if size <= _REMEMBERED[0] else _ground
     image = ground(scene.background, scene.style, int(round(scene.shift*16)), size).copy()
-    for thing in scene.things: _paint(image, thing, scene.style)
+    for thing in scene.things:
+        if scene.shadows: _shade(image, thing)
+        _paint(image, thing, scene.style)
     return np.round(np.clip(image, 0, 1)*255).astype(np.uint8)
 
 # %% ../../nbs/world/031_drawing.ipynb #c59edd93
@@ -369,6 +386,9 @@ def object_masks(scene: Scene,  # what is drawn
     for mask, thing in zip(masks, scene.things):
         box, layers = _layers(thing, scene.style, size)
         mask[box] = functools.reduce(np.maximum, [coverage for _, coverage in layers])
+        if scene.shadows:
+            box, shadow = _shadow(thing, size)
+            mask[box] = np.maximum(mask[box], _DARK*shadow)
     return masks
 
 # %% ../../nbs/world/031_drawing.ipynb #09d0a41d

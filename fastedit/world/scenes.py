@@ -77,6 +77,7 @@ class Scene:
     background: str = "meadow" # one of `BACKGROUNDS`
     style: str = "flat"        # one of `STYLES`
     shift: float = .5          # where hills, trunks and the sun are, 0..1 (in steps of 1/16)
+    shadows = False            # whether things throw one: not in this world, see `large`
 
     def __post_init__(self):
         object.__setattr__(self, "things", tuple(self.things))

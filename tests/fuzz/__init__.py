@@ -30,7 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Callable
 
-KINDS = ("requests", "tables", "images", "mappings", "toml")
+KINDS = ("requests", "tables", "images", "mappings", "toml", "kills", "configurations")
 SECONDS = 5  # of its own time: a case that takes longer hangs
 # what must stay 0, beside the bad counts of a kind's own
 BAD = (
@@ -97,6 +97,13 @@ def _resident(key):
     except OSError:
         return 0
     return int(text.split(key + ":")[1].split()[0]) * 1024
+
+
+def _until(done, seconds=2):
+    "Give threads that are told to end a moment to do so."
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _reset_peak():
@@ -191,6 +198,7 @@ def try_case(kind, seed, i, leaks=True):
         if leaks and outcome in ("used", "refused"):
             if _open_files() > files:
                 gc.collect()
+            _until(lambda: threading.active_count() <= threads)
             left = [x for x in temp.rglob("*")]
             if _open_files() > files or threading.active_count() > threads or left:
                 outcome, detail = (

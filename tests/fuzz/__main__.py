@@ -62,38 +62,56 @@ def _lines(process, seconds):
             yield json.loads(line)
 
 
-def large(kind, n, seed, first=0):
-    "Run `n` cases: (counts, bad ones, growth of the memory of the last child in bytes)."
-    counts, bad, at, growth = Counter(), [], first, 0
-    while at < first + n:
-        (process, errors), running = _start(kind, seed, at, first + n), None
-        limit = BUSY * getattr(kind_of(kind), "SECONDS", SECONDS) + GRACE
+class Run:
+    "What has come of a run so far."
+
+    def __init__(self, kind, first):
+        self.kind, self.first, self.at = kind, first, first
+        self.counts, self.bad, self.growth = Counter(), [], 0
+
+    def keep(self, f):
+        self.at = f.index + 1
+        self.counts[f.outcome] += 1
+        self.counts.update(f.counts)
+        if f.outcome in BAD or any(f.counts.get(k) for k in bad_names(self.kind)):
+            self.bad.append(f)
+
+    def listen(self, process):
+        "Take in what a child says; the case that it did not end, or None."
+        running, limit = None, BUSY * getattr(kind_of(self.kind), "SECONDS", SECONDS) + GRACE
         for said in _lines(process, lambda: WARM if running is None else limit):
             if said is None:
                 process.kill()
-                break
-            if isinstance(said, int):
+            elif isinstance(said, int):
                 running = said
             elif isinstance(said, list):
-                growth = (said[2] or 0) - (said[1] or 0)
+                self.growth = (said[2] or 0) - (said[1] or 0)
             else:
-                f = Found(**said)
-                at, running = f.index + 1, None
-                counts[f.outcome] += 1
-                counts.update(f.counts)
-                if f.outcome in BAD or any(f.counts.get(k) for k in bad_names(kind)):
-                    bad.append(f)
-        code = process.wait()
-        if running is not None or code:
-            errors.seek(0)
-            words = errors.read()[-1500:].decode(errors="replace")
-            what = "hangs" if code == -9 else "crashes"
-            counts[what] += 1
-            bad.append(Found(at, f"exit code {code}", what, words))
-            at += 1
-        process.stdout.close()
-        errors.close()
-    return counts, bad, growth
+                self.keep(Found(**said))
+                running = None
+        return running
+
+
+def large(kind, n, seed, first=0):
+    "Run `n` cases, or as many as there is time for before Ctrl-C."
+    run = Run(kind, first)
+    while run.at < first + n:
+        process, errors = _start(kind, seed, run.at, first + n)
+        try:
+            running, code = run.listen(process), process.wait()
+            if running is not None or code:
+                errors.seek(0)
+                words = errors.read()[-1500:].decode(errors="replace")
+                what = "hangs" if code == -9 else "crashes"
+                run.keep(Found(run.at, f"exit code {code}", what, words))
+        except KeyboardInterrupt:
+            process.kill()
+            process.wait()
+            break
+        finally:
+            process.stdout.close()
+            errors.close()
+    return run
 
 
 def main():
@@ -114,26 +132,29 @@ def main():
             print(kind, try_case(kind, a.seed, a.only))
             continue
         begun = time.time()
-        n = a.n or kind_of(kind).N
-        counts, bad, growth = large(kind, n, a.seed, a.first)
-        failed |= bool(bad)
-        rest = {k: v for k, v in counts.items() if k not in ("used", "refused", *BAD)}
-        print(
-            (
-                f"{kind}: {n} cases of seed {a.seed} in {time.time() - begun:.0f} s: "
-                f"used {counts['used']}, refused {counts['refused']}; "
-            )
-            + ", ".join(f"{k} {counts[k]}" for k in bad_names(kind))
-            + "".join(f", {k} {v}" for k, v in rest.items() if k not in bad_names(kind))
-            + f"; memory grew by {growth / 2**20:.0f} MiB",
-            flush=True,
-        )
-        for f in bad[: a.show]:
-            print(
-                f"  case {f.index} ({f.outcome}, {f.seconds:.1f} s): {f.words[:300]}\n    "
-                + f.detail.strip().replace("\n", "\n    ")
-            )
+        run = large(kind, a.n or kind_of(kind).N, a.seed, a.first)
+        failed |= bool(run.bad)
+        tell(run, a.seed, time.time() - begun, a.show)
     return int(failed)
+
+
+def tell(run, seed, seconds, most):
+    "Print counts, and the bad cases."
+    counts, bad = run.counts, bad_names(run.kind)
+    rest = {k: v for k, v in counts.items() if k not in ("used", "refused", *BAD, *bad)}
+    print(
+        f"{run.kind}: {run.at - run.first} cases of seed {seed} in {seconds:.0f} s: "
+        f"used {counts['used']}, refused {counts['refused']}; "
+        + ", ".join(f"{k} {counts[k]}" for k in bad)
+        + "".join(f", {k} {v}" for k, v in rest.items())
+        + f"; memory grew by {run.growth / 2**20:.0f} MiB",
+        flush=True,
+    )
+    for f in run.bad[:most]:
+        print(
+            f"  case {f.index} ({f.outcome}, {f.seconds:.1f} s): {f.words[:300]}\n    "
+            + f.detail.strip().replace("\n", "\n    ")
+        )
 
 
 if __name__ == "__main__":

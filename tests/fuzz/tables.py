@@ -14,22 +14,14 @@ BAD_OF = ("rows lost",)
 TABLES = ("table.md", "table.csv", "table.json", "types.md")
 
 
-def bench(out):
+def bench(out, **more):
     "The command that made the folder, and goes on in it."
     from fastedit.studies.bench import run_bench
 
-    return run_bench(
-        out=out,
-        methods=["turbo"],
-        models="mini",
-        settings=dict(steps=1),
-        per_type=1,
-        types=["1", "6"],
-        make_editor=lambda model: editor(),
-        judge=judge(),
-        workers=0,
-        quiet=True,
-    )
+    asked = dict(methods=["turbo"], models="mini", settings=dict(steps=1))
+    data = dict(per_type=1, types=["1", "6"])
+    how = dict(make_editor=lambda model: editor(), judge=judge(), workers=0, quiet=True)
+    return run_bench(out=out, **asked, **data, **(how | more))
 
 
 @lru_cache(1)

@@ -5,43 +5,42 @@
 # %% auto #0
 __all__ = ['load_flow', 'open_flow']
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #f56c9207
-import json, warnings
+# %% ../../../nbs/editor/flow/203_loading.ipynb #1d04e33b
+import warnings
 from pathlib import Path
 import torch
-from ...core import ModelError, OptionError, content_hash
+from ...core import ModelError, OptionError, content_hash, in_words
 from .pipeline import FlowModel
 from .rules import FLOW
-from ...models import (PRECISIONS, ModelSpec, check_precision, chosen_precision,
-                             compute_dtype, default_device, file_hash, find_spec, locate,
-                             quantize, quiet_libraries, read_header)
+from ...models import (PRECISIONS, ModelSpec, check_inside, check_precision,
+                             chosen_precision, compute_dtype, default_device, file_hash,
+                             find_spec, locate, quantize, quiet_libraries, read_header,
+                             read_json)
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #239d7ac7
+# %% ../../../nbs/editor/flow/203_loading.ipynb #8cf69e9b
 _ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _AGAIN = "fetch or copy the model again"
 
 def _index(folder, spec) -> dict:
     "Read what a pipeline's folder says of its parts, {part: [library, class]}."
-    index = folder/"model_index.json"
-    try: said = json.loads(index.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{index} is missing or not readable ({e}): {_AGAIN}") from e
-    if said.get("_class_name") != spec.pipeline:
-        raise ModelError(f"{folder} holds a {said.get('_class_name')}, and {spec.key!r} needs a "
+    said = read_json(folder/"model_index.json")
+    if (kind := said.get("_class_name")) != spec.pipeline:
+        raise ModelError(f"{folder} holds {in_words(kind)}, and {spec.key!r} needs a "
                          f"{spec.pipeline}: {_AGAIN}")
     return {k: v for k, v in said.items() if isinstance(v, list) and v != [None, None]}
 
 def _check_part(folder, name, kind):
     "Refuse a part that is not there, or that asks for code of its own."
-    if len(kind) != 2 or kind[0] not in ("diffusers", "transformers"):
-        raise ModelError(f"{folder/'model_index.json'}: {name} asks for code of its own "
-                         f"({kind}): such models are never run")
+    known = len(kind) == 2 and kind[0] in ("diffusers", "transformers")
+    if not known or not name.isidentifier():
+        raise ModelError(f"{folder/'model_index.json'}: {in_words(name)} asks for code of its own "
+                         f"({in_words(kind)}): such models are never run")
     if not (folder/name).is_dir(): raise ModelError(f"{folder}/{name} is missing: {_AGAIN}")
     weighs = name in ("transformer", "vae") or name.startswith("text_encoder")
     if weighs and not list((folder/name).glob("*.safetensors")):
         raise ModelError(f"{folder/name} has no .safetensors weights: {_AGAIN}")
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #cb034dfa
+# %% ../../../nbs/editor/flow/203_loading.ipynb #3de33eaf
 def _flow_files(folder, spec) -> list:
     "Check a pipeline's folder without loading it and list its files; raises `ModelError`."
     parts = _index(folder, spec)
@@ -50,6 +49,7 @@ def _flow_files(folder, spec) -> list:
     for name in parts:
         files += [f for f in sorted((folder/name).iterdir()) if f.suffix in _ENDINGS]
     for f in files:
+        check_inside(f, f.parent)
         if f.suffix == ".safetensors": read_header(f)
     return files
 

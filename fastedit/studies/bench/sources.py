@@ -5,30 +5,59 @@
 # %% auto #0
 __all__ = ['open_dataset', 'bench_request']
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #1a990cab
-import secrets, shutil
+# %% ../../../nbs/studies/bench/372_sources.ipynb #a4d38551
+import os, re, secrets, shutil
+from contextlib import contextmanager
 from pathlib import Path
-from ...core import FastEditError, PromptError, content_hash
+from ...core import FastEditError, PromptError, content_hash, held_by_me
 from ...editor import EditRequest
 from ...measure import DataSet, read_data
 from ...methods import find_method
 from .runs import Run, sort_settings
 from ...world import write_benchmark
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #9d413fac
+# %% ../../../nbs/studies/bench/372_sources.ipynb #298a815a
+_HALF_DRAWN = re.compile(r"\.picturebook-.*\.[0-9a-f]{8}")
+
+@contextmanager
+def _held(folder, wait: bool=True):
+    "Hold a folder, and say whether this was possible."
+    try: handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:   # gone, or a system that opens no folders
+        yield False
+        return
+    try: yield held_by_me(handle, wait)
+    finally: os.close(handle)
+
+def _clear_half_drawn(data):
+    "Remove folders that killed processes were drawing in."
+    try: found = [p for p in data.iterdir() if _HALF_DRAWN.fullmatch(p.name) and p.is_dir()]
+    except OSError: return
+    for p in found:
+        with _held(p, wait=False) as mine:
+            if mine: shutil.rmtree(p, ignore_errors=True)
+
+# %% ../../../nbs/studies/bench/372_sources.ipynb #d9764658
 def _draw(out, per_type, seed, size) -> Path:
     "Write a drawn benchmark once; raises `FastEditError` if there is no room."
     folder = out/"data"/f"picturebook-{seed}-{per_type}-{size}"
+    _clear_half_drawn(folder.parent)
     if _is_whole(folder): return folder
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
-        write_benchmark(part, per_type, seed, size, quiet=True)
-        _rename(part, folder)
+        part.mkdir(parents=True)
+        with _held(part):
+            write_benchmark(part, per_type, seed, size, quiet=True)
+            _rename(part, folder)
     except OSError as e:
         raise FastEditError(f"cannot write {folder}: {e.strerror or e}. Free some space or "
                             "choose another folder.") from e
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
+
+def is_drawn(out, per_type, seed, size) -> bool:
+    "Whether a results folder has a drawn benchmark already."
+    return _is_whole(Path(out)/"data"/f"picturebook-{seed}-{per_type}-{size or 64}")
 
 def _is_whole(folder) -> bool: return (folder/"mapping_file.json").is_file()
 

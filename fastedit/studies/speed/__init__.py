@@ -7,3 +7,5 @@ from .busy import *
 from .startup import *
 from .speed_report import *
 from .precisions import *
+from .full_size import *
+from .in_minutes import *

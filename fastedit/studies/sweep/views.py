@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/studies/sweep/345_views.ipynb #1bd1e645
+# %% ../../../nbs/studies/sweep/345_views.ipynb #4dd6b007
 import base64, json
 from html import escape
 from importlib.resources import files
@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from ...core import DataError, OptionError
 from ...pictures import encode_png, wrap_text
+from ...show import embed
 from .running import Sweep
 
 # %% ../../../nbs/studies/sweep/345_views.ipynb #a87e31f7
@@ -118,7 +119,7 @@ def _figures(row) -> str:
     def one(v): return f"{v:.4g}" if isinstance(v, float) else str(v)
     return ", ".join(f"{m} {one(v)}" for m, v in row.items() if v is not None)
 
-# %% ../../../nbs/studies/sweep/345_views.ipynb #1e4315c0
+# %% ../../../nbs/studies/sweep/345_views.ipynb #46ff116f
 @patch
 def html(self: Sweep,
          rows: str=None,   # field down the side at first; None: the first that varies
@@ -129,12 +130,24 @@ def html(self: Sweep,
     "Write a sweep as one self-contained page with sides to choose and sliders."
     template = (files("fastedit")/"studies"/"sweep"/"sweep.html").read_text(encoding="utf-8")
     page = template.replace("DATA", _page_data(self, rows, cols, side))
-    if body: return page
+    if body: return page.replace("<table>", f"{self._still()}<table>", 1)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>sweep</title>'
     title = f'<h1 style="font:20px system-ui">{escape(repr(self))}</h1>'
     return f'{head}<body style="margin:2em">{title}{page}</body></html>'
 
 @patch
+def _still(self: Sweep) -> str:
+    "The grid as a picture, for where scripts do not run: the page's script takes it away."
+    if not any(d.image for d in self._done.values()): return ""
+    return (f'<img class="still" src="{embed([self.picture()], 200_000).addresses[0]}" '
+            f'alt="{escape(repr(self))}">')
+
+@patch
 def _repr_html_(self: Sweep) -> str:
     shown = self.html(body=True) if self._done else self.plan().table._repr_html_()
     return f"<p>{escape(repr(self))}</p>{shown}"
+
+@patch
+def _repr_png_(self: Sweep) -> bytes|None:
+    "The grid of what has run; None while nothing has."
+    return encode_png(self.picture()) if self._still() else None

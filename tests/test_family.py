@@ -1,0 +1,152 @@
+"""The larger family: its engine against the small family's, files that can be carried, every stage
+to its end on a toy, further runs, and what is refused."""
+
+import json
+from dataclasses import replace
+import pytest, torch
+from typer.testing import CliRunner
+from fastedit import training as T, world as W
+from fastedit.cli import app
+from fastedit.core import ModelError, OptionError
+from fastedit.models import load_model, local_spec
+from fastedit.denoise import guidance_embedding
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A toy that had every stage for a moment."
+    folder = tmp_path_factory.mktemp("family")
+    small = replace(T.TOY, scenes=24, edits=10, batch=8)
+    return folder, small, T.train_family(folder, "cpu", 0.001, small, cores=0, say=lambda *_: None)
+
+
+def test_every_stage_leaves_its_network_and_a_figure(trained):
+    folder, _, report = trained
+    assert list(report.stages) == list(T.ORDER_OF_FAMILY) and not report.notes
+    for what, name, _ in T.FAMILY_GOALS:
+        assert report.figures[what][name] is not None
+    card = (folder / "README.md").read_text()
+    assert "A toy" in card and all(f"| {s} | " in card for s in T.ORDER_OF_FAMILY)
+    assert json.loads((folder / "figures.json").read_text()) == report.to_dict()
+    assert max(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 16 << 20
+
+
+def test_a_later_run_goes_on_and_sees_other_scenes(trained):
+    folder, small, before = trained
+    more = T.train_family(folder, "cpu", 0.001, small, only=("vae",), cores=0, say=lambda *_: None)
+    assert more.stages["vae"]["steps"] > before.stages["vae"]["steps"]
+    assert more.stages["reader"] == before.stages["reader"]
+    assert json.loads((folder / "runs.json").read_text()) == dict(runs=2)
+    a, b = (T.Stock(small, folder, torch.device("cpu"), 0, lambda *_: None) for _ in range(2))
+    a.draw(9, 0)
+    b.draw(9, 1)
+    assert not torch.equal(a.data["pictures"], b.data["pictures"])
+
+
+def test_its_folders_are_models_of_their_own_latents(trained):
+    folder, small, _ = trained
+    spec = local_spec(folder / small.key)
+    assert (spec.resolution, spec.vae_factor) == (small.size, small.factor)
+    parts = load_model(folder / f"{small.key}-instruct", device="cpu")
+    assert parts.unet.config.in_channels == 2 * small.latents
+
+
+def test_instruction_models_count_relative_to_the_latents(tmp_path):
+    "Sixteen channels of latents make 32 of an instruction model, and 16 of any other."
+    from fastedit.memory import predict_memory
+    from fastedit.methods import check_model, find_method
+    from fastedit.models import random_model, tiny_configs
+
+    c = tiny_configs("sdxl", (16, 32, 32), width=16)
+
+    def wide(name, **more):
+        c[name] = c[name][0], dict(c[name][1], **more)
+
+    wide("vae", latent_channels=16)
+    wide("unet", in_channels=16, out_channels=16)
+    wide("controlnet", in_channels=16)
+    plain = load_model(random_model(tmp_path / "plain", configs=c), device="cpu")
+    assert check_model(find_method("ddcm"), plain) is not None
+    with pytest.raises(ModelError, match="needs a UNet with 32 input channels"):
+        check_model(find_method("instruct"), plain)
+    wide("unet", in_channels=32)
+    told = load_model(random_model(tmp_path / "told", configs=c), device="cpu", controlnet=False)
+    check_model(find_method("instruct"), told)
+    assert predict_memory(told, "fp32", device="cpu").work.method == "instruct"
+    assert predict_memory(plain, "fp32", device="cpu").work.method != "instruct"
+    wide("unet", in_channels=16)
+    wide("controlnet", in_channels=4)
+    with pytest.raises(ModelError, match="ControlNet takes latents of 4 channels"):
+        load_model(random_model(tmp_path / "mixed", configs=c), device="cpu")
+
+
+def test_updates_in_groups_are_updates_one_by_one():
+    torch.manual_seed(0)
+    grads = torch.randn(3, 8, 12)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(8, 12)) for _ in range(3)] for _ in range(2))
+    a, b = T.GroupedMuon(ours), T.Muon(theirs)
+    for scale in (1.0, -0.5):
+        for p, q, g in zip(ours, theirs, grads):
+            p.grad, q.grad = g * scale, g * scale
+        a.step()
+        b.step()
+    for p, q in zip(ours, theirs):
+        assert torch.allclose(p, q, atol=1e-4)
+
+
+def test_levels_and_guidance_are_the_small_family_s():
+    levels, t = T.Levels(torch.device("cpu")), torch.tensor([0, 499, 999])
+    a, s = T.SCHEDULE.levels(t)
+    assert torch.equal(torch.stack(levels.at(t)), torch.stack([a, s]))
+    assert torch.allclose(levels.weight(t), T.snr_weight(t))
+    cover = torch.rand(3, 8, 8)
+    assert torch.allclose(levels.cells(cover, t), T.cell_weight(cover, t))
+    w = torch.tensor([0.0, 3.5])
+    assert torch.allclose(T.told_guidance(w, 32), guidance_embedding(w, 32), atol=1e-4)
+
+
+def test_shards_are_small_whole_and_in_half_precision(tmp_path):
+    tensors = {f"w{i}": torch.full((3_000_000,), float(i)) for i in range(6)}
+    T.write_shards(tensors | dict(n=torch.tensor(7)), tmp_path / "a", steps=3)
+    files = list((tmp_path / "a").glob("*.safetensors"))
+    assert len(files) == 3 and all(f.stat().st_size < 16 << 20 for f in files)
+    found, about = T.read_shards(tmp_path / "a")
+    assert about["steps"] == 3 and int(found.pop("n")) == 7
+    assert all(torch.equal(found[k], v) for k, v in tensors.items())
+    assert T.read_shards(tmp_path / "none") == ({}, {})
+
+
+def test_a_loss_that_is_not_finite_is_said(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(OptionError, match="stage toy: the loss became nan"):
+        T.fit_within(
+            "toy",
+            dict(net=net),
+            lambda step: (net(torch.full((1, 2), float("nan"))).sum(), {}),
+            1.0,
+            tmp_path,
+            say=lambda *_: None,
+        )
+
+
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        (["--minutes", "0", "--toy"], "minutes=0"),
+        (["--only", "vea", "--toy"], "did you mean 'vae'"),
+        (["--device", "cpu"], "use --toy"),
+        (["--only", "student", "--toy", "--minutes", ".001"], "has no 'vae' yet"),
+    ],
+)
+def test_what_is_refused(tmp_path, args, word):
+    out = CliRunner().invoke(app, ["train", "family", "--state", str(tmp_path), "--quiet", *args])
+    assert out.exit_code != 0 and word in out.output + str(out.exception)
+
+
+def test_words_of_the_large_world_are_one_token_each(trained):
+    folder, small, _ = trained
+    tok = T.load_tokenizer(folder / "models" / "tokenizer")
+    words = T.family_words(small, tok)
+    said = W.large_caption(W.sample_large_scene(3))
+    theirs = tok(said, padding="max_length", max_length=small.tokens).input_ids
+    assert words.row(said).tolist() == theirs
