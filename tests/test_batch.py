@@ -353,6 +353,7 @@ def asked_again(plan, out, lines):
         dict(seconds=[]),
         dict(name=["red"]),
         dict(summary=3),
+        dict(summary="\ud800"),
         dict(picture="0" * 64),
         dict(more=1),
     ],

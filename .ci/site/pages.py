@@ -17,6 +17,7 @@ SECTIONS = dict(  # folder of nbs/ -> what it is called, in reading order; other
     tutorials="Tutorials",
     experiments="Experiments",
 )
+NAMES = {"": "Foundations", "cli": "Command line"}  # where the folder's own name will not do
 FIRST = {  # sections whose pages are read in another order than that of their names
     "tutorials": (
         "quickstart",
@@ -153,7 +154,7 @@ def collect(root: Path, package: Path) -> Site:
     sections = {}
     for s in names:
         inside = in_order(s, [p for p in pages if p.section == s and p.rel != "index"])
-        title = SECTIONS.get(s) or (s.replace("/", " · ") if s else "foundations").capitalize()
+        title = SECTIONS.get(s) or NAMES.get(s) or s.replace("/", " · ").capitalize()
         if inside:
             sections[s] = (title, _sentence(root, s), inside)
     ordered = {p.rel: p for s in sections for p in sections[s][2]}

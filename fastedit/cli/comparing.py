@@ -88,13 +88,7 @@ def run_to_the_end(asked: dict, quiet: bool):
             f"from what is in {Path(asked['out'])}")
         raise typer.Exit(128+getattr(e, "number", 2))
 
-# %% ../../nbs/cli/909_comparing.ipynb #e0bad1c4
-def take_in(folder, others: list, quiet: bool):
-    "Merge other results folders into this one."
-    from fastedit.studies.bench import merge_runs
-    n = merge_runs(folder, *others)
-    if not quiet: say(f"note: {n} rows taken in")
-
+# %% ../../nbs/cli/909_comparing.ipynb #7cedb5a5
 def bench_text(found, folder) -> str:
     "Tables of a benchmark, what was left out of it, and where its files are."
     from fastedit.studies.bench import tell_rates
@@ -115,7 +109,7 @@ def check_failed(found, allowed: bool):
     raise FastEditError(f"{text}: the rows hold the reasons; --retry tries them again, "
                         "--allow-failures accepts them")
 
-# %% ../../nbs/cli/909_comparing.ipynb #be004777
+# %% ../../nbs/cli/909_comparing.ipynb #8cc4bb8a
 @app.command()
 def bench(config: Config=None,
           dataset: Dataset=None,
@@ -153,16 +147,16 @@ def bench(config: Config=None,
                  ids=listed(ids), sample=sample, limit=limit, skip_bad=skip_bad or None,
                  diagnose=diagnose or None, curves=curves or None, precision=precision,
                  device=device, shard=shard,
-                 workers=workers, retry=retry or None)
+                 workers=workers, retry=retry or None, merge=merge or None)
     asked = merged(config, typed)
     folder = Path(asked["out"])
     writable(folder/"run.json")
     writable_json(json_file)
-    if merge: take_in(folder, merge, quiet)
     check_bench(asked)
     bring(quiet)
     found = run_to_the_end(asked, quiet)
     if found.rank: return   # another process tells it
+    if merge and not quiet: say(f"note: {found.session['merged']} rows taken in")
     deliver(bench_text(found, folder), found.to_dict(), json_file)
     check_failed(found, allow_failures)
 

@@ -32,7 +32,7 @@ def names():
 
 
 LIKELY = dict(
-    prompt=("a red ball", "a cup"),
+    prompt=("a red ball", "a cup", "a (red:1.5) ball", "(((a", "a " * 200),
     source_prompt=("a blue ball", None),
     negative_prompt=("", None),
     steps=(1, 2, 4),
@@ -42,6 +42,10 @@ LIKELY = dict(
     control=("canny", "none", "canny-auto"),
     control_scale=(0.5, [0.5, 0.2], "interval:1:0:0.5"),
     schedule=("continuous", "stock"),
+    scheduler=(None, "own", "dpmpp", "euler_a"),
+    clip_skip=(None, 0, 1),
+    prompt_weights=(True, False),
+    long_prompts=(True, False),
     size=([64, 64], [128, 64], [63, 64]),
     precision=("fp32", "auto", None),
     feather=(0, 2.0, 1e9),
@@ -67,7 +71,7 @@ def some_fields(rng, value):
     known = names()
     out = {"prompt": "a red ball", "steps": rng.choice((1, 2))}
     for k in rng.sample(known, rng.randint(0, 5)):
-        out[k] = rng.choice(LIKELY[k])
+        out[k] = rng.choice(LIKELY.get(k, (None,)))
     for k in rng.sample(known, rng.choice((0, 1, 1, 1, 2))):
         out[k] = value(rng)
     if rng.random() < 0.3:  # the method's own options with anything

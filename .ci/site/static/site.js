@@ -13,4 +13,6 @@ document.addEventListener('DOMContentLoaded', () => {
     img.addEventListener('click', open);
     img.addEventListener('keydown', e => { if (e.key === 'Enter') open(); });
   }
+  for (const cell of document.querySelectorAll('.cell_output td, .cell_output th'))
+    if (cell.textContent.length < 26 && !cell.querySelector('img')) cell.classList.add('fe-short');
 });
