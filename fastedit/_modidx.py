@@ -3469,6 +3469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastedit/studies/bench/curves.py'),
                                                'fastedit.studies.bench.curves._leave_identity_out': ( 'studies/bench/curves.html#_leave_identity_out',
                                                                                                       'fastedit/studies/bench/curves.py'),
+                                               'fastedit.studies.bench.curves._names': ( 'studies/bench/curves.html#_names',
+                                                                                         'fastedit/studies/bench/curves.py'),
                                                'fastedit.studies.bench.curves._plain_name': ( 'studies/bench/curves.html#_plain_name',
                                                                                               'fastedit/studies/bench/curves.py'),
                                                'fastedit.studies.bench.curves.draw_trade_off': ( 'studies/bench/curves.html#draw_trade_off',
