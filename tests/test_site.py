@@ -305,3 +305,13 @@ def test_version_and_licence_are_the_same_everywhere():
     assert (cited["version"], cited["license"]) == (settings["version"], settings["license"])
     newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert newest[1] == settings["version"]
+
+
+def test_nobody_is_sent_to_the_package_of_that_name_elsewhere():
+    sent = re.compile(r"pip install (?:-\S+ )*[\\\"']*fastedit(?![\w/]| @)")
+    assert sent.search("pip install -q --upgrade fastedit") and sent.search(
+        'pip install "fastedit[a]"'
+    )
+    read = [*ROOT.glob("*.md"), *ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("fastedit/**/*.py")]
+    found = [p.name for p in (*read, SITE / "build.py") if sent.search(p.read_text("utf-8"))]
+    assert found == []

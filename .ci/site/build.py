@@ -96,7 +96,7 @@ def landing(site: pages.Site) -> str:
         "<p>Notebooks are the source: they export the package, and executed they are these",
         "pages. Everything here ran on a CPU, with trained miniature models that are part of the",
         "package.</p>",
-        "<p><code>pip install fastedit</code></p>",
+        f"<p><code>pip install git+{site.url}</code></p>",
         '<p><a href="tutorials/quickstart.html">Quickstart</a> ·',
         '<a href="tutorials/your_photo.html">your own photograph</a> ·',
         f'<a href="gallery.html">gallery</a> · <a href="{site.url}">source</a></p>',
