@@ -1128,3 +1128,30 @@ def test_lines_say_what_they_were_chosen_with():
     assert make_runs("ddcm", settings=dict(strength=0.5))[0].selected_by is None
     with pytest.raises(OptionError, match="selected_by='eyes'"):
         make_runs([dict(method="turbo", selected_by="eyes")])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such locks")
+def test_a_command_that_is_refused_draws_and_merges_nothing(whole, go, tmp_path):
+    "Somebody works in the folder: neither another benchmark nor others' rows come into it."
+    from fastedit.studies.bench import RowFile
+
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(whole, out)
+    shutil.copytree(whole, other)
+    held = RowFile(out / "rows-0001-of-0002.jsonl")
+    try:
+        before = sorted(p.relative_to(out) for p in out.rglob("*"))
+        for more in (dict(seed=4), dict(per_type=2), dict(seeds=(0, 1))):
+            with pytest.raises(OptionError, match="another process is writing"):
+                go(out, merge=[other], **more)
+        assert sorted(p.relative_to(out) for p in out.rglob("*")) == before
+        go(out, shard="2/2")  # the same work, shared, goes on
+    finally:
+        held.close()
+
+
+def test_a_run_takes_in_other_folders_before_it_works(whole, go, tmp_path):
+    found = go(tmp_path / "out", merge=str(whole))
+    assert found.session["merged"] == len(read_rows(whole)) and found.session["edits"] == 0
+    assert tables(tmp_path / "out") == tables(whole)
+    assert go(tmp_path / "out", merge=[str(whole)]).session["merged"] == 0

@@ -592,3 +592,33 @@ def test_what_went_wrong_and_who_chose(tmp_path):
     assert "(shift)" in text and " of 17 |" in text.replace("](report.html", " |")
     assert "settings of good were selected with the drawn world's reader" in text
     assert "plain were selected" not in text
+
+
+def test_a_report_says_what_it_cannot_vouch_for(run, tmp_path):
+    from fastedit.measure.folders import file_hash
+    from fastedit.studies.bench.checks import checksum
+
+    out = tmp_path / "r"
+    shutil.copytree(run, out)
+
+    def write(rows):
+        (out / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return R.report(out, draws=100, pictures=False)
+
+    rows = [json.loads(x) for x in (out / "rows.jsonl").read_text().splitlines()]
+    for r in rows:
+        r["picture"] = r["image"] and file_hash((out / r["image"]).read_bytes())
+        r["check"] = checksum(r)
+    said = write(rows).html()
+    assert "checksum" not in said and "as they were written" not in said
+    pictures = sorted({r["image"] for r in rows if r["image"]})
+    Image.new("RGB", (64, 64), "red").save(out / pictures[0])
+    (out / pictures[1]).unlink()
+    rows[0].pop("check")
+    rows[1]["nfe"] = 99
+    found = write(rows)
+    assert any("hash differs" in x for x in found.sections[0].changed)
+    for text in (found.html(), found.markdown()):
+        assert "1 damaged rows were passed over" in text and "line 2 does not fit" in text
+        assert f"1 of {len(rows) - 1} rows hold no checksum" in text
+        assert "pictures are missing or not as they were written" in text

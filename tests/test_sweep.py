@@ -841,3 +841,19 @@ def test_command(tmp_path):
         ["bench-sweep", "--sample", "0"],
     ):
         assert run(app, bad).exit_code == 2, bad
+
+
+def test_what_was_changed_in_a_folder_runs_again(ed, tmp_path):
+    kw = dict(editor=ed, method="img2img", control="none", strength=[0.5, 0.8], seed=[0, 1])
+    Sweep(A, "a cup", out=tmp_path, **kw).run(quiet=True)
+    rows = sorted((tmp_path / "rows").iterdir())
+    kept = json.loads(rows[0].read_text())
+    rows[0].write_text(json.dumps(kept | dict(row=kept["row"] | dict(nfe=1))))  # a row
+    rows[1].write_text("[" * 100_000)
+    picture = tmp_path / "images" / f"{rows[2].stem}.png"
+    Image.new("RGB", (64, 64)).save(picture)  # a picture
+    left = tmp_path / "rows" / ".fastedit-0123456789ab.tmp"
+    left.write_bytes(b"half")  # of a killed run
+    again, seen = Sweep(A, "a cup", out=tmp_path, **kw), []
+    again.run(True, lambda done, n: seen.append(done))
+    assert seen == [2, 3, 4] and not left.exists()

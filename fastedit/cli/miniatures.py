@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'demo', 'train']
 
-# %% ../../nbs/cli/905_miniatures.ipynb #c7965539
+# %% ../../nbs/cli/905_miniatures.ipynb #6112de70
 from pathlib import Path
 import typer
 from .checks import check_device, check_models
@@ -13,9 +13,9 @@ from .options import (Device, JsonFile, Quiet, argument, deliver, option, writab
                                   writable_json)
 from .terminal import app, say
 from .waiting import bring
-from ..core import OptionError, nearest
+from ..core import OptionError, clear_leftovers, nearest
 
-# %% ../../nbs/cli/905_miniatures.ipynb #944fc126
+# %% ../../nbs/cli/905_miniatures.ipynb #5ec10b77
 @app.command()
 def demo(n: option(int, "How many edits, over the ten types in turn.", "--n", "-n", min=1)=12,
          out: option(Path, "Folder for the comparison picture.")=Path("fastedit-demo"),
@@ -29,6 +29,7 @@ def demo(n: option(int, "How many edits, over the ten types in turn.", "--n", "-
     writable(picture)
     writable_json(json_file)
     check_models(model)
+    clear_leftovers(out)
     bring(quiet)
     from fastedit.studies.demo import run_demo
     from fastedit.pictures import save_image

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #9210a002
+# %% ../../../nbs/studies/bench/377_running.ipynb #51043889
 import json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
@@ -24,9 +24,10 @@ from ...pictures import save_image
 from ...schema import Give, Schema, Then, check_plain, read_toml
 from .curves import draw_trade_off
 from .judging import HEADLINE, Judge
-from .rows import RowFile, read_run, refuse_if_held, starting_in
+from .rows import (RowFile, merge_runs, read_run, refuse_if_held,
+                                         starting_in)
 from .runs import make_list, make_runs
-from .sources import entry_hash, open_dataset
+from .sources import entry_hash, is_drawn, open_dataset
 from .tables import TIMES, Bench, read_bench, without_times
 from .worker import Editors, Share, Worker, possible_runs, rows_path
 
@@ -132,7 +133,7 @@ def _about_runs(good, refused, judge, editors, loras) -> dict:
                  revisions={m: editors(m).parts.revision for m in models})
     return dict(found, loras=list(editors(good[0].model).loras)) if loras else found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #34d68e5f
+# %% ../../../nbs/studies/bench/377_running.ipynb #88397fee
 # which rows count
 _DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions", "diagnosed")
 
@@ -143,12 +144,21 @@ def _asks_otherwise(out, run) -> bool:
     if not isinstance(last, dict): return False
     return any(last.get(k) != json.loads(json.dumps(run[k])) for k in _DECIDES)
 
+def _refuse_other_data(out, ours, drawn):
+    "Refuse to draw another benchmark where somebody works; what they look at is drawn by then."
+    try: _refuse_if_others_work(out, ours)
+    except OptionError:
+        if not drawn(): raise
+
+def _rows_of_team(out, team, index, of) -> list:
+    return [rows_path(out, i, of) for i in range(index-team.rank, index-team.rank+team.size)]
+
 def _refuse_if_others_work(out, ours):
     "Raise `OptionError` if another process writes rows of this folder; merging may go on."
     for path in sorted({*out.glob("rows*.jsonl")}-{*ours, out/"rows-merged.jsonl"}):
         refuse_if_held(path)
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #1b742da1
+# %% ../../../nbs/studies/bench/377_running.ipynb #3647610f
 def _claim(out, run, team, index, of) -> RowFile:
     "Lock this process's rows, then write down what is asked for; raises `OptionError`."
     out.mkdir(parents=True, exist_ok=True)
@@ -157,8 +167,7 @@ def _claim(out, run, team, index, of) -> RowFile:
     with starting_in(out):
         where = place_inside(out, "run.json")
         if _asks_otherwise(out, run):
-            ours = [rows_path(out, i, of) for i in range(index, index+team.size)]
-            _refuse_if_others_work(out, ours)
+            _refuse_if_others_work(out, _rows_of_team(out, team, index, of))
         file = RowFile(mine)
         try: atomic_write(where, json.dumps(run, indent=1).encode())
         except BaseException:
@@ -236,7 +245,7 @@ def _finish(out, team, begun, loading, **account) -> Bench:
     team.close()
     return found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #6ca38103
+# %% ../../../nbs/studies/bench/377_running.ipynb #fe847200
 def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or JSONL
               methods="all",            # see `make_runs`
               models=None,              # names or folders; None: for each method its embedded one
@@ -258,6 +267,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
               retry: bool=False,        # try failures of an earlier run again
               quiet: bool=False,        # no progress
               loras=(),                 # for every model beside its own, see `FastEditor`
+              merge=(),                 # results folders that are taken in first
               make_editor=None,         # model -> `FastEditor`, for editors of your own
               judge: Judge=None         # None: one for the profile
              ) -> Bench:
@@ -270,10 +280,13 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
     index, of = team.share_of(*part)
     refuse_if_held(rows_path(out, index, of))
     for m in dict.fromkeys(r.model for r in runs): find_spec(m)
+    loras = _check_loras(loras, make_editor)
+    if str(dataset) == "picturebook":
+        _refuse_other_data(out, _rows_of_team(out, team, index, of),
+                           lambda: is_drawn(out, per_type, seed, size))
     data = open_dataset(dataset, out, per_type, seed, size, skip_bad, types, ids, sample, limit)
     profile, device = profile or _profile_for(data), team.device or device
     judge = judge or Judge(profile, device="cpu" if profile == "drawn" else device or "cpu")
-    loras = _check_loras(loras, make_editor)
     editors = Editors(make_editor or _editor_maker(device, precision, loras))
     good, refused = possible_runs(runs, editors, methods != "all")
     share = Share(list(data)[index-1::of], seeds, profile, precision, index, of, diagnose)
@@ -281,16 +294,17 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
                **_about_runs(good, refused, judge, editors, loras))
     with closing(_claim(out, run, team, index, of)) as file:
         clear_leftovers(out, out/"images", *(out/"images").glob("*"))
+        taken = merge_runs(out, *make_list(merge)) if merge and not team.rank else 0
         loading = time.perf_counter()-start
         live = Progress(len(good)*len(share.entries)*len(seeds), quiet or team.rank > 0,
                         (lambda: read_bench(out).table()) if _in_notebook() else None)
         worker = Worker(out, share, editors, judge, file, live, workers, retry)
         account = _do_share(worker, good, live)
-        return _finish(out, team, loading=loading, **account)   # before anybody else writes here
+        return _finish(out, team, loading=loading, merged=taken, **account)   # before others write
 
 def _profile_for(data) -> str: return "drawn" if data.kind == "drawn" else "corrected"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #8cbefcd5
+# %% ../../../nbs/studies/bench/377_running.ipynb #7444127d
 def _whole(least: int, most: int=10**9):
     return Annotated[int, Interval(ge=least, le=most),
                      Give(f"a whole number from {least} to {most:,}")]
@@ -317,10 +331,11 @@ CONFIG = Schema("a benchmark's file", dict(
     seed=_whole(0), size=_whole(8, 16_384),
     types=_words(str|int|_Few, "a number or name of an edit type, or a list of these"),
     ids=_words(str|int|_Few, "an id, or a list of ids"), sample=_whole(1), limit=_whole(1),
-    skip_bad=_Switch, curves=_Switch, precision=_one_of(PRECISIONS),
+    skip_bad=_Switch, diagnose=_Switch, curves=_Switch, precision=_one_of(PRECISIONS),
     device=_words(str, "cpu, cuda, ..."), shard=_words(str, "i/n, such as 2/3"),
     workers=_whole(0, 16), retry=_Switch,
     loras=_words(str|list|dict, "a .safetensors file, [file, weight], or a list of these"),
+    merge=_words(str|_Texts, "a results folder, or a list of these"),
     run=_words(list[dict], "[[run]] with two brackets, once for each line of the table")))
 
 # %% ../../../nbs/studies/bench/377_running.ipynb #4159ee86

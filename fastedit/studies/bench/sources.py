@@ -37,7 +37,7 @@ def _clear_half_drawn(data):
         with _held(p, wait=False) as mine:
             if mine: shutil.rmtree(p, ignore_errors=True)
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #54d6dc93
+# %% ../../../nbs/studies/bench/372_sources.ipynb #d9764658
 def _draw(out, per_type, seed, size) -> Path:
     "Write a drawn benchmark once; raises `FastEditError` if there is no room."
     folder = out/"data"/f"picturebook-{seed}-{per_type}-{size}"
@@ -54,6 +54,10 @@ def _draw(out, per_type, seed, size) -> Path:
                             "choose another folder.") from e
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
+
+def is_drawn(out, per_type, seed, size) -> bool:
+    "Whether a results folder has a drawn benchmark already."
+    return _is_whole(Path(out)/"data"/f"picturebook-{seed}-{per_type}-{size or 64}")
 
 def _is_whole(folder) -> bool: return (folder/"mapping_file.json").is_file()
 

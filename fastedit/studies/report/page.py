@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Report', 'report']
 
-# %% ../../../nbs/studies/report/386_page.ipynb #e7fd5624
+# %% ../../../nbs/studies/report/386_page.ipynb #a654e87b
 import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from fastcore.basics import patch
-from ...core import atomic_write
+from ...core import atomic_write, clear_leftovers
 from ...measure import Table, fmt, markdown_text
 from .figures import (curves, plot_differences, plot_tradeoff, plot_types,
                                              svg)
@@ -51,7 +51,7 @@ def rows_html(s: Section, at: int) -> str:
             "rows.csv, under the same row ids.</p><div class=wide><table><thead>"
             f"<tr>{head}</tr></thead>{''.join(out)}</table></div>")
 
-# %% ../../../nbs/studies/report/386_page.ipynb #761fd3ea
+# %% ../../../nbs/studies/report/386_page.ipynb #a08ff9d2
 def intro(s: Section) -> list:
     "Say what a section is made of, in sentences."
     ids, seeds = {r["id"] for r in s.rows}, sorted({r["seed"] for r in s.rows})
@@ -59,7 +59,7 @@ def intro(s: Section) -> list:
             f"{len(s.rows)} rows, seeds {', '.join(map(str, seeds))}."]
     skipped = max((run.get("skipped", 0) for _, run in s.runs), default=0)
     if skipped: said.append(f"{skipped} entries of the data set were skipped as bad.")
-    return said+_versions(s)+_unavailable(s)
+    return said+s.doubts()+_versions(s)+_unavailable(s)
 
 def _versions(s) -> list:
     def words(r): return ", ".join(f"{k} {v}" for k, v in sorted((r.get("versions") or {}).items()))
@@ -265,12 +265,13 @@ def rows_csv(self: Report) -> str:
     heads = "row", "dataset", "profile", "method", *_ROW, *metrics, "image", "error", "key", "rows"
     return Table(heads, rows).csv()
 
-# %% ../../../nbs/studies/report/386_page.ipynb #587c90ef
+# %% ../../../nbs/studies/report/386_page.ipynb #9c3b1688
 @patch
 def write(self: Report, out) -> list:
     "Write the report into a folder; returns its paths: report.html, report.md and two CSV files."
     parts = {"report.html": self.html(), "report.md": self.markdown(),
              "summary.csv": self.summary_csv(), "rows.csv": self.rows_csv()}
+    clear_leftovers(out)
     return [atomic_write(Path(out)/name, text.encode("utf-8", "replace"))
             for name, text in parts.items()]
 

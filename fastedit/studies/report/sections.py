@@ -5,14 +5,24 @@
 # %% auto #0
 __all__ = ['Section', 'gather']
 
-# %% ../../../nbs/studies/report/380_sections.ipynb #9eb8d4b6
+# %% ../../../nbs/studies/report/380_sections.ipynb #fbf19ad7
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from fastcore.basics import patch
 from ..bench import HEADLINE, read_bench
 from ...core import DataError, OptionError, legible
 from ...measure import scores
+from ...measure.folders import picture_bytes
 
-# %% ../../../nbs/studies/report/380_sections.ipynb #2bbdb569
+# %% ../../../nbs/studies/report/380_sections.ipynb #d9aac0c9
+def _changed(row) -> str:
+    "Say why a row's picture is not the one that was written; '' if it is."
+    try: picture_bytes(row["folder"], row["image"], row.get("picture"))
+    except DataError as e: return str(e)
+    return ""
+
+# %% ../../../nbs/studies/report/380_sections.ipynb #42d80a44
 @dataclass(frozen=True)
 class Section:
     "What may stand in one table: all rows of one data set under one profile."
@@ -30,6 +40,11 @@ class Section:
         "Controls without which preservation cannot be judged, and which were not run."
         ran = {r["method"] for r in self.rows}
         return tuple(c for c in ("identity", "vae") if c not in ran)
+
+    @cached_property
+    def changed(self) -> list:
+        "Pictures that are missing or not as they were written, in words."
+        return [why for r in self.rows if r["image"] and not r["error"] and (why := _changed(r))]
 
     @property
     def failures(self) -> list: return [r for r in self.rows if r["error"]]
@@ -57,6 +72,22 @@ class Section:
         for role, words in _INSTEAD:
             if role not in found and (m := _first_ready(self.metrics, words)): found[role] = m
         return found
+
+# %% ../../../nbs/studies/report/380_sections.ipynb #4d8f96d9
+@patch
+def doubts(self: Section) -> list:
+    "Say which rows and pictures nobody can vouch for, in sentences."
+    def some(words, what): return f"{what}: {'; '.join(words[:3])}"[:400]+"."
+    damaged = [x for _, run in self.runs for x in run.get("damaged", ())]
+    unsigned, said = sum(not r.get("check") for r in self.rows), []
+    if damaged: said.append(some(damaged, f"{len(damaged)} damaged rows were passed over"))
+    if unsigned:
+        said.append(f"{unsigned} of {len(self.rows)} rows hold no checksum: whether they were "
+                    "edited cannot be told.")
+    if self.changed:
+        said.append(some(self.changed, f"{len(self.changed)} pictures are missing or not as they "
+                         "were written, and their rows count as they stand"))
+    return said
 
 # %% ../../../nbs/studies/report/380_sections.ipynb #9d09416e
 def by_length(t: str) -> tuple: return len(t), t   # "2" before "10"
@@ -132,7 +163,7 @@ def _section(dataset, profile, rows, runs, baseline) -> Section:
     return Section(dataset, profile, tuple(rows), names, controls,
                    _metrics_of(profile, rows, here), (*wanted, names[0])[0], here)
 
-# %% ../../../nbs/studies/report/380_sections.ipynb #e7688dca
+# %% ../../../nbs/studies/report/380_sections.ipynb #5a2dcfec
 def gather(*folders,           # results folders of the runner
            baseline: str=None  # name to compare the others with; None: the first but controls
           ) -> list:           # of Section
@@ -143,7 +174,7 @@ def gather(*folders,           # results folders of the runner
         raise OptionError("no results folder is given: name at least one folder that "
                           "`fastedit bench` wrote")
     found = {str(Path(f)): read_bench(f) for f in folders}
-    runs, groups = {f: b.run for f, b in found.items()}, {}
+    runs, groups = {f: dict(b.run, damaged=b.bad) for f, b in found.items()}, {}
     once = {r["row"]: dict(r, folder=f) for f, b in reversed(found.items()) for r in b.rows}
     if not once:
         raise DataError(f"{', '.join(map(str, folders))}: no row is in there yet; "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['change', 'SettingResult', 'Sweep']
 
-# %% ../../../nbs/studies/sweep/344_running.ipynb #c39407fe
+# %% ../../../nbs/studies/sweep/344_running.ipynb #3774da54
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,12 +14,13 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 from ...core import (DataError, FastEditError, OptionError, PromptError, atomic_write,
-                           canonical_json, content_hash, progress)
+                           canonical_json, clear_leftovers, content_hash, progress)
 from ...denoise import Memo
 from ...editor import EditRequest, EditResult, FastEditor, StageCache, versions
 from ...measure import Scorer, Table
+from ...measure.folders import file_hash, folder_picture, read_bytes
 from ...methods import find_method
-from ...pictures import load_image
+from ...schema import parse_json
 from .grid import combinations, listed, request_of
 from .plan import SweepPlan, make_plan
 from .rehearsal import rehearse, rehearsed
@@ -176,7 +177,7 @@ def run(self: Sweep,
     if self.out: self._write()
     return self
 
-# %% ../../../nbs/studies/sweep/344_running.ipynb #613a5ecb
+# %% ../../../nbs/studies/sweep/344_running.ipynb #c90d6f30
 @patch
 def _key(self: Sweep, i: int) -> str:
     "Name of a setting's files in the folder."
@@ -211,23 +212,30 @@ def _keep(self: Sweep, k: int, found):
     self._done[k] = SettingResult(found.image, row, replace(found, latents=None))
     if not self.out: return
     key = self._key(i)
-    found.save(self.out/"images"/f"{key}.png")
-    data = json.dumps(dict(row=row, metrics=self._scored())).encode()
+    place = found.save(self.out/"images"/f"{key}.png")
+    kept = dict(row=row, metrics=self._scored(), picture=file_hash(place.read_bytes()))
+    data = json.dumps(dict(kept, check=_checksum(kept))).encode()
     atomic_write(self.out/"rows"/f"{key}.json", data)
 
+def _checksum(kept: dict) -> str:
+    "Hash what is kept of a result, as JSON gives it back."
+    return file_hash(json.dumps(json.loads(json.dumps(kept)), sort_keys=True).encode())
+
+# %% ../../../nbs/studies/sweep/344_running.ipynb #c72a9c2a
 @patch
 def _resume(self: Sweep):
-    "Take up what an earlier run left in the folder; what is damaged runs again."
+    "Take up what an earlier run left in the folder; what is damaged or changed runs again."
     if not self.out or not (self.out/"rows").is_dir(): return
+    clear_leftovers(self.out, self.out/"rows", self.out/"images")
     for k, (i, _) in enumerate(self._plan.order):
         key = self._key(i)
-        where = self.out/"rows"/f"{key}.json"
-        if k in self._done or not where.is_file(): continue
+        if k in self._done or not (self.out/"rows"/f"{key}.json").is_file(): continue
         try:
-            d = json.loads(where.read_text("utf-8"))
-            image = load_image(self.out/"images"/f"{key}.png")
-        except (ValueError, FastEditError): continue
-        if d.get("metrics") == self._scored(): self._done[k] = SettingResult(image, d["row"])
+            kept = parse_json(read_bytes(self.out, f"rows/{key}.json"), key)
+            if not isinstance(kept, dict) or kept.pop("check", "") != _checksum(kept): continue
+            image = folder_picture(self.out, f"images/{key}.png", kept["picture"])
+        except FastEditError: continue
+        if kept["metrics"] == self._scored(): self._done[k] = SettingResult(image, kept["row"])
 
 @patch
 def _write(self: Sweep):
