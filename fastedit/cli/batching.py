@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Place', 'ForAll', 'OutFolder', 'Methods', 'Seeds', 'AtOnce', 'whole_numbers', 'check_batch', 'batch']
 
-# %% ../../nbs/cli/904b_batching.ipynb #24dd47e9
+# %% ../../nbs/cli/904b_batching.ipynb #48520788
 from pathlib import Path
 import typer
 from .checks import check_drawn, check_machine, check_models
 from .editing import (AllowSmaller, Anyway, Budget, ClipSkip, Control, ControlScale,
-                                  Guidance, LongPrompts, MethodOptions, NegativePrompt, Precision,
-                                  PromptWeights, Residency, Schedule, Scheduler, Size,
+                                  Guidance, LongPrompts, MaskCrop, MethodOptions, NegativePrompt,
+                                  Precision, PromptWeights, Residency, Schedule, Scheduler, Size,
                                   SourcePrompt, Strength, _given, control_options)
 from .options import (Device, Lora, Model, Quiet, Steps, argument, loras, named_values,
                                   number, option, print_json, sides)
@@ -59,7 +59,7 @@ def _folder(out: Path):
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file: give a folder for the pictures")
 
-# %% ../../nbs/cli/904b_batching.ipynb #623d6526
+# %% ../../nbs/cli/904b_batching.ipynb #abd0359a
 @app.command()
 def batch(place: Place,
           out: OutFolder,
@@ -78,6 +78,7 @@ def batch(place: Place,
           control_scale: ControlScale=None,
           schedule: Schedule=None,
           scheduler: Scheduler=None,
+          mask_crop: MaskCrop=None,
           clip_skip: ClipSkip=None,
           prompt_weights: PromptWeights=False,
           long_prompts: LongPrompts=False,
@@ -97,7 +98,8 @@ def batch(place: Place,
     _folder(out)
     common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
                   strength=strength, guidance=number(guidance), schedule=schedule,
-                  scheduler=scheduler, clip_skip=clip_skip, prompt_weights=prompt_weights,
+                  scheduler=scheduler, mask_crop=mask_crop, clip_skip=clip_skip,
+                  prompt_weights=prompt_weights,
                   long_prompts=long_prompts, size=sides(size), options=named_values(option) or None,
                   **control_options(control, control_scale))
     common = {k: v for k, v in common.items() if v is not None}

@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #50f2f0e6
+# %% ../../nbs/cli/904_editing.ipynb #ee775338
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, or FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
@@ -50,8 +50,10 @@ def control_options(control, control_scale) -> dict:
     scale = one_or_all([scales(s) for s in control_scale or ()])
     return dict(control=one_or_all(control), control_scale=scale)
 Schedule = option(str, "continuous; or stock (img2img), to repeat published runs.")
-Scheduler = option(str, "Who steps in img2img: dpmpp, dpmpp_karras, euler, euler_a, ddim, unipc, "
-                   "tcd, lcm, or own for the model's; the method's sampler if not given.")
+Scheduler = option(str, "Who steps in img2img and inpaint: dpmpp, dpmpp_karras, euler, euler_a, "
+                   "ddim, unipc, tcd, lcm, or own; the method's sampler if not given.")
+MaskCrop = option(int, "Edit only what lies so many pixels around the mask, at the model's full "
+                  "size.", min=0)
 ClipSkip = option(int, "Layers of the text encoders to leave out, as diffusers counts.", min=0)
 PromptWeights = option(bool, "Read (word:1.3) in prompts as a weight.", "--prompt-weights")
 LongPrompts = option(bool, "Read all of a prompt over 77 tokens, in pieces.", "--long-prompts")
@@ -99,7 +101,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #2a2c752f
+# %% ../../nbs/cli/904_editing.ipynb #61f4df0f
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -116,19 +118,15 @@ def edit(image: Image,
          control: Control=None,
          control_scale: ControlScale=None,
          controlnet: ControlNets=None,
-         schedule: Schedule=None,
-         scheduler: Scheduler=None,
-         clip_skip: ClipSkip=None,
-         prompt_weights: PromptWeights=False,
+         schedule: Schedule=None, scheduler: Scheduler=None,
+         clip_skip: ClipSkip=None, prompt_weights: PromptWeights=False,
          long_prompts: LongPrompts=False,
-         mask: Mask=None,
-         feather: Feather=2.,
+         mask: Mask=None, feather: Feather=2., mask_crop: MaskCrop=None,
          size: Size=None,
          seed: Seed=0,
          precision: Precision=None,
          device: Device=None,
-         residency: Residency="resident",
-         budget: Budget=None,
+         residency: Residency="resident", budget: Budget=None,
          allow_smaller: AllowSmaller=False,
          option: MethodOptions=None,
          repair: Repair=False,
@@ -143,7 +141,8 @@ def edit(image: Image,
                     strength=strength, guidance=number(guidance), size=sides(size), seed=seed,
                     source_guidance=source_guidance, schedule=schedule, scheduler=scheduler,
                     feather=feather, repair=repair, options=named_values(option),
-                    clip_skip=clip_skip, prompt_weights=prompt_weights, long_prompts=long_prompts,
+                    mask_crop=mask_crop, clip_skip=clip_skip, long_prompts=long_prompts,
+                    prompt_weights=prompt_weights,
                     **control_options(control, control_scale))
     if method: settings["method"] = method
     adapters = loras(lora)

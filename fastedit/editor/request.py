@@ -120,12 +120,13 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #b567ef87
+# %% ../../nbs/editor/200_request.ipynb #587926e9
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
     schedule=_name("'continuous' or 'stock'"),
     scheduler=Scheduler,
+    mask_crop=Annotated[int|None, Interval(ge=0, le=65_536), Give("a number of pixels from 0")],
     clip_skip=Annotated[int|None, Interval(ge=0, le=30), Give("a whole number from 0 to 30")],
     prompt_weights=Annotated[bool, Give("true or false")],
     long_prompts=Annotated[bool, Give("true or false")],
@@ -148,7 +149,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #af7ed5b0
+# %% ../../nbs/editor/200_request.ipynb #f22315e6
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -169,13 +170,12 @@ class EditRequest:
                                  # UNet block (see `denoise.spread`); of several ControlNets one
                                  # of these each
     schedule: str=None           # "continuous" or, for img2img, "stock"
-    scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, or "own" for the
-                                 # model's; None: the method's sampler, or the scheduler of a
-                                 # pipeline that was brought along
+    scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
+                                 # None: the method's sampler, or that of a pipeline of yours
+    mask_crop: int=None          # edit only the mask and so many pixels around it, at full size
     clip_skip: int=None          # layers of the text encoders to leave out, as diffusers counts
     prompt_weights: bool=False   # whether (word:1.3) in a prompt is a weight, and not text
-    long_prompts: bool=False     # whether what is over 77 tokens is encoded in further pieces;
-                                 # else it is cut off, as stock does, and a note says so
+    long_prompts: bool=False     # whether all of a prompt over 77 tokens is read, in pieces
     size: tuple=None             # (width, height) that the model works at; None: the bucket
                                  # nearest to the picture
     precision: str=None          # of the networks; None: the one that the editor has loaded

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #addd8156
+# %% ../../nbs/editor/208b_stages.ipynb #6db78b99
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
 from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
+from .region import brought_back, cut, masks_of, part_of, put_in_place
 from .request import EditRequest
 from .stores import StageCache
 from .texts import bare_prompts, cut_notes, texts_of
@@ -25,11 +26,11 @@ from .unused import unused_notes
 from ..memory import MemorySettings
 from ..methods import Job, Method, check_model, check_options
 from ..models import controlnets
-from ..pictures import (composite, control_map, fit_mask, load_image, looks_photographic,
-                               pixel_hash, plan_fit, to_image, to_tensor, unfit)
+from ..pictures import (control_map, load_image, looks_photographic, mask_box, pixel_hash,
+                               plan_fit, to_image, to_tensor)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #5aa72bb3
+# %% ../../nbs/editor/208b_stages.ipynb #574a1596
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -51,6 +52,7 @@ class Draft:
     on_step: object=None         # called after each step of the method
     clock: Clock=field(default_factory=Clock)
     grid: tuple=()               # times to visit, noisiest first
+    crop: tuple=None             # (left, top, right, bottom) that is edited; None: everything
     frame: object=None           # `pictures.Fit`: how the picture lies in the model's frame
     pixels: torch.Tensor=None    # (1, 3, H, W) in [-1, 1], the fitted picture
     denoiser: Denoiser=None      # asks the networks, and counts
@@ -65,6 +67,12 @@ class Draft:
     given: dict=field(default_factory=dict)  # pictures and encoded prompts by their names in the
                                  # request
     said: list=field(default_factory=list)   # what a reader should know, in words
+
+    @property
+    def seen(self) -> tuple:
+        "What the model sees of the picture: its hash, the working size, and the part."
+        r = self.request
+        return (r.image, r.size) if self.crop is None else (r.image, r.size, self.crop)
 
 # %% ../../nbs/editor/208b_stages.ipynb #088bc89b
 STEPS = ("resolve", "fit", "text", "encode", "start", "denoise", "decode", "finish")
@@ -115,7 +123,7 @@ def kept(self: Stages, kind: str, make, *content):
     "Take an answer from the cache, or make and keep it; `content` is all that it depends on."
     return self.cache.get(content_hash(kind, self.parts.revision, *content), make)
 
-# %% ../../nbs/editor/208b_stages.ipynb #0e869278
+# %% ../../nbs/editor/208b_stages.ipynb #20f8709b
 def _source_prompt(r, method) -> tuple:
     "The source prompt that a method compares with, and what to say about it."
     if not method.source_prompt or r.source_prompt is not None: return r.source_prompt, []
@@ -125,7 +133,9 @@ def _source_prompt(r, method) -> tuple:
 def _who_steps(stages, r, method) -> tuple:
     "Say who steps, and what to say of a pipeline's scheduler that does not."
     lent, kind = stages.parts.lent, stages.parts.scheduler.get("_class_name")
-    if r.scheduler or lent is None or kind == "LCMScheduler": return r.scheduler, []
+    if r.scheduler: return r.scheduler, []
+    if method.sampled and "sampler" not in method.options: return "own", []
+    if lent is None or kind == "LCMScheduler": return None, []
     if method.sampled and "sampler" not in r.options: return "own", []
     if method.sampled or method.pipeline or not method.edits: return None, []
     return None, [f"the pipeline's {kind} does not step here: {method.key} goes from time to time "
@@ -158,20 +168,24 @@ def _scales(stages, r, method) -> dict:
     return dict(guidance=guidance, source_guidance=source_guidance, control=control,
                 control_scale=scale)
 
-# %% ../../nbs/editor/208b_stages.ipynb #b455b5ee
-def _fill_in(stages, r, method, source, **found) -> EditRequest:
+# %% ../../nbs/editor/208b_stages.ipynb #26a8c67b
+def _fill_in(stages, r, method, source, region, **found) -> EditRequest:
     "Fill in what needs no more than the rows of method and model, beside what was `found`."
     spec, parts = stages.spec, stages.parts
     strength = r.strength if r.strength is not None else method.strength
     negative = r.negative_prompt
     if negative is None and not parts.zero_negative: negative = ""
-    size = plan_fit(source.size, spec.resolution, spec.multiple, r.size).model
+    shape = source.size
+    if r.mask_crop is not None and region is not None:
+        left, top, right, bottom = mask_box(region, r.mask_crop)
+        shape = right-left, bottom-top
+    size = plan_fit(shape, spec.resolution, spec.multiple, r.size).model
     return replace(r, steps=r.steps or method.steps, strength=float(strength),
                    schedule=r.schedule or method.schedules[0], negative_prompt=negative,
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #7d47a7f6
+# %% ../../nbs/editor/208b_stages.ipynb #de4b70f3
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -188,7 +202,7 @@ def resolve(self: Stages,
     source_prompt, said = _source_prompt(r, method)
     notes += [*said, *cut_notes(self, r, source_prompt),
               *_photograph_notes(self, source, seen)]
-    filled = _fill_in(self, r, method, source, source_prompt=source_prompt, image=seen,
+    filled = _fill_in(self, r, method, source, mask, source_prompt=source_prompt, image=seen,
                       mask=None if mask is None else pixel_hash(mask), scheduler=scheduler,
                       **scales)
     stock = schedule == "stock"
@@ -197,7 +211,7 @@ def resolve(self: Stages,
                           self.parts.controlnet is not None)
     return filled, method, notes
 
-# %% ../../nbs/editor/208b_stages.ipynb #a72779d0
+# %% ../../nbs/editor/208b_stages.ipynb #3120a604
 @patch
 def sampler(self: Stages, r: EditRequest, method: Method) -> Sampler|None:
     "Lay out the scheduler that a filled-in request names, ready for one run; None if it has none."
@@ -221,11 +235,10 @@ def _own_map(stages, draft, name):
     "Bring a control picture into the model's frame, as the picture that is edited."
     r, spec, given = draft.request, stages.spec, draft.given[name]
     if given.size != draft.source.size: given = given.resize(draft.source.size, 1)
-    return fit_picture(given, spec.resolution, spec.multiple, r.size)[0]
+    return fit_picture(cut(draft, given), spec.resolution, spec.multiple, r.size)[0]
 
 def _control_map(stages, draft, fitted, control):
     "Draw the control map of a fitted picture, (1, 3, H, W) in [0, 1], or take it from the cache."
-    r = draft.request
     if isinstance(control, tuple):
         maps = [_control_map(stages, draft, fitted, c) for c in control]
         return None if all(m is None for m in maps) else maps
@@ -234,14 +247,14 @@ def _control_map(stages, draft, fitted, control):
         own = control in draft.given
         seen = _own_map(stages, draft, control) if own else control_map(fitted, control)
         return (to_tensor(seen)+1)/2
-    key = content_hash("edges", r.image, r.size, control)
+    key = content_hash("edges", *draft.seen, control)
     return draft.clock("control", lambda: stages.cache.get(key, draw))
 
-# %% ../../nbs/editor/208b_stages.ipynb #13f9d12b
+# %% ../../nbs/editor/208b_stages.ipynb #136f1a3d
 def _asking(stages, draft, edges) -> Denoiser:
     "Make the denoiser of a draft, which finds what is kept."
     r, s = draft.request, draft.settings
-    def stem(make): return stages.kept("stem", make, r.image, r.size, r.control)
+    def stem(make): return stages.kept("stem", make, *draft.seen, r.control)
     def half(key, make): return stages.kept("half", make, key.hex())
     return stages.denoiser(edges=edges, drop_w=r.schedule == "stock", tile=s.vae_tile,
                            memo=None if s.wide else stages.memo, stem=stem,
@@ -256,7 +269,9 @@ def fit(self: Stages, draft: Draft) -> Draft:
     "Bring the picture into the model's frame, draw its control map, and make ready to ask."
     r, spec = draft.request, self.spec
     draft.grid = self.times(r, draft.method)
-    def fitted(): return fit_picture(draft.source, spec.resolution, spec.multiple, r.size)
+    draft.crop = part_of(draft)
+    seen = cut(draft, draft.source)
+    def fitted(): return fit_picture(seen, spec.resolution, spec.multiple, r.size)
     picture, draft.frame = draft.clock("fit", fitted)
     draft.pixels = to_tensor(picture)
     maps = _control_map(self, draft, picture, r.control)
@@ -281,7 +296,7 @@ def text(self: Stages, draft: Draft) -> Draft:
     if negative: denoiser.negative = more.pop()
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #f951abe9
+# %% ../../nbs/editor/208b_stages.ipynb #8c338874
 def latent_shape(parts,         # `models.Components`
                  size: tuple    # (width, height) in pixels
                 ) -> tuple:
@@ -295,28 +310,25 @@ def encode(self: Stages, draft: Draft) -> Draft:
     r, d = draft.request, draft.denoiser
     draft.noise = Noise([r.seed], latent_shape(self.parts, r.size), d.device, d.dtype)
     def drawn(): return d.encode(draft.pixels, draft.noise.generators[0])
-    def mean(): return self.kept("z0", lambda: d.encode(draft.pixels), r.image, r.size)
-    z0 = draft.clock("encode", drawn if r.schedule == "stock" else mean)
+    def mean(): return self.kept("z0", lambda: d.encode(draft.pixels), *draft.seen)
+    unet = self.parts.unet.config
+    unseen = draft.method.fills and r.strength == 1 and unet.in_channels > unet.out_channels
+    z0 = draft.clock("encode", drawn if r.schedule == "stock" and not unseen else mean)
     draft.z0 = finite("source latents", z0)
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #bc6182af
-def _latent_mask(draft):
-    "A draft's mask at the size of its latents, (1, 1, h, w); None if it has none."
-    if draft.mask is None: return None
-    mask = torch.tensor(fit_mask(draft.mask, draft.frame))[None, None]
-    small = torch.nn.functional.interpolate(mask, draft.z0.shape[-2:], mode="area")
-    return small.to(draft.denoiser.device, draft.denoiser.dtype)
-
+# %% ../../nbs/editor/208b_stages.ipynb #09df721d
 @patch
 def start(self: Stages, draft: Draft) -> Draft:
     "Lay out all that the method is given."
     r, n = draft.request, len(draft.grid)
+    mask, pixel_mask = masks_of(draft)
     draft.job = Job(draft.denoiser, draft.z0, draft.target, draft.source_text, tuple(draft.grid),
                     draft.noise, guidance=[guidance_at(r.guidance, i, n) for i in range(n)],
                     source_guidance=r.source_guidance,
                     control=[control_at(r.control_scale, i, n) for i in range(n)],
-                    mask=_latent_mask(draft), options=r.options, on_step=draft.on_step,
+                    mask=mask, pixel_mask=pixel_mask, strength=r.strength,
+                    drawn=r.schedule == "stock", options=r.options, on_step=draft.on_step,
                     prompts=bare_prompts(r), pixels=draft.pixels,
                     sampler=self.sampler(r, draft.method))
     return draft
@@ -339,37 +351,16 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #6be4e15e
-def _found_region(draft):
-    "The region that the method found by itself, float32 (H,W) of the picture's size."
-    found = draft.job.found.float().repeat(1, 3, 1, 1)*2-1
-    seen = to_image(found).resize(draft.request.size, 2)
-    return np.asarray(unfit(seen, draft.frame))[..., 0].astype(np.float32)/255
-
-def _brought_back(draft) -> tuple:
-    "The edited picture at the source's size, and the region that may change: None is all of it."
-    if draft.decoded is None: return None, None
-    back, region = unfit(draft.decoded, draft.frame), draft.mask
-    if draft.job.found is not None:
-        own = _found_region(draft)
-        region = own if region is None else region*own
-        if not region.any(): return None, None
-    return back, region
-
-def _put_in_place(draft, back, region):
-    "The picture that an edit gives."
-    if back is None or region is None: return back or draft.source
-    return composite(draft.source, back, region, draft.request.feather)
-
+# %% ../../nbs/editor/208b_stages.ipynb #70053949
 @patch
 def finish(self: Stages, draft: Draft) -> Draft:
     """Bring the edited picture back to the source's size, repair it if that was asked for, and
     keep what lies outside the region that may change."""
-    back, region = draft.clock("finish", lambda: _brought_back(draft))
+    back, region = draft.clock("finish", lambda: brought_back(draft))
     if draft.request.repair and back is not None:
         raw = back
         back = draft.clock("repair", lambda: mended(draft.source, raw, region, draft.said))
-    draft.image = draft.clock("finish", lambda: _put_in_place(draft, back, region))
+    draft.image = draft.clock("finish", lambda: put_in_place(draft, back, region))
     return draft
 
 # %% ../../nbs/editor/208b_stages.ipynb #e718d8f1

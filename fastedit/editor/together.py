@@ -94,7 +94,7 @@ def in_chunks(jobs: list,   # from `read_jobs`
         last = shape
     return chunks
 
-# %% ../../nbs/editor/208d_together.ipynb #7392a825
+# %% ../../nbs/editor/208d_together.ipynb #bd12c87c
 _OF_ITS_OWN = dict(prompt="a", source_prompt=None, seed=0, image=None, feather=0., repair=False)
 
 def going_together(draft) -> str:
@@ -128,6 +128,7 @@ def merged(drafts: list,  # prepared, with the same `going_together`
     if denoisers[0]._negative is not None: denoiser.negative = denoisers[0]._negative
     return replace(jobs[0], denoiser=denoiser, noise=_noises(jobs), z0=_rows([j.z0 for j in jobs]),
                    target=_texts([j.target for j in jobs]), mask=_rows([j.mask for j in jobs]),
+                   pixel_mask=_rows([j.pixel_mask for j in jobs]),
                    source=_texts([j.source for j in jobs]), pixels=_rows([j.pixels for j in jobs]))
 
 # %% ../../nbs/editor/208d_together.ipynb #39854e21

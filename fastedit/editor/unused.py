@@ -63,7 +63,7 @@ def _option_notes(r, method) -> list:
     if given.get("eta") and r.scheduler in (None, *_NO_ETA): lost["eta"] = "scheduler ddim or tcd"
     return [f"option {k}={given[k]} does nothing without {way}" for k, way in lost.items()]
 
-# %% ../../nbs/editor/206b_unused.ipynb #345a6a83
+# %% ../../nbs/editor/206b_unused.ipynb #3346e858
 def _any_scale(scale) -> bool:
     "Whether a ControlNet scale, or one of several, is not 0."
     return any(map(_any_scale, scale)) if isinstance(scale, tuple) else bool(scale)
@@ -77,6 +77,8 @@ def _place_notes(r, asked, method, mask, has_control) -> list:
         out.append(f"control_scale {wanted} does nothing: {why}")
     if r.control != "none" and not _any_scale(r.control_scale):
         out.append(f"control {r.control!r} does nothing at control_scale 0")
+    if r.mask_crop is not None and not mask: out.append(f"mask_crop {r.mask_crop} does nothing "
+                                                        "without a mask")
     if r.feather != 2 and not mask and r.options.get("region", "given") == "given":
         out.append(f"feather {r.feather:g} does nothing without a mask")
     return out

@@ -35,11 +35,12 @@ class Work:
         return replace(self, steps=steps, nfe=round(self.nfe*k), calls=round(self.calls*k),
                        control_nfe=round(self.control_nfe*k))
 
-# %% ../../nbs/memory/063_work.ipynb #bab7f39c
+# %% ../../nbs/memory/063_work.ipynb #7928fd99
 def default_work(spec,            # `ModelSpec`
                  channels: int=4  # input channels of its UNet
                 ) -> Work:
     "Say what an edit asks where no method is named; an instruction model has its own."
     zeros = zeros_for_empty({}, spec.family)   # zeros for a negative prompt need no encoding
     if channels == 8: return Work("instruct", 50, 3, 150, 50, prompts=2-zeros)
+    if channels == 9: return Work("inpaint", 25, 2, 50, 25, prompts=2-zeros)
     return Work("edit_friendly-4", 4, 2, 8, 4)   # `methods.DEFAULT_METHOD`, without guidance

@@ -12,7 +12,7 @@ from .regions import changed_region
 # %% auto #0
 __all__ = ['Job']
 
-# %% ../../nbs/methods/091_job.ipynb #be5a8eb8
+# %% ../../nbs/methods/091_job.ipynb #5237f64c
 @dataclass
 class Job:
     "Everything that a method is given; latents are (B, 4, h, w)."
@@ -33,6 +33,9 @@ class Job:
     found: torch.Tensor=None   # (B, 1, h, w), the region that was found, once the method has run
     watch: object=None         # attention rule that finds the region, with `region="words"`
     changes: list=field(default_factory=list)  # |f(tgt)-f(src)| of each step so far
+    pixel_mask: torch.Tensor=None  # (1, 1, H, W) in [0, 1], the mask in pixels of the model's frame
+    strength: float=1.         # start time as a share of the schedule
+    drawn: bool=False          # whether latents are drawn from the VAE's posterior, as in stock
     sampler: object=None       # `Sampler`: diffusers' scheduler that steps; None: the method's own
 
     @property

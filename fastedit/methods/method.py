@@ -34,7 +34,7 @@ REGION = dict(
     threshold=Option(.3, 0., 1., "share of the largest change, or of the strongest attention, "
                      "that counts as region"))
 
-# %% ../../nbs/methods/093_method.ipynb #0271f1f4
+# %% ../../nbs/methods/093_method.ipynb #043463e3
 @dataclass(frozen=True)
 class Method:
     "A method as data."
@@ -57,7 +57,7 @@ class Method:
     gradients: bool=False    # whether it needs gradients through the UNet
     attention: bool=False    # whether it controls attention
     cfg: bool=False          # whether it is made of CFG pairs: a guidance embedding will not do
-    channels: int=4          # input channels of the UNet
+    channels: int|tuple=4    # input channels of the UNet, or all numbers that will do
     schedulers: tuple=()     # classes of schedulers that it works with; () is any
     pipeline: bool=False     # whether it runs one of diffusers' own pipelines
     edits: bool=True         # False for controls, which leave the picture as it is
@@ -68,6 +68,7 @@ class Method:
     rows: object=None        # cfg -> most samples in one call of the UNet; None: all of a step
     calls: object=None       # (steps, nfe, cfg) -> calls of the UNet; None: one a step
     sampled: bool=False      # whether one of diffusers' schedulers can do its steps
+    fills: bool=False        # whether it fills what a mask covers, from noise at strength 1
 
 # %% ../../nbs/methods/093_method.ipynb #b92a8ceb
 @patch

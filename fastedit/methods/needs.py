@@ -12,17 +12,21 @@ from .method import Method, cost
 # %% auto #0
 __all__ = ['check_model', 'work']
 
-# %% ../../nbs/methods/094_needs.ipynb #0f8dfa10
+# %% ../../nbs/methods/094_needs.ipynb #c9e715b3
 _FEW = ("LCMScheduler", "TCDScheduler")   # schedulers of models that were distilled for few steps
 
 def _refuse_model(method, unet, kind, name):
     "Refuse a model whose UNet or scheduler a method cannot work with."
-    needed = method.channels*unet.out_channels//4   # the method's number is for 4 of latents
-    if unet.in_channels != needed:
-        way = ("use an instruction model such as 'instruct-pix2pix'" if method.channels == 8
-               else "use 'instruct' with this model")
-        raise ModelError(f"method {method.key!r} needs a UNet with {needed} input "
-                         f"channels, and that of {name!r} has {unet.in_channels}: {way}")
+    n = unet.out_channels
+    counts = {4: n, 8: 2*n, 9: 2*n+1}   # a method's numbers are for 4 of latents
+    taken = method.channels if isinstance(method.channels, tuple) else (method.channels,)
+    needed = [counts.get(c, c*n//4) for c in taken]
+    if unet.in_channels not in needed:
+        way = {2*n: "use 'instruct' with this model", 2*n+1: "use 'inpaint' with this model"}
+        said = way.get(unet.in_channels, "use another model")
+        if taken == (8,): said = "use an instruction model such as 'instruct-pix2pix'"
+        raise ModelError(f"method {method.key!r} needs a UNet with {' or '.join(map(str, needed))} "
+                         f"input channels, and that of {name!r} has {unet.in_channels}: {said}")
     if method.schedulers and kind not in method.schedulers:
         raise ModelError(f"method {method.key!r} needs one of {', '.join(method.schedulers)}, "
                          f"and {name!r} was distilled for {kind}, whose grid has no such steps: "

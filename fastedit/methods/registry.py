@@ -18,9 +18,9 @@ from .presets import PRESETS, Preset, preset_method
 __all__ = ['PAGES', 'page_methods', 'register_method', 'register_preset', 'method_names', 'preset_names', 'find_preset',
            'find_method', 'method_table']
 
-# %% ../../nbs/methods/096_registry.ipynb #5afc6da3
+# %% ../../nbs/methods/096_registry.ipynb #2fe2ee5f
 PAGES = ("img2img", "ddcm", "turbo", "edit_friendly", "chord", "ddim", "p2p", "null_text",
-         "masactrl", "pnp", "renoise", "leditspp", "instruct", "controls")
+         "masactrl", "pnp", "renoise", "leditspp", "instruct", "inpaint", "controls")
 
 def page_methods(page: str) -> dict:
     "Import a page of the package: its methods by name."
@@ -149,12 +149,13 @@ def find_method(key: str) -> Method:
                       f"{', '.join(method_names())}; a preset: {', '.join(preset_names())}; or "
                       "FILE.py:NAME for one of your own")
 
-# %% ../../nbs/methods/096_registry.ipynb #18142d72
+# %% ../../nbs/methods/096_registry.ipynb #57fe2676
 def _needs(m: Method) -> str:
     "Say in words what a method needs besides a picture and a prompt."
     said = {"source prompt": m.source_prompt, "instruction": m.instruction,
             "gradients": m.gradients, "attention control": m.attention, "CFG": m.cfg,
-            f"{m.channels}-channel UNet": m.channels != 4, "/".join(m.schedulers): m.schedulers}
+            f"{m.channels}-channel UNet": m.channels not in (4, (9, 4)),
+            "/".join(m.schedulers): m.schedulers}
     return ", ".join(word for word, needed in said.items() if needed)
 
 # %% ../../nbs/methods/096_registry.ipynb #ac1529d2

@@ -10,19 +10,19 @@ from .base import Job, Option
 # %% auto #0
 __all__ = ['ETA', 'sample']
 
-# %% ../../nbs/methods/099b_sampling.ipynb #74a811e1
+# %% ../../nbs/methods/099b_sampling.ipynb #f87d7fce
 ETA = Option(0., 0., 1., "with scheduler ddim or tcd: share of fresh noise in a step, as the "
              "stock pipelines' eta")
 
 def sample(job: Job,
-           beside: torch.Tensor=None,  # further channels that the UNet wants, (B, c, h, w)
-           pure: bool=False,           # start from noise alone
-           blend: bool=True            # put the source back where the mask is 0
+           beside=None,  # makes further keywords for the UNet, such as channels beside `x`
+           pure: bool=False,  # start from noise alone
+           blend: bool=True   # put the source back where the mask is 0
           ) -> torch.Tensor:
     "Noise `z0` to the first time, then let the job's scheduler go from time to time."
     d, s, noise, eta = job.denoiser, job.sampler, job.noise(), job.options.get("eta", 0.)
     x = s.pure(noise) if pure else s.noised(job.z0, noise)
-    more = {} if beside is None else dict(beside=beside)
+    more = {} if beside is None else beside()   # after the noise, as stock pipelines draw
     for i, t in enumerate(job.grid):
         seen = s.scaled(x, i)
         e = d.output(seen, t, job.target, job.guidance[i], job.control[i], **more)

@@ -38,18 +38,20 @@ _TINY_VAE = dict(in_channels=3, out_channels=3, down_block_types=("DownEncoderBl
                  layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=64,
                  force_upcast=False)
 
-# %% ../../nbs/models/049c_random_models.ipynb #08f991e7
+# %% ../../nbs/models/049c_random_models.ipynb #cd0ec89e
 def tiny_configs(family: str="sdxl",          # "sdxl" or "sd15"
                  channels: tuple=(32, 64, 64),  # of the UNet's levels
                  w_embedding: bool=False,     # whether guidance is an input
                  vocab: int=514,              # tokens
-                 width: int=32                # of the text states
+                 width: int=32,               # of the text states
+                 in_channels: int=4           # of the UNet: 8 for instructions, 9 for inpainting
                 ) -> dict:
     "Write configurations of a small model, {component: (class, config)}."
     xl = family == "sdxl"
     common, text = _tiny_unet(xl, channels, width), _tiny_text(vocab, width)
     unet = dict(common, sample_size=16, out_channels=4,
                 up_block_types=(CROSS_UP, CROSS_UP, UP) if xl else (UP, CROSS_UP, CROSS_UP))
+    unet["in_channels"] = in_channels
     if w_embedding: unet["time_cond_proj_dim"] = 32
     control = dict(common, conditioning_embedding_out_channels=(8, 16, 16))
     configs = dict(unet=("UNet2DConditionModel", unet), controlnet=("ControlNetModel", control),
