@@ -173,3 +173,51 @@ def test_a_mask_of_another_shape_is_refused(cat):
 def test_a_missing_file_is_named():
     with pytest.raises(ImageError, match="nowhere.png"):
         repair("nowhere.png", "nowhere.png")
+
+
+# --- what a fault of the whole picture explains
+
+
+def test_a_thing_that_moved_is_no_movement_of_the_picture(cat):
+    before = np.full((160, 200, 3), 200, np.uint8)
+    before[120:] = 90, 160, 80
+    before[30:36, 140:190] = 40, 60, 160
+    thing = cat[60:100, 100:140]
+    after = before.copy()
+    before[50:90, 40:80] = thing
+    after[53:93, 44:84] = thing
+    r = register(before, after)
+    assert r.shift == (0.0, 0.0) and r.scale == 1.0
+
+
+def test_edges_inside_the_edit_are_not_asked(cat):
+    before, after = cat.copy(), move(cat, (2, -1))
+    box = np.zeros(cat.shape[:2], bool)
+    box[20:220, 30:230] = True  # most of the picture is replaced
+    after[box] = data.coffee()[100:340, 100:420][box]
+    r = register(before, after, where=~box)
+    assert np.allclose(r.shift, (2, -1), atol=0.1)
+
+
+def test_a_colour_change_forwards_and_back(cat):
+    warm = tint(cat, b=9, contrast=0.85)
+    change = colour_change(cat, warm)
+    assert np.abs(change.apply(cat).astype(int) - warm).mean() < 3
+    assert np.abs(change.undo(change.apply(cat)).astype(int) - cat).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [lambda a: smooth(a, 1.8), lambda a: tint(a, lightness=14), lambda a: tint(a, contrast=1.3)],
+    ids=["blur", "brightness", "contrast"],
+)
+def test_a_fault_of_the_whole_is_no_change_of_the_background(cat, edited, fault):
+    found = diagnose(cat, fault(edited[0]), mask=edited[1]).found
+    assert found and not {"background", "objects", "overedited"} & set(found)
+
+
+def test_bent_shapes_are_told_from_another_picture(cat, edited):
+    assert "structure" in diagnose(cat, bend(edited[0], 4), mask=edited[1]).found
+    other = data.coffee()[100:340, 100:420]
+    mixed = (cat * 0.3 + other * 0.7).astype(np.uint8)
+    assert diagnose(cat, mixed).found == ("overedited",)

@@ -241,7 +241,9 @@ def build(out: Path) -> list:
             return problems
         shutil.copytree(source / "thumbs", fresh / "thumbs", dirs_exist_ok=True)
         write_plain(site, fresh)
-        problems += checks.check(fresh)
+        bad, checked = checks.check(fresh)
+        problems += bad
+        print(f"checked: {checked}", flush=True)
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(fresh, out)
     (out / ".nojekyll").touch()

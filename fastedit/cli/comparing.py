@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bench', 'report']
 
-# %% ../../nbs/cli/909_comparing.ipynb #ffc74b67
+# %% ../../nbs/cli/909_comparing.ipynb #c707db94
 from pathlib import Path
 import typer
 from .checks import check_bench
@@ -13,7 +13,7 @@ from .options import (Device, JsonFile, Lora, Quiet, argument, deliver, loras,
                                   named_values, option, writable, writable_json)
 from .terminal import app, say
 from .waiting import bring, waiting
-from ..core import FastEditError
+from ..core import FastEditError, atomic_write
 
 # %% ../../nbs/cli/909_comparing.ipynb #42bc8dad
 Config = option(Path, "TOML file with the same settings; what is given here as well counts more.")
@@ -41,7 +41,7 @@ Sample = option(int, "A sample of so many, types in proportion.", min=1)
 Limit = option(int, "The first so many.", min=1)
 SkipBad = option(bool, "Go on without bad entries.", "--skip-bad")
 
-# %% ../../nbs/cli/909_comparing.ipynb #e14e879c
+# %% ../../nbs/cli/909_comparing.ipynb #1da9f3e4
 Out = option(Path, "Results folder; the same command goes on where it was stopped. "
              "[fastedit-bench]")
 Shard = option(str, "The I-th of N shares of the pictures. [1/1]", metavar="I/N")
@@ -49,6 +49,8 @@ Workers = option(int, "Threads that score and write meanwhile; 0: nothing overla
                  min=0, max=16)
 Merge = option(list[Path], "Take in another results folder first; may be repeated.")
 Retry = option(bool, "Try the failures of an earlier run again.", "--retry")
+FlatRows = option(Path, "Also write one line of figures for each edit, as JSONL.", "--rows",
+                  metavar="FILE")
 AllowFailures = option(bool, "End well though some edits failed.", "--allow-failures")
 
 # %% ../../nbs/cli/909_comparing.ipynb #be9c0de1
@@ -88,7 +90,7 @@ def run_to_the_end(asked: dict, quiet: bool):
             f"from what is in {Path(asked['out'])}")
         raise typer.Exit(128+getattr(e, "number", 2))
 
-# %% ../../nbs/cli/909_comparing.ipynb #7cedb5a5
+# %% ../../nbs/cli/909_comparing.ipynb #28507a91
 def bench_text(found, folder) -> str:
     "Tables of a benchmark, what was left out of it, and where its files are."
     from fastedit.studies.bench import tell_rates
@@ -98,6 +100,14 @@ def bench_text(found, folder) -> str:
     return "\n".join([str(found.table()), f"\n{found.types}", tell_rates(found), found.cost,
                       *refused, *missing,
                       f"rows, pictures and tables: {folder}"])
+
+def write_flat(found, path):
+    "Write one line of figures for each edit."
+    from fastedit.studies.bench import flat_rows
+    from fastedit.core import canonical_json
+    def short(v): return float(f"{v:.4g}") if isinstance(v, float) else v
+    lines = [canonical_json({k: short(v) for k, v in r.items()}) for r in flat_rows(found.rows)]
+    atomic_write(path, ("\n".join(lines)+"\n").encode())
 
 def check_failed(found, allowed: bool):
     "Fail if edits failed, unless that is `allowed`."
@@ -109,7 +119,7 @@ def check_failed(found, allowed: bool):
     raise FastEditError(f"{text}: the rows hold the reasons; --retry tries them again, "
                         "--allow-failures accepts them")
 
-# %% ../../nbs/cli/909_comparing.ipynb #8cc4bb8a
+# %% ../../nbs/cli/909_comparing.ipynb #d6d83fb2
 @app.command()
 def bench(config: Config=None,
           dataset: Dataset=None,
@@ -137,6 +147,7 @@ def bench(config: Config=None,
           merge: Merge=None,
           retry: Retry=False,
           allow_failures: AllowFailures=False,
+          rows: FlatRows=None,
           json_file: JsonFile=None,
           quiet: Quiet=False):
     "Compare methods on a data set, with intervals; may be stopped at any point."
@@ -152,10 +163,12 @@ def bench(config: Config=None,
     folder = Path(asked["out"])
     writable(folder/"run.json")
     writable_json(json_file)
+    if rows: writable(rows, (".jsonl",))
     check_bench(asked)
     bring(quiet)
     found = run_to_the_end(asked, quiet)
     if found.rank: return   # another process tells it
+    if rows: write_flat(found, rows)
     if merge and not quiet: say(f"note: {found.session['merged']} rows taken in")
     deliver(bench_text(found, folder), found.to_dict(), json_file)
     check_failed(found, allow_failures)

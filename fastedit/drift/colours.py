@@ -28,7 +28,7 @@ def delta_e(a: np.ndarray,       # uint8 (H, W, 3)
     if sigma: a, b = (cv2.GaussianBlur(x, (0, 0), sigma) for x in (a, b))
     return np.sqrt(((a-b)**2).sum(-1))
 
-# %% ../../nbs/drift/021_colours.ipynb #b3cedc3b
+# %% ../../nbs/drift/021_colours.ipynb #180571ce
 @dataclass(frozen=True)
 class ColourChange:
     "How the colours of a picture differ from those of another that shows the same."
@@ -48,6 +48,13 @@ class ColourChange:
         "Give a changed picture the colours of the other one, uint8 (H, W, 3)."
         m = np.float32(self.matrix)
         return to_bytes(after.astype(np.float32)@m[:, :3].T+m[:, 3])
+    def apply(self,
+              before: np.ndarray  # uint8 (H, W, 3)
+             ) -> np.ndarray:
+        "Give an unchanged picture the colours of the changed one, uint8 (H, W, 3)."
+        m = np.float32(self.matrix)
+        if abs(np.linalg.det(m[:, :3])) < .05: return before   # it cannot be told backwards
+        return to_bytes((before.astype(np.float32)-m[:, 3])@np.linalg.inv(m[:, :3]).T)
     def __str__(self):
         return (f"{self.lightness:+.1f} lighter, {self.red:+.1f} redder, {self.yellow:+.1f} "
                 f"yellower, contrast x{self.contrast:.2f}")

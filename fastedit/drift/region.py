@@ -13,7 +13,7 @@ from .colours import to_lab
 # %% ../../nbs/drift/023_region.ipynb #7007071b
 cv2 = Later("cv2")
 
-# %% ../../nbs/drift/023_region.ipynb #52897afe
+# %% ../../nbs/drift/023_region.ipynb #256bcf9a
 def disc(radius: float) -> np.ndarray:
     "Round neighbourhood for growing and shrinking."
     n = 2*max(0, round(radius))+1
@@ -28,7 +28,8 @@ def _blurred(a):
 def excess(before: np.ndarray,        # uint8 (H, W, 3)
            after: np.ndarray,         # uint8 (H, W, 3), lying on it, with its colours
            covered: np.ndarray=None,  # (H, W) bool: pixels that `after` shows; None: all
-           floor: float=3.            # smallest difference that counts, Delta E
+           floor: float=3.,           # smallest difference that counts, Delta E
+           noise: float=None          # difference that is everywhere, Delta E; None: the median
           ) -> np.ndarray:
     "Map the difference as a multiple of what means nothing, float32 (H, W)."
     was, now = _blurred(before), _blurred(after)
@@ -36,7 +37,7 @@ def excess(before: np.ndarray,        # uint8 (H, W, 3)
     steep = np.hypot(*(cv2.Sobel(light, cv2.CV_32F, *way, scale=1/8) for way in ((1, 0), (0, 1))))
     steep = cv2.dilate(cv2.GaussianBlur(steep, (0, 0), 1), disc(1))
     counted = d if covered is None else d[covered]
-    noise = float(np.median(counted)) if counted.size else 0.
+    if noise is None: noise = float(np.median(counted)) if counted.size else 0.
     out = d/(max(floor, 2.5*min(noise, 3*floor))+.8*steep)
     if covered is not None: out[~covered] = 0
     return out

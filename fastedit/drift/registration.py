@@ -68,12 +68,13 @@ def onto_source(after: np.ndarray,           # uint8 (H, W, 3), of the source's 
     inside = cv2.warpAffine(np.ones((h, w), np.float32), m, (w, h), flags=flags)
     return back, inside > .999
 
-# %% ../../nbs/drift/022_registration.ipynb #31397617
-def _edges(grey, most=20_000):
-    "Indices and gradients of the pixels with the steepest gradients."
+# %% ../../nbs/drift/022_registration.ipynb #a50992b2
+def _edges(grey, where=None, most=20_000):
+    "Indices and gradients of the pixels with the steepest gradients, of those that count."
     gx, gy = (cv2.Sobel(grey, cv2.CV_32F, *d, scale=1/8) for d in ((1, 0), (0, 1)))
     size = np.hypot(gx, gy)
     size[[0, 1, -2, -1]] = size[:, [0, 1, -2, -1]] = 0
+    if where is not None: size[~where] = 0
     n, flat = min(most, int(size.size*.3)), size.ravel()
     best = np.argpartition(flat, -n)[-n:]
     best = best[flat[best] > max(1, .05*np.quantile(flat[best], .95))]
@@ -86,6 +87,11 @@ def _gain(x, y, w):
     g = np.clip(g, .5, 2)
     return g, my-g*mx
 
+def _centred(i, size):
+    "Coordinates of pixels about the centre, (2, n)."
+    w, h = size
+    return np.stack([i % w-(w-1)/2, i//w-(h-1)/2])
+
 def _small(p): return np.array([[1+p[2], -p[3], p[0]], [p[3], 1+p[2], p[1]], [0, 0, 1]])
 
 def _sampled(grey, points, t):
@@ -95,13 +101,13 @@ def _sampled(grey, points, t):
     values = cv2.remap(grey, x[None], y[None], cv2.INTER_LINEAR)[0]
     return values, (x >= 1) & (y >= 1) & (x < w-2) & (y < h-2)
 
-# %% ../../nbs/drift/022_registration.ipynb #1915f1fe
-def _refine(before, after, t, lenient=4., steps=25):
+# %% ../../nbs/drift/022_registration.ipynb #d4fd7844
+def _refine(before, after, t, lenient=4., steps=25, where=None):
     "Improve a map on one scale: (map, median misfit in pixels, share of edges that fit) or None."
     h, w = before.shape
-    i, gx, gy = _edges(before)
+    i, gx, gy = _edges(before, where)
     if len(i) < 30: return None
-    points, target = np.stack([i % w-(w-1)/2, i//w-(h-1)/2]), before.ravel()[i]
+    points, target = _centred(i, (w, h)), before.ravel()[i]
     jacobian = np.stack([gx, gy, gx*points[0]+gy*points[1], gy*points[0]-gx*points[1]], 1)
     steep, reach, gain = np.hypot(gx, gy)+2, max(h, w)/2, None
     for k in range(steps):
@@ -121,20 +127,25 @@ def _refine(before, after, t, lenient=4., steps=25):
     off = np.abs(off[inside])
     return t, float(np.median(off)), float((off < .5).mean())
 
-# %% ../../nbs/drift/022_registration.ipynb #aedc3869
+# %% ../../nbs/drift/022_registration.ipynb #5c0a2d2a
+def _shrunk(where, size):
+    "A region at another size; None is everywhere."
+    if where is None or where.shape == size[::-1]: return where
+    return cv2.resize(where.astype(np.float32), size, interpolation=cv2.INTER_AREA) > .9
+
 def _scaled(t, by):
     out = t.copy()
     out[:2, 2] *= by
     return out
 
-def _pyramid(before, after, t, fine=1):
+def _pyramid(before, after, t, fine=1, where=None):
     "Improve a map from small copies of the pictures to those shrunk by `fine`."
     best, f = None, 2**max(0, int(np.log2(min(before.shape)/40)))
     while f >= fine:
         size = (round(before.shape[1]/f), round(before.shape[0]/f))
         small = [cv2.GaussianBlur(cv2.resize(g, size, interpolation=cv2.INTER_AREA), (0, 0), .8)
                  for g in (before, after)]
-        if found := _refine(*small, _scaled(t, 1/f)):
+        if found := _refine(*small, _scaled(t, 1/f), where=_shrunk(where, size)):
             t, best = _scaled(found[0], f), (_scaled(found[0], f), found[1]*f, found[2])
         f //= 2
     return best
@@ -172,7 +183,7 @@ def _starts(before, after):
     scaled = [_shifted(before, after, s) for s in (.85, .9, .95, .98, 1.02, 1.05, 1.1, 1.15, 1.2)]
     for _, t in sorted(scaled, key=lambda found: -found[0])[:3]: yield t
 
-# %% ../../nbs/drift/022_registration.ipynb #8751ed2a
+# %% ../../nbs/drift/022_registration.ipynb #00601f08
 def _grey(a, side):
     "Float grey picture of at most `side` pixels, and the factor to it."
     grey = cv2.cvtColor(a, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -180,27 +191,54 @@ def _grey(a, side):
     size = (round(grey.shape[1]*f), round(grey.shape[0]*f))
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if f < 1 else grey, f
 
-def _fit_as_it_is(before, after):
+def _fit_as_it_is(before, after, where=None):
     "Median misfit and share of edges that fit if nothing moved."
-    i, gx, gy = _edges(before)
+    i, gx, gy = _edges(before, where)
     if not len(i): return 0., 0.
     change = (after-before).ravel()[i]
     off = np.abs(change-np.median(change))/(np.hypot(gx, gy)+2)
     return float(np.median(off)), float((off < .5).mean())
 
-def _best_map(before, after):
+# %% ../../nbs/drift/022_registration.ipynb #eac2cd17
+def _misfits(after, target, steep, points, t):
+    "Misfit of each edge under a map, 0..1 of a pixel, and which of them lie inside."
+    values, inside = _sampled(after, points, t)
+    weight = inside.astype(float)
+    for _ in range(3):
+        gain = _gain(values, target, weight)
+        off = np.abs(gain[0]*values+gain[1]-target)/steep
+        weight = inside/(1+(2*off)**2)**2
+    return off.clip(0, 1), inside
+
+CELLS, MOST_CELLS = 4, .6   # of each side; share of those with edges in which a map must do better
+
+def _moves_everywhere(before, after, t, where=None) -> bool:
+    "Whether a map fits better than none in most parts of the picture, not in one thing alone."
+    h, w = before.shape
+    i, gx, gy = _edges(before, where)
+    if not len(i): return False
+    points, target, steep = _centred(i, (w, h)), before.ravel()[i], np.hypot(gx, gy)+2
+    (still, a), (moved, b) = (_misfits(after, target, steep, points, m) for m in (np.eye(3), t))
+    cell = (i//w)*CELLS//h*CELLS+(i % w)*CELLS//w
+    better = [still[c].mean()-moved[c].mean() for c in
+              ((cell == k) & a & b for k in range(CELLS**2)) if c.sum() >= max(12, .01*len(i))]
+    return len(better) >= 3 and np.mean(np.array(better) > .01) >= MOST_CELLS
+
+# %% ../../nbs/drift/022_registration.ipynb #9c483177
+def _best_map(before, after, where=None):
     "Map with the least misfit, from several starts."
     def blurred(): return [cv2.GaussianBlur(g, (0, 0), .8) for g in (before, after)]
-    tries = [lambda: _refine(*blurred(), np.eye(3), 1.)]
+    tries = [lambda: _refine(*blurred(), np.eye(3), 1., where=where)]
     found = []
-    for one in (run() for run in chain(tries, (partial(_pyramid, before, after, t)
+    for one in (run() for run in chain(tries, (partial(_pyramid, before, after, t, where=where)
                                                for t in _starts(before, after)))):
         if one is None: continue
         found.append(one)
         if one[2] > .67: break
     best = max(found, key=lambda one: one[2], default=None)
-    misfit, share = _fit_as_it_is(*blurred())
-    if best is None or best[2] < share+.03 and best[1] > .7*misfit: best = np.eye(3), misfit, share
+    misfit, share = _fit_as_it_is(*blurred(), where)
+    little = best is None or best[2] < share+.03 and best[1] > .7*misfit
+    if little or not _moves_everywhere(*blurred(), best[0], where): best = np.eye(3), misfit, share
     return best
 
 def framed(before, after) -> tuple:
@@ -213,12 +251,13 @@ def framed(before, after) -> tuple:
 
 def register(before,           # source picture, anything that `load_image` takes
              after,            # edited picture; another size is brought to the source's first
-             side: int=768     # larger pictures are shrunk to this for finding the map, pixels
+             side: int=768,    # larger pictures are shrunk to this for finding the map, pixels
+             where: np.ndarray=None  # (H, W) bool: pixels of the source that count; None: all
             ) -> Registration:
     "Find how what a picture shows has moved, scaled and turned in an edited copy of it."
     a, b, stretch = framed(before, after)
     (small, f), (other, _) = _grey(a, side), _grey(b, side)
-    found = _best_map(small, other)
+    found = _best_map(small, other, _shrunk(where, small.shape[::-1]))
     if found is None: return Registration(share=0., stretch=stretch)
     t, misfit, share = found
     shift, scale = t[:2, 2]/f, float(np.hypot(t[0, 0], t[1, 0]))

@@ -49,7 +49,7 @@ def _moved(registration, size):
 
 def _coloured(change): return change.cast > ALIKE or abs(change.contrast-1) > FLAT
 
-# %% ../../nbs/drift/025_repair.ipynb #247d064e
+# %% ../../nbs/drift/025_repair.ipynb #ee4f418a
 def _colours_and_region(before, aligned, covered, known):
     "Change of all colours, the picture without it, the map of differences, and the region."
     where = covered if known is None else covered & ~known
@@ -57,6 +57,8 @@ def _colours_and_region(before, aligned, covered, known):
         change = colour_change(before, aligned, where)
         undone = change.undo(aligned) if _coloured(change) else aligned
         amount = excess(before, undone, covered)
+        if undone is not aligned:   # what ran into black or white agrees only this way round
+            amount = np.minimum(amount, excess(change.apply(before), aligned, covered))
         region = region_of(amount)
         if known is not None or region.mean() > .6: break   # too little is left to fit it to
         where = covered & ~cv2.dilate(region.astype(np.uint8), disc(3)).astype(bool)
@@ -71,7 +73,8 @@ def measure_drift(before,                 # source picture, anything that `load_
     if np.array_equal(a, b):
         nothing = np.zeros(a.shape[:2], np.float32)
         return Drift(a, b, Registration(), NO_COLOUR_CHANGE, b, nothing == 0, nothing, nothing > 0)
-    found = register(a, b)
+    counts = None if known is None else ~(cv2.dilate(known.astype(np.uint8), disc(2)) > 0)
+    found = register(a, b, where=counts)
     aligned, covered = b, np.ones(a.shape[:2], bool)
     if _moved(found, a.shape[1::-1]): aligned, covered = onto_source(b, found)
     change, undone, amount, region = _colours_and_region(a, aligned, covered, known)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TUNING', 'HELD_OUT', 'TUNING_SEEDS', 'HELD_OUT_SEEDS', 'photograph', 'Base', 'blob', 'photo_base', 'drawn_base',
            'Case', 'make_case', 'cases', 'judge', 'judged', 'best_limit', 'scores', 'confusion', 'errors', 'calibrate',
-           'record', 'repair_case', 'judge_repair']
+           'record', 'confusion_table']
 
 # %% ../../nbs/failures/363_calibration.ipynb #c4849a6c
 import json
@@ -301,7 +301,7 @@ def best_limit(rows: list, kind: str) -> float:
     a, b = abs(x[i]), abs(x[min(i+1, len(x)-1)])
     return float(f"{np.sqrt(a*b) if min(a, b) > 0 else (a+b)/2:.2g}")
 
-# %% ../../nbs/failures/363_calibration.ipynb #22c0e43d
+# %% ../../nbs/failures/363_calibration.ipynb #2449d2e9
 def scores(rows: list) -> dict:
     "Precision and recall of each kind, with how many were true and found."
     out = {}
@@ -341,7 +341,9 @@ def calibrate(path=None,               # file to write; None writes nothing
     tuning = judged(cases(False, per_kind, drawn), quiet=quiet)
     found = {**limits(), **{k: best_limit(tuning, k) for k in KINDS}}
     held = judged(cases(True, per_kind, drawn), found, quiet)
-    out = dict(limits=found, tuning=dict(photographs=TUNING, seeds=TUNING_SEEDS, n=len(tuning)),
+    command = f"fastedit calibrate-failures --per-kind {per_kind} --drawn {drawn}"
+    out = dict(command=command, limits=found,
+               tuning=dict(photographs=TUNING, seeds=TUNING_SEEDS, n=len(tuning)),
                held_out=dict(photographs=HELD_OUT, seeds=HELD_OUT_SEEDS, n=len(held),
                              per_kind=per_kind, drawn=drawn, scores=scores(held),
                              confusion=confusion(held),
@@ -364,28 +366,15 @@ def record(found: dict  # what `calibrate` gave, or the packaged record
                          f"{e['within']:.0%} of {e['n']}")
     return "\n".join(lines)
 
-# %% ../../nbs/failures/363_calibration.ipynb #6ae67530
-def repair_case(base: Base, seed: int) -> dict:
-    "PSNR (dB) of background and edit before and after a repair, and of a clean edit repaired."
-    from fastedit.drift.repair import repair
-    from fastedit.measure import psnr
-    rng = np.random.default_rng(seed)
-    grain = (base.edited+rng.normal(0, 8, base.edited.shape)).clip(0, 255).astype(np.uint8)
-    edit = np.where(base.mask[..., None], grain, base.before)
-    way = rng.normal(size=3)
-    moved = move(edit, rng.uniform(-8, 8, 2), rng.uniform(.98, 1.02))
-    after = compress(tint(moved, *map(float, way*6/np.linalg.norm(way))), 92)
-    mended, clean = (np.asarray(repair(base.before, a).image) for a in (after, edit))
-    far = cv2.dilate(base.mask.astype(np.uint8), disc(10)) == 0
-    return dict(background=psnr(base.before, after, far), repaired=psnr(base.before, mended, far),
-                edit=psnr(base.edited, edit, base.mask),
-                edit_drifted=psnr(base.edited, after, base.mask),
-                edit_repaired=psnr(base.edited, mended, base.mask), clean=psnr(edit, clean))
-
-def judge_repair(held_out: bool=True, per_photograph: int=2, drawn: int=0) -> list:
-    "Measure repairs of photographs and drawn scenes whose right answer is known."
-    names, first = (HELD_OUT, HELD_OUT_SEEDS) if held_out else (TUNING, TUNING_SEEDS)
-    bases = [photo_base(n, names[(i+1) % len(names)], np.random.default_rng(first+10*i+k))
-             for i, n in enumerate(names) for k in range(per_photograph)]
-    bases += [drawn_base(first*1000+k) for k in range(drawn)]
-    return [repair_case(b, first+i) | dict(name=b.name) for i, b in enumerate(bases)]
+# %% ../../nbs/failures/363_calibration.ipynb #c2101f14
+def confusion_table(found: dict,     # what `calibrate` gave, or the packaged record
+                    least: int=1     # counts below are left out
+                   ):
+    "Lay out the confusion table of the held-out cases."
+    from fastedit.measure import Table
+    seen = found["held_out"]["confusion"]
+    names = [k for k in (*KINDS, "none") if k in seen]
+    def cell(t, f): return str(n) if (n := seen[t].get(f, 0)) >= least else ""
+    rows = tuple((t, *(cell(t, f) for f in names)) for t in names)
+    return Table(("true", *names), rows, "found on held-out cases",
+                 "A crop is a scale as well, and mostly a shift: the row of scale holds both.")

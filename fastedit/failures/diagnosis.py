@@ -77,11 +77,13 @@ def _judge(kind, evidence, at) -> Finding:
     bad = number < limit if KINDS[kind].below else number >= limit
     return Finding(kind, bool(bad), float(number), limit, _sentence(kind, number, limit, evidence))
 
-# %% ../../nbs/failures/362_diagnosis.ipynb #410b426c
-_HIDES = dict(broken=tuple(k for k in KINDS if k != "broken"), ignored=("partial", "seam"),
-              overedited=("background", "objects", "structure", "smoothed", "colour", "contrast",
-                          "seam", "text"),
-              structure=("background", "objects", "seam", "shift", "scale", "text"),
+# %% ../../nbs/failures/362_diagnosis.ipynb #544ac6cf
+_HIDES = dict(broken=tuple(k for k in KINDS if k != "broken"),
+              structure=("background", "objects", "seam", "shift", "scale", "crop", "text",
+                         "overedited", "smoothed"),
+              overedited=("ignored", "background", "objects", "smoothed", "colour", "contrast",
+                          "seam", "text", "partial", "shift", "scale", "crop"),
+              ignored=("partial", "seam"),
               text=("objects",))
 
 def _deepest(findings: dict) -> dict:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LARGE_HEADS', 'Words', 'describe', 'scene_chunk', 'edit_chunk', 'drawn_within']
 
-# %% ../../nbs/world/037_chunks.ipynb #bf38f8e2
-import time
+# %% ../../nbs/world/037_chunks.ipynb #8937efc4
+import multiprocessing, time
 from dataclasses import dataclass
 import cv2
 import numpy as np
@@ -83,9 +83,10 @@ def describe(scenes: list,   # large scenes
                 labels=np.stack([_labels(s) for s in scenes]),
                 places=np.stack([_places(s) for s in scenes]), look=np.array(look, np.int16))
 
-# %% ../../nbs/world/037_chunks.ipynb #d33a1232
+# %% ../../nbs/world/037_chunks.ipynb #21b222a2
 def _wide_memory():
-    "Let a worker remember larger backgrounds, and keep to its core."
+    "Let a worker process remember larger backgrounds, and keep to its core."
+    if multiprocessing.parent_process() is None: return
     cv2.setNumThreads(1)
     _REMEMBERED[0] = 128
 
@@ -107,7 +108,7 @@ def edit_chunk(task: tuple  # the same
                 after=np.stack([e.target_image(size) for e in edits]),
                 told=np.stack([words.row(e.instruction) for e in edits]))
 
-# %% ../../nbs/world/037_chunks.ipynb #2c46bf9a
+# %% ../../nbs/world/037_chunks.ipynb #5b923d5f
 def drawn_within(draw,            # `scene_chunk` or `edit_chunk`
                  first: int,      # seed to begin with
                  most: int,       # pictures or edits that are wanted
@@ -126,6 +127,6 @@ def drawn_within(draw,            # `scene_chunk` or `edit_chunk`
             if time.monotonic() > end: return
     if cores == 0: gather(map(draw, tasks))
     else:
-        import multiprocessing as mp
-        with mp.get_context("spawn").Pool(cores) as pool: gather(pool.imap(draw, tasks))
+        new = multiprocessing.get_context("spawn")
+        with new.Pool(cores) as pool: gather(pool.imap(draw, tasks))
     return {k: np.concatenate([c[k] for c in found]) for k in found[0]}

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['draw_trade_off']
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #a119105e
+# %% ../../../nbs/studies/bench/376_curves.ipynb #998f9a77
 import re
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 from ...measure import trade_off as collect_curves
+from ...show import GREY, PALETTE, label_points, new_figure
 from .runs import CONTROLS
 from .tables import Bench, flat_rows
 
@@ -30,9 +31,8 @@ def trade_off(self: Bench,
     more_is_better = tuple(k != "structure_error" for k in (x, y))
     return collect_curves(rows, x, y, "value", up=more_is_better, draws=2000)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #124e799d
-_GREY = "0.45"
-_COLOURS = tuple(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))   # C7 is grey
+# %% ../../../nbs/studies/bench/376_curves.ipynb #d98a3672
+_COLOURS = tuple(c for c in PALETTE if c != "#444444")   # near the grey of the controls
 
 def _plain_name(name) -> str: return name.split(" on ")[0]
 
@@ -44,7 +44,7 @@ def _draw_curve(ax, name, points, colour):
     xs, ys = [p.x.mean for p in points], [p.y.mean for p in points]
     ax.errorbar(xs, ys, _gaps([p.y for p in points]), _gaps([p.x for p in points]), fmt="none",
                 ecolor=colour, alpha=.25, lw=1)
-    ax.plot(xs, ys, marker="s" if colour == _GREY else "o", color=colour, ms=5, lw=1.4,
+    ax.plot(xs, ys, marker="s" if colour == GREY else "o", color=colour, ms=5, lw=1.4,
             mfc="none" if "(oracle mask)" in name else colour, label=name,
             ls="none" if len(xs) == 1 else "-")
     for p in points:
@@ -53,13 +53,13 @@ def _draw_curve(ax, name, points, colour):
         ax.annotate(text, (p.x.mean, p.y.mean), xytext=(4, 4), textcoords="offset points",
                     fontsize=7, color=colour)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #8a20c08a
+# %% ../../../nbs/studies/bench/376_curves.ipynb #19bfc823
 def _draw_front(ax, points):
     front = sorted((p.x.mean, p.y.mean) for p in points if p.front)
     if len(front) < 2: return
-    ax.step(*zip(*front), where="pre", color="0.7", lw=3, zorder=0, label="Pareto front")
+    ax.step(*zip(*front), where="pre", color="#b2b2b2", lw=3, zorder=0)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #84b1f6f9
+# %% ../../../nbs/studies/bench/376_curves.ipynb #78d3fe8a
 def _known(value, otherwise): return value if np.isfinite(value) else otherwise
 
 def _leave_identity_out(ax, points):
@@ -75,35 +75,45 @@ def _leave_identity_out(ax, points):
     for p in points:
         if _plain_name(p.method) != "identity" or p.x.mean <= high+pad: continue
         ax.annotate(f"{p.method}, {p.x.mean:.0f} dB \u2192", (high+pad, p.y.mean), xytext=(-4, 6),
-                    textcoords="offset points", ha="right", fontsize=8, color=_GREY)
+                    textcoords="offset points", ha="right", fontsize=8, color=GREY)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #da412ee5
+# %% ../../../nbs/studies/bench/376_curves.ipynb #c64669be
 _AXES = dict(background_psnr="background PSNR in dB (more is kept)", success="edit success",
              structure_error="structure error", target_psnr="PSNR to the right answer in dB")
 
-def _finish(ax, x, y):
+def _names(ax, curves, colours) -> list:
+    "What `label_points` takes: the names of curves that are in view, and of the front."
+    (low, high), found = ax.get_xlim(), []
+    for (name, points), colour in zip(curves.items(), colours):
+        seen = [(p.x.mean, p.y.mean) for p in points if low <= p.x.mean <= high]
+        if seen: found.append((name, seen[::-1], colour))
+    front = [(p.x.mean, p.y.mean) for points in curves.values() for p in points
+             if p.front and low <= p.x.mean <= high]
+    return found+([("Pareto front", front, GREY)] if len(front) > 1 else [])
+
+def _finish(ax, x, y, names):
     ax.set_xlabel(_AXES.get(x, x))
     ax.set_ylabel(_AXES.get(y, y))
-    ax.legend(fontsize=8, frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
+    label_points(ax, names, 8)
 
-# %% ../../../nbs/studies/bench/376_curves.ipynb #c6d896bf
+# %% ../../../nbs/studies/bench/376_curves.ipynb #8df28b87
 def draw_trade_off(found: Bench,                    # results over several values of a knob
                    x: str="background_psnr", y: str="success",   # headline figures
                    size: tuple=(7.5, 5)             # inches
                   ) -> Image.Image:
     "Draw one curve per method over its knob, intervals as crosses, the front as a staircase."
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-    t, fig = found.trade_off(x, y), Figure(size, dpi=110, layout="constrained")
-    canvas, ax = FigureCanvasAgg(fig), fig.add_subplot()
-    for i, (name, points) in enumerate(t.curves().items()):
-        grey = _plain_name(name) in CONTROLS
-        _draw_curve(ax, name, points, _GREY if grey else _COLOURS[i % len(_COLOURS)])
-    _draw_front(ax, t.points)
-    if x.endswith("psnr"): _leave_identity_out(ax, t.points)
-    _finish(ax, x, y)
-    for text in fig.findobj(Text): text.set_parse_math(False)   # names may hold a $
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    from matplotlib import rc_context
+    t = found.trade_off(x, y)
+    curves = t.curves()
+    colours = [GREY if _plain_name(name) in CONTROLS else _COLOURS[i % len(_COLOURS)]
+               for i, name in enumerate(curves)]
+    with rc_context({"text.parse_math": False}):   # names may hold a $
+        fig, ax = new_figure(*size)
+        fig.set_dpi(110)
+        for (name, points), colour in zip(curves.items(), colours):
+            _draw_curve(ax, name, points, colour)
+        _draw_front(ax, t.points)
+        if x.endswith("psnr"): _leave_identity_out(ax, t.points)
+        _finish(ax, x, y, _names(ax, curves, colours))
+        fig.canvas.draw()
+    return Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3].copy())

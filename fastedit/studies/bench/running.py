@@ -304,7 +304,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
 
 def _profile_for(data) -> str: return "drawn" if data.kind == "drawn" else "corrected"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #7579f264
+# %% ../../../nbs/studies/bench/377_running.ipynb #7444127d
 def _whole(least: int, most: int=10**9):
     return Annotated[int, Interval(ge=least, le=most),
                      Give(f"a whole number from {least} to {most:,}")]
@@ -331,7 +331,7 @@ CONFIG = Schema("a benchmark's file", dict(
     seed=_whole(0), size=_whole(8, 16_384),
     types=_words(str|int|_Few, "a number or name of an edit type, or a list of these"),
     ids=_words(str|int|_Few, "an id, or a list of ids"), sample=_whole(1), limit=_whole(1),
-    skip_bad=_Switch, curves=_Switch, precision=_one_of(PRECISIONS),
+    skip_bad=_Switch, diagnose=_Switch, curves=_Switch, precision=_one_of(PRECISIONS),
     device=_words(str, "cpu, cuda, ..."), shard=_words(str, "i/n, such as 2/3"),
     workers=_whole(0, 16), retry=_Switch,
     loras=_words(str|list|dict, "a .safetensors file, [file, weight], or a list of these"),

@@ -42,7 +42,7 @@ def _belongs(r, line, run) -> bool:
             and r["versions"].get("fastedit") == run["versions"].get("fastedit")
             and r["request"].get("precision", run["precision"]) == run["precision"])
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #92c03b4f
+# %% ../../../nbs/studies/bench/375_tables.ipynb #296e2854
 _TOLD = ("type", "seed", "label", "method", "model", "knob", "value", "nfe", "control_nfe",
          "steps", "seconds", "network_seconds")
 
@@ -53,7 +53,8 @@ def flat_rows(rows) -> list:
 def _flat(r) -> dict:
     figures = HEADLINE[r["profile"]]
     head = {k: None if m is None else r["metrics"].get(m) for k, m in figures.items()}
-    return dict(image=r["id"], **{k: r[k] for k in _TOLD}, **head)
+    found = {} if r.get("failures") is None else dict(failures=r["failures"])
+    return dict(image=r["id"], **{k: r[k] for k in _TOLD}, **head, **found)
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #b61412fb
 _NUMBERS = ("success", "ignored", "background_psnr", "structure_error", "target_psnr", "seconds")

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Curve', 'sweep']
 
-# %% ../../../nbs/studies/sweep/346_answers.ipynb #8f7e70c9
+# %% ../../../nbs/studies/sweep/346_answers.ipynb #90c809dd
 from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 from ...core import DataError, OptionError
 from ...measure import Table, difference_interval, mean_interval, scores
+from ...show import PALETTE, label_lines, style
 from .running import Sweep
 from .views import short
 
@@ -36,12 +37,13 @@ class Curve:
     def __repr__(self) -> str: return repr(self.table)
     def _repr_markdown_(self) -> str: return self.table._repr_markdown_()
 
-# %% ../../../nbs/studies/sweep/346_answers.ipynb #dc1c8397
-def _draw_line(ax, name, points, ticks, words):
+# %% ../../../nbs/studies/sweep/346_answers.ipynb #b957552a
+def _draw_line(ax, name, points, ticks, words, colour):
     "One line with its interval, and its name at its end."
     xs = [ticks.index(x) if words else x for x, _ in points]
     ys = [y for _, y in points]
-    line, = ax.plot(xs, [y.mean for y in ys], marker="o", ms=3.5, lw=1.4, label=name)
+    line, = ax.plot(xs, [y.mean for y in ys], color=colour, marker="o", ms=3.5, lw=1.4,
+                    label=name)
     low, high = [y.low for y in ys], [y.high for y in ys]
     ax.fill_between(xs, low, high, color=line.get_color(), alpha=.15, lw=0)
 
@@ -49,13 +51,15 @@ def _draw_line(ax, name, points, ticks, words):
 def plot(self: Curve, ax=None):
     "Draw the curves with matplotlib; returns the axes."
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(5, 3))[1]
+    if ax is None:
+        with plt.rc_context(style()): ax = plt.subplots(figsize=(5, 3))[1]
     ticks = list(dict.fromkeys(x for points in self.lines.values() for x, _ in points))
     words = not all(isinstance(x, (int, float)) for x in ticks)
-    for name, points in self.lines.items(): _draw_line(ax, name, points, ticks, words)
+    for i, (name, points) in enumerate(self.lines.items()):
+        _draw_line(ax, name, points, ticks, words, PALETTE[i % len(PALETTE)])
     if words: ax.set_xticks(range(len(ticks)), [short(x) for x in ticks])
     ax.set(xlabel=self.field, ylabel=self.metric)
-    if len(self.lines) > 1: ax.legend(frameon=False, fontsize=8)
+    if len(self.lines) > 1: label_lines(ax, 8)
     return ax
 
 # %% ../../../nbs/studies/sweep/346_answers.ipynb #72f8ff7e
