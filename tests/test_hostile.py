@@ -487,3 +487,14 @@ def test_a_damaged_checkpoint_or_array_of_training_is_refused(tmp_path):
     for name in ("a", "b"):
         with pytest.raises(DataError, match=f"{name}.npy (is damaged|holds)"):
             kept_array(tmp_path / f"{name}.npy", (2,), np.uint8, None)
+
+
+def test_a_precision_that_cannot_be_shown_is_refused():
+    from fastedit.models import check_precision
+
+    class Silent:
+        def __repr__(self):
+            raise RuntimeError("no words")
+
+    with pytest.raises(OptionError, match="use one of|precision"):
+        check_precision(Silent())
