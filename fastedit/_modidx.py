@@ -318,6 +318,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastedit.denoise.codec._Sure': ('denoise/codec.html#_sure', 'fastedit/denoise/codec.py'),
                                         'fastedit.denoise.codec._Sure.sample': ( 'denoise/codec.html#_sure.sample',
                                                                                  'fastedit/denoise/codec.py'),
+                                        'fastedit.denoise.codec._check_alike': ( 'denoise/codec.html#_check_alike',
+                                                                                 'fastedit/denoise/codec.py'),
                                         'fastedit.denoise.codec._check_known': ( 'denoise/codec.html#_check_known',
                                                                                  'fastedit/denoise/codec.py'),
                                         'fastedit.denoise.codec._marked': ('denoise/codec.html#_marked', 'fastedit/denoise/codec.py'),

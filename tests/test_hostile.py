@@ -498,3 +498,12 @@ def test_a_precision_that_cannot_be_shown_is_refused():
 
     with pytest.raises(OptionError, match="use one of|precision"):
         check_precision(Silent())
+
+
+def test_two_tokenizers_of_different_length_are_refused():
+    import torch
+    from fastedit.denoise.codec import _check_alike
+
+    _check_alike([torch.zeros(1, 77, 4), torch.zeros(1, 77, 8)])
+    with pytest.raises(ModelError, match="77 and 64 tokens"):
+        _check_alike([torch.zeros(1, 77, 4), torch.zeros(1, 64, 8)])
