@@ -487,3 +487,23 @@ def test_a_damaged_checkpoint_or_array_of_training_is_refused(tmp_path):
     for name in ("a", "b"):
         with pytest.raises(DataError, match=f"{name}.npy (is damaged|holds)"):
             kept_array(tmp_path / f"{name}.npy", (2,), np.uint8, None)
+
+
+def test_a_precision_that_cannot_be_shown_is_refused():
+    from fastedit.models import check_precision
+
+    class Silent:
+        def __repr__(self):
+            raise RuntimeError("no words")
+
+    with pytest.raises(OptionError, match="use one of|precision"):
+        check_precision(Silent())
+
+
+def test_two_tokenizers_of_different_length_are_refused():
+    import torch
+    from fastedit.denoise.codec import _check_alike
+
+    _check_alike([torch.zeros(1, 77, 4), torch.zeros(1, 77, 8)])
+    with pytest.raises(ModelError, match="77 and 64 tokens"):
+        _check_alike([torch.zeros(1, 77, 4), torch.zeros(1, 64, 8)])

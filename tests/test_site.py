@@ -238,7 +238,7 @@ def built(tmp_path):
 
 
 def test_a_sound_site_has_no_problems(built):
-    assert checks.check(built) == []
+    assert checks.check(built)[0] == []
 
 
 @pytest.mark.parametrize(
@@ -254,18 +254,25 @@ def test_a_sound_site_has_no_problems(built):
 )
 def test_what_is_wrong_with_a_page_is_said(built, html, problem):
     (built / "c.html").write_text(html)
-    found = checks.check(built)
+    found, _ = checks.check(built)
     assert len(found) == 1 and found[0].startswith("c.html: ") and problem in found[0]
+
+
+def test_a_report_says_how_much_was_checked(built):
+    (built / "c.html").write_text('<a href="https://example.org/x#a">x</a>')
+    assert checks.check(built)[1] == (
+        "3 pages, 2 links inside, 1 assets, 1 pictures; 1 addresses outside, which are not visited"
+    )
 
 
 def test_links_to_other_hosts_are_left_alone(built):
     (built / "c.html").write_text('<a href="https://example.org/x">x</a><a href="mailto:a@b">b</a>')
-    assert checks.check(built) == []
+    assert checks.check(built)[0] == []
 
 
 def test_a_picture_may_leave_its_words_to_the_caption(built):
     (built / "c.html").write_text('<figure><img src="p.png" alt=""><figcaption>a</figcaption>')
-    assert checks.check(built) == []
+    assert checks.check(built)[0] == []
 
 
 # ---- one address
@@ -298,3 +305,13 @@ def test_version_and_licence_are_the_same_everywhere():
     assert (cited["version"], cited["license"]) == (settings["version"], settings["license"])
     newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert newest[1] == settings["version"]
+
+
+def test_nobody_is_sent_to_the_package_of_that_name_elsewhere():
+    sent = re.compile(r"pip install (?:-\S+ )*[\\\"']*fastedit(?![\w/]| @)")
+    assert sent.search("pip install -q --upgrade fastedit") and sent.search(
+        'pip install "fastedit[a]"'
+    )
+    read = [*ROOT.glob("*.md"), *ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("fastedit/**/*.py")]
+    found = [p.name for p in (*read, SITE / "build.py") if sent.search(p.read_text("utf-8"))]
+    assert found == []

@@ -96,7 +96,7 @@ def landing(site: pages.Site) -> str:
         "<p>Notebooks are the source: they export the package, and executed they are these",
         "pages. Everything here ran on a CPU, with trained miniature models that are part of the",
         "package.</p>",
-        "<p><code>pip install fastedit</code></p>",
+        f"<p><code>pip install git+{site.url}</code></p>",
         '<p><a href="tutorials/quickstart.html">Quickstart</a> ·',
         '<a href="tutorials/your_photo.html">your own photograph</a> ·',
         f'<a href="gallery.html">gallery</a> · <a href="{site.url}">source</a></p>',
@@ -241,7 +241,9 @@ def build(out: Path) -> list:
             return problems
         shutil.copytree(source / "thumbs", fresh / "thumbs", dirs_exist_ok=True)
         write_plain(site, fresh)
-        problems += checks.check(fresh)
+        bad, checked = checks.check(fresh)
+        problems += bad
+        print(f"checked: {checked}", flush=True)
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(fresh, out)
     (out / ".nojekyll").touch()

@@ -12,6 +12,7 @@ class _Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.links, self.assets, self.ids, self.headings, self.bare = [], [], set(), [], []
+        self.pictures = 0
         self.figures = 0  # open ones; a picture in a figure may leave its words to the caption
 
     def handle_starttag(self, tag, attrs):
@@ -27,6 +28,7 @@ class _Reader(HTMLParser):
         if tag in ("img", "script", "iframe", "source", "video", "audio") and a.get("src"):
             self.assets.append(a["src"])
         self.figures += tag == "figure"
+        self.pictures += tag == "img"
         captioned = self.figures and a.get("alt") == ""
         if tag == "img" and not (a.get("alt") or "").strip() and not captioned:
             self.bare.append((a.get("src") or "?")[:60])
@@ -45,13 +47,32 @@ def _target(page: Path, address: str, root: Path) -> Path:
     return found / "index.html" if found.is_dir() else found
 
 
-def check(root: Path) -> list:
-    "Give a site's problems, one text each."
-    root = root.resolve()
-    read, bad = {}, []
+def _read(root: Path) -> dict:
+    "Read all pages of a site, {path: what it refers to}."
+    found = {}
     for p in sorted(root.rglob("*.html")):
-        read[p] = reader = _Reader()
+        found[p] = reader = _Reader()
         reader.feed(p.read_text(encoding="utf-8"))
+    return found
+
+
+def counts(read: dict) -> str:
+    "Say how much was checked."
+    links = [urlsplit(a) for r in read.values() for a in r.links]
+    inside = sum(not a.scheme and not a.netloc for a in links)
+    outside = {(a.netloc, a.path) for a in links if a.scheme in ("http", "https")}
+    assets = sum(len(r.assets) for r in read.values())
+    pictures = sum(r.pictures for r in read.values())
+    return (
+        f"{len(read)} pages, {inside:,} links inside, {assets:,} assets, {pictures:,} pictures; "
+        f"{len(outside):,} addresses outside, which are not visited"
+    )
+
+
+def check(root: Path) -> tuple:
+    "Check a site: (its problems, one text each; how much was checked)."
+    root = root.resolve()
+    read, bad = _read(root), []
     for p, r in read.items():
         here = p.relative_to(root)
         foreign = [
@@ -70,4 +91,4 @@ def check(root: Path) -> list:
                 bad.append(f"{here}: links to {address}, which is not there")
             elif parts.fragment and to in read and unquote(parts.fragment) not in read[to].ids:
                 bad.append(f"{here}: links to {address}, where nothing has that name")
-    return list(dict.fromkeys(bad))
+    return list(dict.fromkeys(bad)), counts(read)

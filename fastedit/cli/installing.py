@@ -13,7 +13,7 @@ from .terminal import app
 from .waiting import bring, waiting
 from ..core import ModelError, OptionError
 
-# %% ../../nbs/cli/907_installing.ipynb #84c143e4
+# %% ../../nbs/cli/907_installing.ipynb #1d47928d
 def gib(n) -> str: return f"{n/2**30:.1f} GiB"
 
 def ram() -> str:
@@ -27,13 +27,15 @@ def ram() -> str:
 def devices() -> list:
     "What torch can compute on, in words."
     import torch
+    from fastedit.models import DEVICES, device_words, is_there
     def card(i):
         p = torch.cuda.get_device_properties(i)
-        return (f"cuda:{i} {p.name}, {gib(p.total_memory)}, "
-                f"compute capability {p.major}.{p.minor}")
+        maker = device_words("cuda")
+        last = f"compute capability {p.major}.{p.minor}" if maker == "CUDA" else maker
+        return f"cuda:{i} {p.name}, {gib(p.total_memory)}, {last}"
     found = [card(i) for i in range(torch.cuda.device_count())]
-    mps = getattr(torch.backends, "mps", None)
-    if mps and mps.is_available(): found.append("mps")
+    found += [f"{k} {device_words(k)} (fastedit was run there: {DEVICES[k][1]})"
+              for k in ("mps", "xpu") if is_there(k)]
     return found or [f"cpu, {torch.get_num_threads()} threads"]
 
 # %% ../../nbs/cli/907_installing.ipynb #0785c869

@@ -158,7 +158,7 @@ def _asked(self: Codec, net):
     plain = quick(net, self._packs) if isinstance(net, torch.nn.Module) else nullcontext()
     with without_versions(self._packs and exact), plain: yield
 
-# %% ../../nbs/denoise/056_codec.ipynb #74d2830c
+# %% ../../nbs/denoise/056_codec.ipynb #3d80bc22
 @patch
 @torch.no_grad()
 def text(self: Codec, prompt: str  # any text, also ""
@@ -187,6 +187,13 @@ def _check_known(ids, encoder):
         raise ModelError(f"the tokenizer gives token {last}, and its text encoder knows {known} "
                          "(vocab_size): these parts belong to different models")
 
+def _check_alike(states):
+    "Refuse two text encoders that give a prompt different lengths."
+    lengths = [s.shape[1] for s in states]
+    if len(set(lengths)) > 1:
+        raise ModelError(f"the two tokenizers cut a prompt at {lengths[0]} and {lengths[1]} tokens "
+                         "(model_max_length in tokenizer_config.json): give both the same")
+
 @patch
 def _encode_text(self: Codec, prompt: str) -> Text:
     p, states, pooled = self.parts, [], None
@@ -201,6 +208,7 @@ def _encode_text(self: Codec, prompt: str) -> Text:
             found = weigh(layer_of(out, encoder, last, self.wording), weights)
             states.append(found.reshape(1, -1, found.shape[-1]))
             if last == 2: pooled = out[0][:1]
+    _check_alike(states)
     if pooled is not None: pooled = pooled.to(self.device, self.dtype)
     return Text(torch.cat(states, -1).to(self.device, self.dtype), pooled)
 

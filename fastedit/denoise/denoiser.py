@@ -20,9 +20,10 @@ from .store import Memo, fingerprint
 from .tricks import ordinary_tensor
 from ..models import controlnets, vae_factor
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #93e783e4
+# %% ../../nbs/denoise/057_denoiser.ipynb #c14bfd06
 class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
+    reference = None   # what an IP-Adapter saw of a picture, and what stands for none
     def __init__(self,
                  parts,                     # `models.Components`
                  edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none;
@@ -226,22 +227,27 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     shape = len(x), self.parts.unet.config.out_channels, *x.shape[-2:]
     return self.memo.ask("unet", question, len(x), run, shape)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #ee05fb9f
+# %% ../../nbs/denoise/057_denoiser.ipynb #a838e323
 @patch
 def _keeps(self: Denoiser, kw) -> bool:
     return self.memo is not None and not kw and not torch.is_grad_enabled()
 
 @patch
 def _question(self: Denoiser, x, t, text, w) -> bytes:
-    return fingerprint("unet", x, float(t), text.states, text.pooled, w, self._drop_w)
+    return fingerprint("unet", x, float(t), text.states, text.pooled, w, self._drop_w,
+                       *(self.reference or ()))
 
 @patch
 def _conditions(self: Denoiser, text, shape) -> dict:
-    "What an SDXL-shaped network is told beside the prompt: the pooled text, and the size."
-    if text.pooled is None: return {}
+    """What a network is told beside the prompt: the pooled text and the size, if it is
+    SDXL-shaped, and what an IP-Adapter saw."""
+    seen = {}
+    if self.reference is not None:   # of the conditional rows, or what stands for no picture
+        seen = dict(image_embeds=[torch.cat([self.reference[none] for none, _ in self.rows])])
+    if text.pooled is None: return dict(added_cond_kwargs=seen) if seen else {}
     h, w = (side*vae_factor(self.parts.vae.config) for side in shape[-2:])
     size = sent(torch.tensor([[h, w, 0, 0, h, w]], dtype=self.dtype), self.device)
-    more = dict(text_embeds=text.pooled, time_ids=size.repeat(len(text), 1))
+    more = dict(seen, text_embeds=text.pooled, time_ids=size.repeat(len(text), 1))
     return dict(added_cond_kwargs=more)
 
 @patch
@@ -308,7 +314,7 @@ def _per_row(guidance, n: int) -> torch.Tensor:
     if isinstance(guidance, (list, tuple)): return torch.tensor(guidance, dtype=torch.float32)
     return torch.as_tensor(guidance, dtype=torch.float32).reshape(-1).expand(n)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #7434ea9d
+# %% ../../nbs/denoise/057_denoiser.ipynb #979b30ec
 @patch
 def _both(self: Denoiser, x, t, text, neg, pair, control, kw) -> tuple:
     "Ask for the unconditional rows and for all rows with their prompt."
@@ -326,7 +332,7 @@ def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
     before = self.count.nfe
     if self.memo is not None: e0 = ask()
     else:
-        about = self._about_map(), control
+        about = self._about_map(), control, *(self.reference or ())
         key = fingerprint(x[pair], float(t), neg.states, neg.pooled, *about)
         e0 = self.keep_negative(key, ask)
     if self.count.nfe == before:

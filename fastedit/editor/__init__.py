@@ -4,5 +4,5 @@ from ..core import pages_on_demand
 # Those without torch first: a request is read and refused, and a saved edit read, without it.
 __getattr__, __dir__ = pages_on_demand(
     __name__, ".request", ".checks", ".unused", ".control", ".embeds", ".given", ".texts",
-    ".region", ".notes", ".result", ".stores", ".defaults", ".again", ".many", ".stages",
+    ".reference", ".region", ".notes", ".result", ".stores", ".defaults", ".again", ".many", ".stages",
     ".placing", ".together", ".bar", ".editor", ".weighing")

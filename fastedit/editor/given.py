@@ -12,11 +12,14 @@ from .request import EditRequest
 # %% auto #0
 __all__ = ['name_given', 'check_given', 'take_again']
 
-# %% ../../nbs/editor/206f_given.ipynb #187ae91b
+# %% ../../nbs/editor/206f_given.ipynb #c4bccf7d
 def name_given(settings: dict  # keywords of a call, "prompt" among them
               ) -> tuple:
     "Part keywords into those of a request and what they name: (keywords, {name: what it is})."
     rest, given = take_embeds(settings)
+    if rest.get("reference") is not None:
+        rest["reference"], pictures = take_control(rest["reference"])
+        given |= pictures
     if rest.get("control") is not None:
         rest["control"], pictures = take_control(rest["control"])
         given |= pictures
@@ -27,8 +30,11 @@ def check_given(r: EditRequest, given: dict, size: tuple  # (width, height) of t
     "Refuse a request that names what did not come along, or does not fit the picture."
     check_maps(r.control, given, size)
     check_embeds(r, given)
+    if r.reference is not None and r.reference not in given:
+        raise OptionError(f"reference={in_words(r.reference)}: give the picture itself, or its "
+                          "file; of a saved request, the one that it was made with")
 
-# %% ../../nbs/editor/206f_given.ipynb #b21945f0
+# %% ../../nbs/editor/206f_given.ipynb #9c4d720d
 def take_again(request, named: dict, given: dict) -> EditRequest:
     "Take a whole request as it is; refuses keywords beside it, and what it does not name."
     if not isinstance(request, EditRequest):
@@ -36,11 +42,13 @@ def take_again(request, named: dict, given: dict) -> EditRequest:
                           "EditRequest.from_json reads one from JSON, EditRequest.from_png from "
                           "a saved edit")
     told = {k: v for k, v in named.items() if v is not None and not is_encoded(v)}
-    if "control" in told and given: told.pop("control")
+    for name in ("control", "reference"):
+        if name in told and given: told.pop(name)
     if told:
         raise OptionError("give either a request or a prompt with settings, not both: use "
                           "dataclasses.replace(request, ...) to change a request")
     texts = {k: v for k, v in given.items() if is_encoded(k)}
-    same_maps(request.control, {k: v for k, v in given.items() if k not in texts})
+    own = (*texts, request.reference)
+    same_maps(request.control, {k: v for k, v in given.items() if k not in own})
     same_embeds(request, texts)
     return request

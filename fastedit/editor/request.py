@@ -120,12 +120,13 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #587926e9
+# %% ../../nbs/editor/200_request.ipynb #05ca592b
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
     schedule=_name("'continuous' or 'stock'"),
     scheduler=Scheduler,
+    reference=_name("a picture"),
     mask_crop=Annotated[int|None, Interval(ge=0, le=65_536), Give("a number of pixels from 0")],
     clip_skip=Annotated[int|None, Interval(ge=0, le=30), Give("a whole number from 0 to 30")],
     prompt_weights=Annotated[bool, Give("true or false")],
@@ -149,7 +150,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #f22315e6
+# %% ../../nbs/editor/200_request.ipynb #789b1b2d
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -172,6 +173,7 @@ class EditRequest:
     schedule: str=None           # "continuous" or, for img2img, "stock"
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
                                  # None: the method's sampler, or that of a pipeline of yours
+    reference: str=None          # "picture:" and the hash of what an IP-Adapter is shown
     mask_crop: int=None          # edit only the mask and so many pixels around it, at full size
     clip_skip: int=None          # layers of the text encoders to leave out, as diffusers counts
     prompt_weights: bool=False   # whether (word:1.3) in a prompt is a weight, and not text

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #6db78b99
+# %% ../../nbs/editor/208b_stages.ipynb #244db4ad
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from .checks import check_request, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
 from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
+from .reference import check_reference, reference_of
 from .region import brought_back, cut, masks_of, part_of, put_in_place
 from .request import EditRequest
 from .stores import StageCache
@@ -185,7 +186,7 @@ def _fill_in(stages, r, method, source, region, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #de4b70f3
+# %% ../../nbs/editor/208b_stages.ipynb #f53528f2
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -195,6 +196,7 @@ def resolve(self: Stages,
     "Fill in every default: (request, method, notes)."
     method, seen = check_request(r, self.spec, source.size), pixel_hash(source)
     options, schedule = check_options(method, r.options), r.schedule or method.schedules[0]
+    check_reference(r, method, self.parts)
     scheduler, said = _who_steps(self, r, method)
     notes = [*self.parts.notes, *_stock_notes(self, schedule, scheduler), *said,
              *check_model(method, self.parts, options, scheduler)]
@@ -250,15 +252,17 @@ def _control_map(stages, draft, fitted, control):
     key = content_hash("edges", *draft.seen, control)
     return draft.clock("control", lambda: stages.cache.get(key, draw))
 
-# %% ../../nbs/editor/208b_stages.ipynb #136f1a3d
+# %% ../../nbs/editor/208b_stages.ipynb #b232ccdf
 def _asking(stages, draft, edges) -> Denoiser:
     "Make the denoiser of a draft, which finds what is kept."
     r, s = draft.request, draft.settings
     def stem(make): return stages.kept("stem", make, *draft.seen, r.control)
     def half(key, make): return stages.kept("half", make, key.hex())
-    return stages.denoiser(edges=edges, drop_w=r.schedule == "stock", tile=s.vae_tile,
+    made = stages.denoiser(edges=edges, drop_w=r.schedule == "stock", tile=s.vae_tile,
                            memo=None if s.wide else stages.memo, stem=stem,
                            keep_negative=half if stages.keep_negative else None)
+    made.reference = reference_of(stages, draft)
+    return made
 
 def asking_of(stages, draft: Draft):
     "Give a function that makes a `Denoiser` of a control map, as a draft's own but for that."

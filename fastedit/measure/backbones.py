@@ -155,7 +155,7 @@ def load_backbone(name: str,          # a key of `BACKBONES`
     except FastEditError: raise
     except ImportError as e:
         raise ModelError(f"{BACKBONES[name]} needs the package {e.name}, which fastedit requires: "
-                         "run pip install --upgrade fastedit") from e
+                         f"run pip install {e.name}") from e
     except Exception as e:
         raise ModelError(f"{BACKBONES[name]} cannot be loaded ({type(e).__name__}: "
                          f"{str(e)[:160]}): fetch its weights again") from e

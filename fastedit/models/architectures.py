@@ -45,7 +45,7 @@ class Architecture:
     config: dict     # keyword arguments of that class's configuration
     parameters: int  # number of weights
 
-# %% ../../nbs/models/040_architectures.ipynb #0c11db2b
+# %% ../../nbs/models/040_architectures.ipynb #a1c915e2
 DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"   # blocks without and with attention
 UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
 
@@ -76,6 +76,8 @@ _UNETS = {
     "lcm-ssd-1b":    (_SSD_UNET | _LCM, 1_331_416_324),
     "sd15":          (_SD15_UNET, 859_520_964),
     "sd15-instruct": (dict(_SD15_UNET, in_channels=8), 859_532_484),
+    "sd15-inpaint":  (dict(_SD15_UNET, in_channels=9), 859_535_364),
+    "sdxl-inpaint":  (dict(_SDXL_UNET, in_channels=9), 2_567_478_084),
     "sd21":          (_SD21_UNET, 865_910_724)}
 
 # %% ../../nbs/models/040_architectures.ipynb #485d87d8

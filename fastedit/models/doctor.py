@@ -101,7 +101,8 @@ def _embedded_finding(component: str, folder: Path) -> Finding:
 def _diagnose_embedded(spec: ModelSpec) -> Diagnosis:
     rows = tuple(_embedded_finding(k, f) for k, f in _embedded_folders(spec).items())
     whole = all(r.state == "ok" for r in rows)
-    return Diagnosis(spec.key, rows, "" if whole else "pip install --force-reinstall fastedit")
+    again = "pip install --force-reinstall . (in the package's folder)"
+    return Diagnosis(spec.key, rows, "" if whole else again)
 
 # %% ../../nbs/models/049_doctor.ipynb #a902d06c
 def _questions(spec: ModelSpec, places: dict) -> tuple:

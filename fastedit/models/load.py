@@ -219,7 +219,7 @@ def _revision(used: list, precision: str, loras: list, zeros: bool) -> str:
     if loras: key = content_hash(key, [(a["hash"], a["scale"]) for a in loras])
     return content_hash(key, "zeros") if zeros else key
 
-# %% ../../nbs/models/048c_load.ipynb #9cdebc46
+# %% ../../nbs/models/048c_load.ipynb #1c8e0983
 def _join_controls(loaded: dict, files: dict) -> list:
     "Make one of several ControlNets that were loaded; gives their files' hashes in order."
     names = [k for k in loaded if k.startswith("controlnet")]
@@ -246,7 +246,9 @@ def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Co
     names = ("vae", "unet", "controlnet", "tokenizer", "tokenizer_2", "text_encoder",
              "text_encoder_2")
     return Components(spec, **{k: loaded.get(k) for k in names}, revision=revision,
-                      scheduler=dict(_scheduler_of(found), _class_name=spec.scheduler),
+                      scheduler=dict(_scheduler_of(found), _class_name=spec.scheduler,
+                                     **(dict(timestep_spacing=spec.spacing) if spec.spacing else
+                                        {})),
                       precision=precision, adapters=tuple(adapters), zero_negative=zeros,
                       notes=(*notes, *said, *strange), files={k: str(p) for k, p in files.items()})
 

@@ -108,8 +108,8 @@ def _check_package(path):
     try: read_header(path)
     except ModelError as e:
         reason = str(e).rsplit(":", 1)[0].rsplit("; ", 1)[0]
-        raise ModelError(f"{reason}; it came with the package: pip install --force-reinstall "
-                         "fastedit") from e
+        raise ModelError(f"{reason}; install the package again (in its folder: pip "
+                         "install --force-reinstall .)") from e
 
 def _write_weights(tensors: dict, path: Path):
     from safetensors.torch import save_file

@@ -80,10 +80,26 @@ def _check_parts(model, found: dict):
     for name in ("text_encoder_2", "tokenizer_2"):
         if name not in found: raise ModelError(f"{who} has an SDXL UNet and no {name}: give it")
 
-# %% ../../nbs/models/049d_pipelines.ipynb #139a9cf0
+# %% ../../nbs/models/049d_pipelines.ipynb #a69c782a
 def _moves(module) -> bool:
     "Whether hooks of accelerate or diffusers move a network's weights."
     return any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in module.modules())
+
+def _seer(model, found: dict) -> tuple|None:
+    "Find the image encoder of a pipeline's IP-Adapter; None if it has none."
+    adapter = getattr(found["unet"], "encoder_hid_proj", None)
+    if adapter is None: return None
+    both = found.get("image_encoder"), found.get("feature_extractor")
+    layers = getattr(adapter, "image_projection_layers", ())
+    if len(layers) == 1 and None not in both: return both
+    raise ModelError(f"{_called(model)}: {len(layers)} IP-Adapters"
+                     f"{'' if None not in both else ' and no image_encoder or feature_extractor'}: "
+                     "one with its image encoder is taken; call pipe.unload_ip_adapter() or load "
+                     "it with image_encoder_folder")
+
+def _spoken(unet) -> list:
+    "How strongly an IP-Adapter speaks, layer by layer."
+    return [str(p.scale) for p in unet.attn_processors.values() if hasattr(p, "scale")]
 
 def _check_place(model, nets: dict):
     "Refuse networks that come and go, lie apart, or are being trained."
@@ -95,9 +111,6 @@ def _check_place(model, nets: dict):
         if net.training:
             raise ModelError(f"{_called(model)}: {name} is in training mode, in which it answers "
                              f"differently each time: call {name}.eval()")
-    if getattr(nets["unet"], "encoder_hid_proj", None) is not None:
-        raise ModelError(f"{_called(model)} has an IP-Adapter loaded, which no edit would show a "
-                         "picture: call pipe.unload_ip_adapter()")
     places = {name: next(net.parameters()).device for name, net in nets.items()}
     if len(set(places.values())) > 1:
         said = ", ".join(f"{k} on {v}" for k, v in places.items())
@@ -164,7 +177,7 @@ def weights_hash(tensors: dict  # name -> tensor
     if sums: h.update(torch.cat([torch.stack(sums), *taken]).cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../../nbs/models/049d_pipelines.ipynb #6b7a6d4b
+# %% ../../nbs/models/049d_pipelines.ipynb #af3507da
 def _tensors(net) -> dict:
     return dict([*net.named_parameters(), *net.named_buffers()])
 
@@ -184,7 +197,7 @@ def _glance(found: dict) -> tuple:
     numbers = hashlib.sha256(b"".join(x.numpy().tobytes() for x in taken)).hexdigest()
     words = [(k, id(t), len(t)) for k, t in found.items() if k.startswith("tokenizer")]
     return (marks, numbers, words, _adapter_state(nets), _scheduler(found["scheduler"]),
-            [(k, id(m)) for k, m in nets.items()])
+            [(k, id(m)) for k, m in nets.items()], _spoken(found["unet"]))
 
 def _scheduler(scheduler) -> dict:
     """A scheduler's configuration with its class, as `Components` holds it: what was said, without
@@ -195,7 +208,7 @@ def _scheduler(scheduler) -> dict:
               if not k.startswith("_") and not (k in unsaid and v == own[k].default)}
     return dict(config, _class_name=type(scheduler).__name__)
 
-# %% ../../nbs/models/049d_pipelines.ipynb #49d4d88b
+# %% ../../nbs/models/049d_pipelines.ipynb #2e5d98ec
 def _index(model) -> dict:
     "What a pipeline says beside its parts, as far as it matters."
     if isinstance(model, dict): return {}
@@ -214,6 +227,7 @@ def _check_said(found: dict, index: dict, family: str, who: str) -> list:
         said = dict(config) if hasattr(config, "items") else {
             k: v for k, v in config.to_dict().items() if k in CONFIGURATION[table]}
         said.pop("dtype", None)
+        if said.get("encoder_hid_dim_type") == "ip_image_proj": said.pop("encoder_hid_dim_type")
         kind = said.get("_class_name") or type(net).__name__
         notes += check_configuration(table, said, f"{who}: {name}", kind, family)
     scheduler = _scheduler(found["scheduler"])
@@ -226,7 +240,7 @@ def _key(model) -> str:
     last = home.rstrip("/\\").replace("\\", "/").split("/")[-1]
     return f"pipeline:{last or ('components' if isinstance(model, dict) else _called(model))}"
 
-# %% ../../nbs/models/049d_pipelines.ipynb #11b0faef
+# %% ../../nbs/models/049d_pipelines.ipynb #a503cf58
 _PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 def _precision(unet, who: str) -> str:
@@ -244,7 +258,7 @@ def _spec(model, found: dict, family: str) -> ModelSpec:
                      controlnet="own" if "controlnet" in found else None, **_size(unet, vae),
                      **_habits(unet, _scheduler(found["scheduler"])))
 
-def _revision(nets: dict, found: dict, spec, zeros: bool) -> str:
+def _revision(nets: dict, found: dict, spec, zeros: bool, seer) -> str:
     "Hash the numbers of all networks, and what else the numbers of an edit come from."
     weights = {k: weights_hash(_tensors(net)) for k, net in nets.items()}
     words = {k: content_hash(sorted(t.get_vocab().items())) for k, t in found.items()
@@ -252,10 +266,11 @@ def _revision(nets: dict, found: dict, spec, zeros: bool) -> str:
     alone = [n for k, net in nets.items() for n in controlnets(net)]
     configs = [str(sorted(dict(n.config).items(), key=str)) for n in alone
                if hasattr(n.config, "items")]
+    seen = [_spoken(found["unet"]), weights_hash(_tensors(seer[0]))] if seer else []
     return content_hash(weights, words, configs, _scheduler(found["scheduler"]),
-                        _adapter_state(nets), zeros)
+                        _adapter_state(nets), zeros, *seen)
 
-# %% ../../nbs/models/049d_pipelines.ipynb #6e181f30
+# %% ../../nbs/models/049d_pipelines.ipynb #abcefa09
 def borrow(model,           # a pipeline of diffusers, or a dict of its components
            controlnet=True  # its own; False: without; or a `ControlNetModel`, or a list of them
           ) -> Components:
@@ -273,8 +288,8 @@ def borrow(model,           # a pipeline of diffusers, or a dict of its componen
     spec, zeros = _spec(model, found, family), zeros_for_empty(index, family)
     _check_fit(spec, found)
     parts = {k: found.get(k) for k in (*_NETWORKS, "tokenizer", "tokenizer_2")}
-    lent = model, controlnet, _glance(found)
-    return Components(spec, **parts, revision=_revision(nets, found, spec, zeros),
+    lent, seer = (model, controlnet, _glance(found)), _seer(model, found)
+    return Components(spec, **parts, revision=_revision(nets, found, spec, zeros, seer), seer=seer,
                       scheduler=_scheduler(found["scheduler"]), adapters=_loras(nets),
                       precision=_precision(found["unet"], who), zero_negative=zeros,
                       notes=tuple(notes), lent=lent)

@@ -45,7 +45,7 @@ def compute_dtype(precision: str, device: str="cpu") -> str:
     p = PRECISIONS[precision]
     return p.compute_cpu if str(device).startswith("cpu") else p.compute
 
-# %% ../../nbs/models/040b_precision.ipynb #f1dabe7c
+# %% ../../nbs/models/040b_precision.ipynb #5321c1d0
 _INSTALL = {"torchao": "pip install torchao", "bitsandbytes": "pip install bitsandbytes",
             "mslk": "mslk 1.0 or newer, PyTorch's kernel library, from PyTorch's own wheel index"}
 
@@ -56,7 +56,8 @@ def _absent(p: Precision) -> list:
 
 def _meant(given) -> str:
     "Name the precision that was meant by a type, or list them all."
-    name = given.key if isinstance(given, Precision) else str(given).removeprefix("torch.")
+    try: name = given.key if isinstance(given, Precision) else str(given).removeprefix("torch.")
+    except Exception: name = ""   # an object that cannot even be shown
     plain = ((k, p.compute) for k, p in PRECISIONS.items() if not p.weights)
     meant = next((k for k, t in plain if name in (k, t, t.replace("float16", "half"))), None)
     if meant and not isinstance(given, str): return f"give its name, {meant!r}"

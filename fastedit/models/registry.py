@@ -13,7 +13,7 @@ from ..core import OptionError
 from .architectures import ARCHITECTURES
 from .sources import CONTROLNETS, VAES, Source
 
-# %% ../../nbs/models/045b_registry.ipynb #9c5ab5c2
+# %% ../../nbs/models/045b_registry.ipynb #3026df60
 @dataclass(frozen=True)
 class ModelSpec:
     "One model as data."
@@ -44,6 +44,7 @@ class ModelSpec:
     disk_gb: float=0.0            # size on disk where no architecture is listed; else computed
     path: str=""                  # local folder or single file; "" for the hub and the package
     notes: str=""                 # what a user should know
+    spacing: str=""               # times that its scheduler shall lay out, "trailing"; "": its own
     confirmed: tuple=()           # found again in an independent public source, as "licence"
 
 # %% ../../nbs/models/045b_registry.ipynb #31e4417d
@@ -126,7 +127,7 @@ _CONSISTENCY = (
     ModelSpec("sd15-lcm", base=_SD15_BASE, lora=_LCM_SD15, licence="creativeml-openrail-m",
               **_SD15))
 
-# %% ../../nbs/models/045b_registry.ipynb #456a99b8
+# %% ../../nbs/models/045b_registry.ipynb #038c8adb
 _SDXL_TURBO = Source("stabilityai/sdxl-turbo", revision="71153311d3dbb46851df1931d3ca6e939de83304")
 _SD_TURBO = Source("stabilityai/sd-turbo", revision="b261bac6fd2cf515557d5d0707481eafa0485ec2")
 _LIGHTNING = Source("ByteDance/SDXL-Lightning", file="sdxl_lightning_4step_lora.safetensors",
@@ -146,20 +147,29 @@ _DISTILLED = (
               notes="SD 2.1's UNet: no ControlNet listed fits"),
     ModelSpec("sdxl-lightning", base=_SDXL_BASE, lora=_LIGHTNING, arch="sdxl",
               scheduler="EulerDiscreteScheduler", licence="openrail++", **_SHORT, **_LICENSED,
-              notes="trailing timesteps"),
+              spacing="trailing", notes="trailing timesteps"),
     ModelSpec("hyper-sdxl", base=_SDXL_BASE, lora=_HYPER, arch="sdxl", scheduler="DDIMScheduler",
-              licence="openrail++", **_SHORT, **_LICENSED, notes="trailing timesteps; the "
+              licence="openrail++", **_SHORT, **_LICENSED, spacing="trailing",
+              notes="trailing timesteps; the "
               "repository has other licences for its FLUX and SD3 files"),
     ModelSpec("tcd-sdxl", base=_SDXL_BASE, lora=_TCD, arch="sdxl", scheduler="TCDScheduler",
               licence="mit", **_SHORT, **_LICENSED))
 
-# %% ../../nbs/models/045b_registry.ipynb #41ef81c6
+# %% ../../nbs/models/045b_registry.ipynb #36e01174
 _PIX2PIX = Source("timbrooks/instruct-pix2pix", revision="31519b5cb02a7fd89b906d88731cd4d6a7bbf88d")
+_SD15_FILL = Source("stable-diffusion-v1-5/stable-diffusion-inpainting")
+_SDXL_FILL = Source("diffusers/stable-diffusion-xl-1.0-inpainting-0.1")
 _MANY_STEPS = dict(guidance_range=(1.0, 15.0), guidance_default=7.5, default_steps=50)
 
 _UNDISTILLED = (
     ModelSpec("sd15", base=_SD15_BASE, scheduler="DDIMScheduler", licence="creativeml-openrail-m",
               notes="not distilled: for the inversion methods", **_MANY_STEPS, **_SD15),
+    ModelSpec("sd15-inpaint", base=_SD15_FILL, licence="creativeml-openrail-m", **_MANY_STEPS,
+              scheduler="DDIMScheduler", notes="fills what a mask covers; 9-channel UNet",
+              **{**_SD15, "arch": "sd15-inpaint"}),
+    ModelSpec("sdxl-inpaint", base=_SDXL_FILL, licence="openrail++", **_MANY_STEPS,
+              scheduler="EulerDiscreteScheduler",
+              notes="fills what a mask covers; 9-channel UNet", **_SDXL, arch="sdxl-inpaint"),
     ModelSpec("instruct-pix2pix", base=_PIX2PIX, licence="mit", **_MANY_STEPS,
               scheduler="EulerAncestralDiscreteScheduler",
               notes="follows an instruction; 8-channel UNet",

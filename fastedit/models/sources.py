@@ -64,7 +64,7 @@ def locate_file(source: Source  # where a component should be
     path = root and as_path(root/source.folder/source.file, "the model", ModelError)
     return path if path and path.exists() else None
 
-# %% ../../nbs/models/045_sources.ipynb #4073d1c3
+# %% ../../nbs/models/045_sources.ipynb #7749be50
 @dataclass(frozen=True)
 class Part:
     "A ControlNet or VAE that several models can use."
@@ -76,13 +76,15 @@ class Part:
     fp16: bool=True    # False: overflows in half precision
     notes: str=""      # what a user should know
     variants: tuple=("fp16",)  # weight variants that the repository offers besides fp32
+    wide: int=4        # bytes of a number in the files, where there is only one kind
 
     def disk_bytes(self, precision: str="fp16") -> int:
         "Count the bytes of its weights on disk, in the variant that a precision prefers."
-        wide = 4 if precision == "fp32" or not self.variants else 2
+        wide = 4 if precision == "fp32" else 2
+        if not self.variants: wide = self.wide
         return ARCHITECTURES[self.arch].parameters*wide
 
-# %% ../../nbs/models/045_sources.ipynb #e04015c7
+# %% ../../nbs/models/045_sources.ipynb #842ab3bc
 _SMALL_CANNY = Source("diffusers/controlnet-canny-sdxl-1.0-small",
                       revision="edd85f64c5f87dfb6d73762949d9daca16389518")
 _CANNY = Source("diffusers/controlnet-canny-sdxl-1.0",
@@ -90,14 +92,46 @@ _CANNY = Source("diffusers/controlnet-canny-sdxl-1.0",
 _CANNY_15 = Source("lllyasviel/control_v11p_sd15_canny",
                    revision="115a470d547982438f70198e353a921996e2e819")
 
-CONTROLNETS = {p.key: p for p in (
+def _depth(key: str, name: str, arch: str) -> Part:
+    "One of the depth ControlNets of diffusers."
+    return Part(key, Source(f"diffusers/controlnet-depth-sdxl-1.0{name}"), arch, "sdxl",
+                "openrail++", notes="wants depths, near is white")
+
+def _xinsir(kind: str, notes: str) -> Part:
+    "One of xinsir's ControlNets for SDXL: one file in fp16."
+    return Part(f"{kind}-sdxl", Source(f"xinsir/controlnet-{kind}-sdxl-1.0"), "controlnet-sdxl",
+                "sdxl", "apache-2.0", notes=notes, variants=(), wide=2)
+
+def _v11(kind: str, name: str, notes: str) -> Part:
+    "One of the ControlNets 1.1 for SD1.5."
+    return Part(f"{kind}-sd15", Source(f"lllyasviel/control_{name}"), "controlnet-sd15", "sd15",
+                "openrail", notes=notes)
+
+# %% ../../nbs/models/045_sources.ipynb #6dd71906
+_CANNYS = (
     Part("canny-sdxl-small", _SMALL_CANNY, "controlnet-sdxl-small", "sdxl", "openrail++",
          notes="no attention; fits beside SSD-1B on 6 GB"),
     Part("canny-sdxl-mid", Source("diffusers/controlnet-canny-sdxl-1.0-mid"),
          "controlnet-sdxl-mid", "sdxl", "openrail++"),
     Part("canny-sdxl", _CANNY, "controlnet-sdxl", "sdxl", "openrail++",
          notes="as large as SSD-1B's UNet"),
-    Part("canny-sd15", _CANNY_15, "controlnet-sd15", "sd15", "openrail"))}
+    Part("canny-sd15", _CANNY_15, "controlnet-sd15", "sd15", "openrail"))
+
+_OTHERS = (
+    _depth("depth-sdxl-small", "-small", "controlnet-sdxl-small"),
+    _depth("depth-sdxl-mid", "-mid", "controlnet-sdxl-mid"),
+    _depth("depth-sdxl", "", "controlnet-sdxl"),
+    _xinsir("openpose", "wants a drawn skeleton, on black"),
+    _xinsir("tile", "wants the picture itself, small or blurred"),
+    _xinsir("scribble", "wants a drawing of white lines on black"),
+    _v11("depth", "v11f1p_sd15_depth", "wants depths, near is white"),
+    _v11("openpose", "v11p_sd15_openpose", "wants a drawn skeleton, on black"),
+    _v11("tile", "v11f1e_sd15_tile", "wants the picture itself, small or blurred"),
+    _v11("softedge", "v11p_sd15_softedge", "wants soft outlines, as HED or PiDiNet draw them"),
+    _v11("scribble", "v11p_sd15_scribble", "wants a drawing of white lines on black"),
+    _v11("seg", "v11p_sd15_seg", "wants regions in ADE20K's colours"))
+
+CONTROLNETS = {p.key: p for p in (*_CANNYS, *_OTHERS)}
 
 # %% ../../nbs/models/045_sources.ipynb #8e38d203
 _FP16_FIX = Source("madebyollin/sdxl-vae-fp16-fix",

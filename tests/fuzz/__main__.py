@@ -1,6 +1,6 @@
 "The large run: cases in a child process that may crash or hang, and is replaced when it does."
 
-import argparse, faulthandler, json, os, select, subprocess, sys, tempfile, time
+import argparse, faulthandler, json, os, select, signal, subprocess, sys, tempfile, time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -117,6 +117,8 @@ def large(kind, n, seed, first=0):
 def main():
     if sys.argv[1:2] == ["--child"]:
         return child(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
+        signal.signal(name, signal.default_int_handler)
     p = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     p.add_argument("--kind", action="append", choices=(*KINDS, "faulty"), help="default: all")
     p.add_argument("--n", type=int, help="default: the kind's own")

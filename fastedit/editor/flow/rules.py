@@ -27,12 +27,13 @@ FLOW = {r.pipeline: r for r in (
              "the working size"),
     FlowRule("FluxKontextPipeline", "guidance_scale", False, "at the working size", areas=True))}
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #682cc274
+# %% ../../../nbs/editor/flow/201_rules.ipynb #1360265b
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
     schedule="the pipeline has one grid of times", scheduler="the pipeline has its own",
     control="it has no ControlNet",
     mask_crop="the pipeline sees the whole picture", clip_skip="it has another text encoder",
+    reference="it has no IP-Adapter",
     source_guidance="there is no source branch", control_scale="it has no ControlNet")
 
 def _refuse_foreign(r, who):
