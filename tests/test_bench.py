@@ -1155,3 +1155,18 @@ def test_a_run_takes_in_other_folders_before_it_works(whole, go, tmp_path):
     assert found.session["merged"] == len(read_rows(whole)) and found.session["edits"] == 0
     assert tables(tmp_path / "out") == tables(whole)
     assert go(tmp_path / "out", merge=[str(whole)]).session["merged"] == 0
+
+
+def test_flat_rows_are_one_line_an_edit(whole, tmp_path):
+    from fastedit.cli.comparing import write_flat
+
+    found = read_bench(whole)
+    write_flat(found, tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == len(found.rows) and {"success", "seconds", "nfe", "label"} <= set(rows[0])
+    assert "failures" not in rows[0]
+
+
+def test_a_file_may_ask_for_diagnoses(tmp_path):
+    (tmp_path / "a.toml").write_text("diagnose = true\n")
+    assert read_config(tmp_path / "a.toml") == dict(diagnose=True)
