@@ -8,6 +8,7 @@ from PIL import Image
 from fastedit.core import Cancelled, FastEditError, ModelError, OptionError
 from fastedit.denoise import Denoiser, Noise
 from fastedit.editor import FastEditor
+from fastedit.methods import DEFAULT_METHOD
 from fastedit.methods.base import (
     STEPPERS,
     Job,
@@ -697,7 +698,7 @@ def test_the_planner_is_told_what_runs(name, model):
         )
         == (w.rows, sum(rows), w.calls, r.control_nfe)
     )
-    if name == "ddcm" or name == "instruct":
+    if name == "instruct":
         assert work(m, e.spec) == Q.default_work(e.spec, m.channels)
 
 
@@ -707,6 +708,5 @@ def test_where_no_method_is_named_it_is_the_editors(model):
 
     conf = Q.configurations(model)["unet"]
     channels = (ARCHITECTURES[conf].config if isinstance(conf, str) else conf[1])["in_channels"]
-    assert Q.default_work(MODELS[model], channels) == work(
-        find_method("instruct" if channels == 8 else "ddcm"), MODELS[model]
-    )
+    method = {8: "instruct", 9: "inpaint"}.get(channels, DEFAULT_METHOD)
+    assert Q.default_work(MODELS[model], channels) == work(find_method(method), MODELS[model])
