@@ -1,7 +1,9 @@
 "A bar in notebooks only, and only where nobody else tells how far an edit is."
 
 import sys, types
+from weakref import WeakSet
 import pytest
+import tqdm.std
 from fastedit.core import OptionError
 from fastedit.editor.bar import StepBar, counted, in_notebook
 
@@ -10,6 +12,8 @@ from fastedit.editor.bar import StepBar, counted, in_notebook
 def notebook(monkeypatch):
     shell = types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    # bars that other tests of this process left behind are not drawn any more
+    monkeypatch.setattr(tqdm.std.tqdm, "_instances", WeakSet())
 
 
 def test_a_program_shows_no_bar():

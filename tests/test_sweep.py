@@ -512,7 +512,7 @@ def test_settings_that_cannot_run_are_refused_before_anything_runs(ed):
     assert len(s.rows) == 1 and len(s.left_out) == 2 and len(s.to_dict()["left_out"]) == 2
     for bad in (
         dict(strength=[2.0]),
-        dict(strength=[0.05]),
+        dict(method="ddcm", strength=[0.05]),
         dict(method=["nonsense"]),
         dict(guidance=[-1.0]),
     ):

@@ -5,11 +5,11 @@ from dataclasses import fields
 import pytest
 from fastedit.core import OptionError
 from fastedit.editor import EditRequest
-from fastedit.values import NAMES, NUMBERS, TEXTS, Span, read_settings, read_values
+from fastedit.values import NAMES, NUMBERS, SWITCHES, TEXTS, Span, read_settings, read_values
 
 
 def test_every_field_of_an_edit_has_a_kind():
-    assert sorted((*TEXTS, *NUMBERS, *NAMES)) == sorted(
+    assert sorted((*TEXTS, *NUMBERS, *NAMES, *SWITCHES)) == sorted(
         f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "options")
     )
 
@@ -35,6 +35,8 @@ def test_every_field_of_an_edit_has_a_kind():
         ("prompt", "it's a cup|a ball's shadow", ["it's a cup", "a ball's shadow"]),
         ("prompt", "a cup, größer|杯子", ["a cup, größer", "杯子"]),
         ("strength", "0.3,0.5", [0.3, 0.5]),
+        ("repair", "true,false", [True, False]),
+        ("clip_skip", "1,2", [1, 2]),
         ("strength", ".3|.5", [0.3, 0.5]),
         ("strength", "0.3..0.7/5", [0.3, 0.4, 0.5, 0.6, 0.7]),
         ("strength", "0.3..0.7", Span(0.3, 0.7)),

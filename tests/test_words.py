@@ -102,7 +102,7 @@ def test_a_network_is_no_model():
 @pytest.mark.parametrize(
     "kw,words",
     [
-        (dict(scheduler="x"), ("'scheduler'", "controlnet")),
+        (dict(scheduler="x"), ("'scheduler'", "editor(picture")),
         (dict(residancy="auto"), ("residency",)),
         (dict(dtype=torch.float16), ("dtype", "precision")),
         (dict(strength=0.4), ("strength", "editor(picture")),
@@ -206,9 +206,10 @@ def test_an_editor_says_what_it_is(editor, tmp_path):
             for p in (["x"], 3, PICTURE)
         ),
         *(
-            (dict(prompt="a cup", method=m), OptionError, ("method", "'ddcm'"))
-            for m in (find_method("ddcm"), EditRequest, ["ddcm"], 3, None, print)
+            (dict(prompt="a cup", method=m), OptionError, ("method", "'edit_friendly-4'"))
+            for m in (EditRequest, ["ddcm"], 3, None, print)
         ),
+        (dict(prompt="a cup", method=find_method("ddcm")), OptionError, ("method", "'ddcm'")),
         (dict(prompt="a cup", method="magic"), OptionError, ("magic", "ddcm")),
         *(
             (dict(prompt="a cup", control=c), OptionError, ("control=", "canny", "none"))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #51043889
+# %% ../../../nbs/studies/bench/377_running.ipynb #0854e540
 import json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
@@ -18,12 +18,12 @@ from ...core import (DataError, Later, OptionError, as_path, atomic_write,
 from ...measure.folders import place_inside
 from ...editor import versions
 from ...models import asked_loras, find_lora
-from ...measure import PROFILES, Table
+from ...measure import Table
 from ...models import PRECISIONS, find_spec
 from ...pictures import save_image
 from ...schema import Give, Schema, Then, check_plain, read_toml
 from .curves import draw_trade_off
-from .judging import HEADLINE, Judge
+from .judging import HEADLINE, PROFILES, Judge
 from .rows import (RowFile, merge_runs, read_run, refuse_if_held,
                                          starting_in)
 from .runs import make_list, make_runs
