@@ -4,6 +4,7 @@ import sys, types
 from weakref import WeakSet
 import pytest
 import tqdm.std
+from fastedit import core
 from fastedit.core import OptionError
 from fastedit.editor.bar import StepBar, counted, in_notebook
 
@@ -12,8 +13,9 @@ from fastedit.editor.bar import StepBar, counted, in_notebook
 def notebook(monkeypatch):
     shell = types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
-    # bars that other tests of this process left behind are not drawn any more
+    # loops that other tests of this process broke off are kept alive by their tracebacks
     monkeypatch.setattr(tqdm.std.tqdm, "_instances", WeakSet())
+    monkeypatch.setattr(core, "_loops", WeakSet())
 
 
 def test_a_program_shows_no_bar():
