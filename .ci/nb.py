@@ -313,7 +313,10 @@ def check_size(root: Path) -> list:
 
 
 def notebook_texts(nb: dict):
-    "Yield all that a reader can see as text: sources, streams, text outputs, error messages."
+    """Yield all that a reader can see as text: sources, streams, text outputs, error messages, and
+    the values of widgets."""
+    for kept in nb.get("metadata", {}).get("widgets", {}).values():
+        yield json.dumps(kept.get("state", {}))
     for c in nb["cells"]:
         yield source(c)
         for o in c.get("outputs", []):
