@@ -61,14 +61,14 @@ class Denoiser(Codec):
     @negative.setter
     def negative(self, text: Text): self._negative = text
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #42bc3a46
+# %% ../../nbs/denoise/057_denoiser.ipynb #39928436
 def guidance_embedding(w: torch.Tensor,  # guidance scale minus 1, (B,)
                        dim: int          # `unet.config.time_cond_proj_dim`
                       ) -> torch.Tensor:
     "Embed guidance scales by sines and cosines, (B, dim), as diffusers' LCM pipelines do."
     half = dim//2
     step = torch.log(torch.tensor(10000.))/(half-1)
-    f = torch.exp(torch.arange(half, dtype=torch.float32)*-step)
+    f = torch.exp(torch.arange(half, dtype=torch.float32, device=w.device)*-step)
     e = 1000.*w.float()[:, None]*f[None]
     e = torch.cat([e.sin(), e.cos()], 1)
     return torch.nn.functional.pad(e, (0, dim-2*half))

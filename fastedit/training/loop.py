@@ -14,21 +14,27 @@ import numpy as np, torch
 from ..core import ModelError, OptionError, atomic_write, progress
 from .parts import logged_in_package, start_from_package
 
-# %% ../../nbs/training/603_loop.ipynb #2057cd9a
-def orthogonal(g: torch.Tensor, steps: int=5) -> torch.Tensor:
-    "Replace the singular values of a matrix by about 1 (quintic Newton-Schulz iteration)."
-    x = g/(g.norm()+1e-7)
-    tall = x.shape[0] > x.shape[1]
-    if tall: x = x.T
+# %% ../../nbs/training/603_loop.ipynb #05584985
+def orthogonal(g: torch.Tensor,  # (..., rows, columns)
+               steps: int=5      # of the iteration
+              ) -> torch.Tensor:
+    "Replace the singular values of matrices by about 1 (quintic Newton-Schulz iteration)."
+    x = g.bfloat16() if g.is_cuda else g
+    x = x.reshape(-1, *g.shape[-2:])
+    x = x/(x.norm(dim=(1, 2), keepdim=True)+1e-7)
+    tall = x.shape[1] > x.shape[2]
+    if tall: x = x.mT
     for _ in range(steps):
-        a = x@x.T
-        b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.addmm(x, b, x, beta=3.4445)
-    return x.T if tall else x
+        a = x@x.mT
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return (x.mT if tall else x).to(g.dtype).reshape(g.shape)
 
-# %% ../../nbs/training/603_loop.ipynb #4f60fd96
+# %% ../../nbs/training/603_loop.ipynb #cfb73cd2
 class Muon(torch.optim.Optimizer):
-    "Momentum with orthogonalised updates for matrices and convolutions (Jordan et al. 2024)."
+    """Momentum with orthogonalised updates for matrices and convolutions (Jordan et al. 2024).
+
+    Parameters of one form are updated at once, so each step has to give gradients to the same ones."""
     def __init__(self, params, lr: float=.02, momentum: float=.95, weight_decay: float=.01):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -36,18 +42,21 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         "Update every parameter that has a gradient."
         for group in self.param_groups:
+            forms = {}
             for p in group["params"]:
-                if p.grad is not None: self._update(p, group)
+                if p.grad is not None: forms.setdefault(p.shape, []).append(p)
+            for shape, params in forms.items(): self._update(params, shape, group)
 
-    def _update(self, p, group):
-        s, lr, momentum = self.state[p], group["lr"], group["momentum"]
-        if not s: s["m"] = torch.zeros_like(p)
-        s["m"].lerp_(p.grad, 1-momentum)
-        w = p.grad.lerp(s["m"], momentum).reshape(p.shape[0], -1)
-        w = orthogonal(w)*max(1, w.shape[0]/w.shape[1])**.5
-        p.mul_(1-lr*group["weight_decay"]).add_(w.reshape(p.shape), alpha=-lr)
+    def _update(self, params, shape, group):
+        s, lr, rows = self.state[params[0]], group["lr"], shape[0]
+        g = torch.stack([p.grad.reshape(rows, -1) for p in params])
+        if s.get("n") != len(params): s.update(n=len(params), m=torch.zeros_like(g))
+        s["m"].lerp_(g, 1-group["momentum"])
+        w = orthogonal(g.lerp(s["m"], group["momentum"]))*max(1, rows/g.shape[2])**.5
+        torch._foreach_mul_(params, 1-lr*group["weight_decay"])
+        torch._foreach_add_(params, [u.reshape(shape) for u in w], alpha=-lr)
 
-# %% ../../nbs/training/603_loop.ipynb #5ccd732b
+# %% ../../nbs/training/603_loop.ipynb #b12770c9
 def trainable(modules: dict) -> dict:
     "List the parameters that are trained, {module.parameter: tensor}."
     return {f"{m}.{n}": p for m, mod in modules.items() for n, p in mod.named_parameters()
@@ -62,7 +71,8 @@ def optimisers(modules: dict,      # name -> module
     params = trainable(modules)
     muon = [p for n, p in params.items() if inner(n, p)]
     rest = [p for n, p in params.items() if not inner(n, p)]
-    adam = dict(lr=adam_lr, betas=(.9, .99), weight_decay=.01)
+    fused = any(p.is_cuda for p in rest)
+    adam = dict(lr=adam_lr, betas=(.9, .99), weight_decay=.01, fused=fused)
     return ([Muon(muon, lr=lr)] if muon else [])+([torch.optim.AdamW(rest, **adam)] if rest else [])
 
 def decay(step: int, steps: int, start: float=.5, floor: float=.02) -> float:

@@ -6,14 +6,15 @@
 __all__ = ['LARGE_NOUNS', 'LARGE_PLURALS', 'LARGE_SYMMETRIC', 'LARGE_MATERIALS', 'LargeThing', 'LargeScene', 'sample_large_scene',
            'in_front']
 
-# %% ../../nbs/world/035_large.ipynb #9bfdf0fc
+# %% ../../nbs/world/035_large.ipynb #b6c3deaf
 import math, random
 from dataclasses import dataclass, replace
+from typing import ClassVar
 import numpy as np
 from ..core import OptionError
 from .drawing import (_CREAM, _GLASS, _INK, _LEAF, _PATTERNS, _SHAPES, _SUN, _WOOD,
                                     _ellipse, _inside, _poly)
-from .scenes import (BACKGROUNDS, COLOURS, MATERIALS, NOUNS, SIZES, STYLES,
+from .scenes import (BACKGROUNDS, COLOURS, MATERIALS, NOUNS, STYLES,
                                    SYMMETRIC, TILTS, Scene, Thing, _known, _number, check_seed,
                                    pick)
 
@@ -69,18 +70,12 @@ def _speckled(u, v, size, p=.055):
 _PATTERNS.update(zigzag=_zigzag, speckled=_speckled)
 LARGE_MATERIALS = (*MATERIALS, "zigzag", "speckled")
 
-# %% ../../nbs/world/035_large.ipynb #fbfd5908
+# %% ../../nbs/world/035_large.ipynb #f2d8a91e
 @dataclass(frozen=True)
 class LargeThing(Thing):
     "One object of a large scene; a `Thing` whose noun and material may also be the new ones."
-    def __post_init__(self):
-        _known("noun", self.noun, LARGE_NOUNS)
-        _known("colour", self.colour, COLOURS)
-        _known("material", self.material, LARGE_MATERIALS)
-        _known("size", self.size, SIZES)
-        _number("tilt", self.tilt, -90, 90)
-        _number("x", self.x, 0, 1)
-        _number("y", self.y, 0, 1)
+    nouns: ClassVar[tuple] = LARGE_NOUNS
+    materials: ClassVar[tuple] = LARGE_MATERIALS
 
 @dataclass(frozen=True)
 class LargeScene(Scene):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LARGE_KINDS', 'large_caption', 'large_training_caption', 'large_words', 'LargeEdit', 'sample_large_edit']
 
-# %% ../../nbs/world/036_large_words.ipynb #6a1a191f
+# %% ../../nbs/world/036_large_words.ipynb #731074c5
 import random
 from dataclasses import dataclass, replace
-from .edits import Edit
+from .edits import Edit, _background, _style
 from .large import (LARGE_MATERIALS, LARGE_NOUNS, LARGE_PLURALS, LARGE_SYMMETRIC,
                                   LargeScene, in_front, sample_large_scene)
 from .scenes import BACKGROUNDS, COLOURS, SIZES, STYLES, TILTS, check_seed, pick
@@ -110,7 +110,7 @@ def _trait(trait, scene, r):
     else: told = f"make the {old.noun} {getattr(new, trait)}"
     return scene, replace(scene, things=things), told
 
-# %% ../../nbs/world/036_large_words.ipynb #6ba91a25
+# %% ../../nbs/world/036_large_words.ipynb #e32812ec
 def _less(scene, r):
     "A scene without its last thing, and that thing."
     if len(scene.things) < 2 or len(_groups(scene)) == 1: return None
@@ -132,15 +132,6 @@ def _swap(scene, r):
     # the one on the left comes first, as in every scene
     things = replace(b, x=a.x, y=a.y), replace(a, x=b.x, y=b.y)
     return scene, replace(scene, things=things), f"swap the {a.noun} and the {b.noun}"
-
-def _background(scene, r):
-    name = pick(r, [b for b in BACKGROUNDS if b != scene.background])
-    verb, what = "show" if name == "sunset" else "put", "them" if len(scene.things) > 1 else "it"
-    return scene, replace(scene, background=name), f"{verb} {what} {BACKGROUNDS[name]}"
-
-def _style(scene, r):
-    name = pick(r, [s for s in STYLES if s != scene.style])
-    return scene, replace(scene, style=name), f"turn it into {STYLES[name].removesuffix(' of')}"
 
 def _change(kind, scene, r):
     whole = dict(add=_add, delete=_delete, swap=_swap, background=_background, style=_style)

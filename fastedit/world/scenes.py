@@ -6,10 +6,11 @@
 __all__ = ['NOUNS', 'PLURALS', 'SYMMETRIC', 'COLOURS', 'MATERIALS', 'SIZES', 'TILTS', 'BACKGROUNDS', 'STYLES', 'TRAINING_SEEDS',
            'EDIT_SEEDS', 'Thing', 'Scene', 'check_seed', 'pick', 'sample_scene', 'scene_from_dict']
 
-# %% ../../nbs/world/030_scenes.ipynb #2bfa4338
+# %% ../../nbs/world/030_scenes.ipynb #bf4fbb67
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 import numpy as np
 from ..core import DataError, OptionError
 
@@ -43,7 +44,7 @@ def _number(what, value, low, high):
     raise OptionError(f"{what}={value!r} is outside the picture book's range: "
                       f"give a number from {low} to {high}")
 
-# %% ../../nbs/world/030_scenes.ipynb #450a10d3
+# %% ../../nbs/world/030_scenes.ipynb #1b0f6515
 @dataclass(frozen=True)
 class Thing:
     "One object of a scene."
@@ -54,11 +55,13 @@ class Thing:
     tilt: float = 0.        # degrees, -90..90; 0 stands upright
     x: float = .5           # centre, from the left, 0..1
     y: float = .5           # centre, from the top, 0..1
+    nouns: ClassVar[tuple] = NOUNS          # those that a larger world knows are its own class's
+    materials: ClassVar[tuple] = MATERIALS
 
     def __post_init__(self):
-        _known("noun", self.noun, NOUNS)
+        _known("noun", self.noun, self.nouns)
         _known("colour", self.colour, COLOURS)
-        _known("material", self.material, MATERIALS)
+        _known("material", self.material, self.materials)
         _known("size", self.size, SIZES)
         _number("tilt", self.tilt, -90, 90)
         _number("x", self.x, 0, 1)
