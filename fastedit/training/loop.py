@@ -30,11 +30,11 @@ def orthogonal(g: torch.Tensor,  # (..., rows, columns)
         x = torch.baddbmm(x, b, x, beta=3.4445)
     return (x.mT if tall else x).to(g.dtype).reshape(g.shape)
 
-# %% ../../nbs/training/603_loop.ipynb #cfb73cd2
+# %% ../../nbs/training/603_loop.ipynb #12507f34
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised updates for matrices and convolutions (Jordan et al. 2024).
 
-    Parameters of one form are updated at once, so each step has to give gradients to the same ones."""
+    Parameters of one form are updated at once: each step has to give gradients to the same."""
     def __init__(self, params, lr: float=.02, momentum: float=.95, weight_decay: float=.01):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
