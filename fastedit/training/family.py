@@ -279,13 +279,14 @@ def _figure_table(figures) -> str:
     rows = [f"| {k} | {told(v)} |" for k, v in figures.items()]
     return "\n".join(["| what | figures |", "|---|---|", *rows]) if rows else ""
 
-# %% ../../nbs/training/625_family.ipynb #8fc02a73
+# %% ../../nbs/training/625_family.ipynb #c9b4ff87
 _FAULTS = (*FAULTS, SafetensorError)   # what may end a stage without ending the run
 
 def _told(e) -> str:
     "The kind of a fault and its first line."
     return f"{type(e).__name__}: {(str(e).strip() or 'no more is known').splitlines()[0]}"
 
+# %% ../../nbs/training/625_family.ipynb #2ff0c745
 class _Run:
     "A run of stages against the clock."
     def __init__(self, stock, held, pace, compiled):
