@@ -80,7 +80,7 @@ def test_the_request_names_it(editor, tmp_path):
     assert again.image.tobytes() == e.image.tobytes()
     with pytest.raises(OptionError, match="give the picture itself"):
         editor(A, request=e.request)
-    with pytest.raises(FastEditError):
+    with pytest.raises(OptionError, match="reference: the picture that was given is not the one"):
         editor(A, request=e.request, reference=C)
 
 
