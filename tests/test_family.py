@@ -147,3 +147,91 @@ def test_words_of_the_large_world_are_one_token_each(trained):
     said = W.large_caption(W.sample_large_scene(3))
     theirs = tok(said, padding="max_length", max_length=small.tokens).input_ids
     assert words.row(said).tolist() == theirs
+
+
+# --- what goes wrong
+
+
+def fit(tmp_path, loss=1.0, **kw):
+    "One step of a small network, whose loss is `loss` times what it should be."
+    net = torch.nn.Linear(2, 2)
+    said = []
+    kw = dict(seconds=1e-3, say=said.append) | kw
+    done = T.fit_within(
+        "toy",
+        dict(net=net),
+        lambda step: (net(torch.ones(1, 2)).square().sum() * loss, {}),
+        state=tmp_path,
+        **kw,
+    )
+    return done, said
+
+
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path, monkeypatch):
+    "Though no row is logged before the checkpoint is due."
+    fit(tmp_path)
+    before, about = T.read_shards(tmp_path / "checkpoints" / "toy")
+    with monkeypatch.context() as m, pytest.raises(OptionError, match="stage toy: the weights"):
+        m.setattr("fastedit.training.engine._Going.log", lambda *_: None)
+        fit(tmp_path, float("nan"), every=-1.0)
+    after, still = T.read_shards(tmp_path / "checkpoints" / "toy")
+    assert still == about and all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_a_checkpoint_is_replaced_once_the_new_one_is_whole(tmp_path, monkeypatch):
+    from fastedit.training import engine
+
+    def files():
+        return {p.name for p in tmp_path.glob("*.safetensors")}
+
+    T.write_shards(dict(w=torch.zeros(2)), tmp_path, steps=1)
+    first, write = files(), engine.atomic_write
+
+    def broken(path, data):
+        if path.name == "index.json":
+            raise OSError("no space")
+        write(path, data)
+
+    with monkeypatch.context() as m, pytest.raises(OSError):
+        m.setattr(engine, "atomic_write", broken)
+        T.write_shards(dict(w=torch.ones(2)), tmp_path, steps=2)
+    found, about = T.read_shards(tmp_path)
+    assert about["steps"] == 1 and found["w"].tolist() == [0, 0]
+    for steps in (3, 4):
+        T.write_shards(dict(w=torch.ones(2)), tmp_path, steps=steps)
+        assert T.read_shards(tmp_path)[1]["steps"] == steps and len(files()) == 1
+    assert files() == first
+
+
+@pytest.mark.parametrize("name", ["index.json", "a-00.safetensors"])
+def test_a_damaged_checkpoint_is_said(tmp_path, name):
+    fit(tmp_path)
+    (tmp_path / "checkpoints" / "toy" / name).write_bytes(b"{")
+    with pytest.raises(ModelError, match="toy is damaged .*: remove it to begin anew"):
+        fit(tmp_path)
+
+
+def test_a_checkpoint_of_another_shape_is_said_and_begun_anew(tmp_path):
+    T.write_shards({"net.weight": torch.ones(3, 3)}, tmp_path / "checkpoints" / "toy", steps=9)
+    done, said = fit(tmp_path)
+    assert done.steps < 9 and "networks of another shape" in said[0]
+
+
+@pytest.mark.parametrize("fault", [ValueError("bad\nmore"), KeyError("z"), OSError(28, "full")])
+def test_a_stage_that_fails_costs_no_other_and_no_card(tmp_path, monkeypatch, fault):
+    from fastedit.training import family
+
+    def fails(*_):
+        raise fault
+
+    done = T.Trained("x", 1, 0.1, {})
+    monkeypatch.setattr(
+        family._Run, "learn", lambda self, name, s: fails() if name == "clip" else done
+    )
+    monkeypatch.setattr(family, "measure_family", fails)
+    small = replace(T.TOY, scenes=8, edits=8, batch=8)
+    report = T.train_family(tmp_path, "cpu", 0.001, small, cores=0, say=lambda *_: None)
+    assert set(report.stages) == set(T.ORDER_OF_FAMILY) - {"clip"} and not report.figures
+    kind = type(fault).__name__
+    assert report.notes[0].startswith(f"clip: failed, {kind}: ") and len(report.notes) == 2
+    assert f"not measured: {kind}: " in (tmp_path / "README.md").read_text()

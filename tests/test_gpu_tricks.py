@@ -221,6 +221,16 @@ def test_steps_on_a_gpu_wait_for_nothing(toys, monkeypatch):
     assert set(queued) <= {(1, 6), (1,), (2,)}  # sizes and guidance scales
 
 
+def test_the_family_s_contrast_counts_where_the_pictures_are():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from fastedit.training import contrast
+
+    with FakeTensorMode(), Sent() as seen:
+        a, b, c = (torch.empty(4, 8, device="cuda") for _ in range(3))
+        loss = contrast(a, b, c, torch.ones((), device="cuda"))
+    assert loss.device.type == "cuda" and not seen.crossed
+
+
 def test_marks_are_read_when_seconds_are_asked_for():
     class Mark:
         def __init__(self, at):

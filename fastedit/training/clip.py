@@ -64,7 +64,7 @@ def contrast(images, texts, misses, scale) -> torch.Tensor:
     """Give the symmetric cross-entropy of unit embeddings (B, d) (Radford et al. 2021).
 
     `misses` are further wrong texts (Yuksekgonul et al. 2023)."""
-    right = torch.arange(len(images))
+    right = torch.arange(len(images), device=images.device)
     logits = scale*images @ torch.cat([texts, misses]).T
     back = logits[:, :len(images)].T
     return (F.cross_entropy(logits, right)+F.cross_entropy(back, right))/2

@@ -11,19 +11,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from ..core import OptionError, atomic_write
+from ..core import ModelError, OptionError, atomic_write
 from .loop import append_row, optimisers, trainable
 
 # %% ../../nbs/training/621_engine.ipynb #e65255a9
 SHARD = 15 << 20   # bytes of a file, at most
 
 def write_shards(tensors: dict,  # name -> tensor
-                 folder,         # where; what is there is replaced
+                 folder,         # where; what is there is replaced once all of this is written
                  **about         # plain data that is kept beside them
                 ) -> Path:
     "Write tensors in half precision as files of at most 16 MiB, the list of them last."
     from safetensors.torch import save
     folder = Path(folder)
+    index = folder/"index.json"
+    side = "b" if index.exists() and b'"a-00' in index.read_bytes() else "a"   # not what is there
     parts, size = [{}], 0
     for name, t in tensors.items():
         t = t.detach().to("cpu", torch.float16 if t.is_floating_point() else t.dtype).contiguous()
@@ -33,17 +35,28 @@ def write_shards(tensors: dict,  # name -> tensor
             size = 0
         parts[-1][name] = t
         size += n
-    for i, p in enumerate(parts): atomic_write(folder/f"{i:02}.safetensors", save(p))
-    atomic_write(folder/"index.json", json.dumps(dict(files=len(parts), **about)).encode())
+    files = {f"{side}-{i:02}.safetensors": p for i, p in enumerate(parts)}
+    for name, p in files.items(): atomic_write(folder/name, save(p))
+    atomic_write(index, json.dumps(dict(files=list(files), **about)).encode())
+    for f in folder.glob("*.safetensors"):
+        if f.name not in files: f.unlink()
     return folder
 
 def read_shards(folder) -> tuple:
-    "Read them again: (tensors in float32, what was kept beside them); ({}, {}) without any."
-    from safetensors.torch import load_file
+    """Read them again: (tensors in float32, what was kept beside them); ({}, {}) without any.
+
+    Raises `ModelError` if they are damaged."""
     folder = Path(folder)
     if not (folder/"index.json").exists(): return {}, {}
+    try: return _shards(folder)
+    except Exception as e:   # of JSON, of safetensors, of the disk
+        raise ModelError(f"{folder} is damaged ({type(e).__name__}): remove it to begin "
+                         "anew") from e
+
+def _shards(folder):
+    from safetensors.torch import load_file
     about, found = json.loads((folder/"index.json").read_text()), {}
-    for i in range(about["files"]): found |= load_file(folder/f"{i:02}.safetensors")
+    for name in about["files"]: found |= load_file(folder/name)
     return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}, about
 
 # %% ../../nbs/training/621_engine.ipynb #24cee9df
@@ -70,14 +83,20 @@ class Trained:
 # %% ../../nbs/training/621_engine.ipynb #511dcf13
 def _checkpoint(state, name) -> Path: return Path(state)/"checkpoints"/name
 
-def resume(state, name: str, params: dict) -> dict:
-    "Put a checkpoint's averaged weights into parameters; gives what is known of earlier runs."
+def resume(state, name: str, params: dict,  # name -> parameter
+           say=print                        # is told of a checkpoint that does not fit
+          ) -> dict:
+    """Put a checkpoint's averaged weights into parameters; gives what is known of earlier runs.
+
+    Raises `ModelError` if the checkpoint is damaged."""
     kept, about = read_shards(_checkpoint(state, name))
-    fits = {k: v for k, v in kept.items() if k in params and params[k].shape == v.shape}
-    if len(fits) != len(params): return dict(steps=0, seconds=0.)
-    with torch.no_grad():
-        for k, p in params.items(): p.copy_(fits[k])
-    return about
+    if about and {k: v.shape for k, v in kept.items()} == {k: p.shape for k, p in params.items()}:
+        with torch.no_grad():
+            for k, p in params.items(): p.copy_(kept[k])
+        return about
+    if about: say(f"{name}: its checkpoint is of networks of another shape and is not used: this "
+                  "stage begins anew and will replace it")
+    return dict(steps=0, seconds=0.)
 
 class _Average:
     "Moving averages of parameters."
@@ -120,21 +139,25 @@ class _Going:
         if spent-self.saved > every: self.keep()
 
     def log(self, row):
-        "Write a row down; the one place that waits for the GPU."
+        "Write a row down; this and `keep` wait for the GPU."
         row, self.told = {k: float(v) for k, v in row.items()}, self.pace.spent()
-        if not math.isfinite(row["loss"]):
-            raise OptionError(f"stage {self.name}: the loss became {row['loss']} at step "
-                              f"{self.step}; the last checkpoint is kept: run again")
+        if not math.isfinite(row["loss"]): self.refuse(f"the loss became {row['loss']}")
         done = dict(step=self.about["steps"]+self.step,
                     seconds=round(self.about["seconds"]+self.told, 1))
         append_row(self.state/f"{self.name}.csv", done | row)
         self.say(f"{self.name}: {self.told:.0f} of {self.pace.seconds:.0f} s, step {self.step}, "
                  +", ".join(f"{k} {v:.4g}" for k, v in row.items()))
 
+    def refuse(self, what):
+        raise OptionError(f"stage {self.name}: {what} at step {self.step}; the last checkpoint "
+                          "is kept: run again")
+
     def keep(self):
-        "Write the checkpoint."
-        self.saved = self.pace.spent()
-        write_shards(self.average.now, _checkpoint(self.state, self.name),
+        "Write the checkpoint, unless the weights are no numbers any more."
+        self.saved, now = self.pace.spent(), self.average.now
+        if not torch.stack([t.isfinite().all() for t in now.values()]).all():
+            self.refuse("the weights became infinite or no numbers")
+        write_shards(now, _checkpoint(self.state, self.name),
                      steps=self.about["steps"]+self.step,
                      seconds=self.about["seconds"]+self.saved)
 
@@ -152,9 +175,10 @@ def fit_within(name: str,            # of the stage: names checkpoint and log
               ) -> Trained:
     """Train modules for some seconds and leave them with their averaged weights.
 
-    Goes on from the stage's checkpoint. Raises `OptionError` for a loss that is not finite."""
+    Goes on from the stage's checkpoint. Raises `OptionError` for a loss or weights that are not
+    finite, and `ModelError` for a damaged checkpoint."""
     params = trainable(modules)
-    about = resume(state, name, params)
+    about = resume(state, name, params, say)
     torch.manual_seed(1000+about["steps"])   # other pictures and noise than earlier runs had
     opts, average = optimisers(modules, lr, adam_lr), _Average(params, ema)
     rates = [[g["lr"] for g in o.param_groups] for o in opts]

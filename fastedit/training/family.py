@@ -12,8 +12,10 @@ import copy, json, time
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
+from safetensors import SafetensorError
 from ..core import FastEditError, OptionError, atomic_write, nearest
 from ..denoise import lcm_grid
+from ..errors import FAULTS
 from ..models import check_device, fuse_lora, model_index, read_lora
 from ..pictures import edge_f1
 from .control import canny_map
@@ -22,7 +24,7 @@ from .generators import (Said, ask_unet, learn_controlnet, learn_instruct,
                                           learn_lcm, learn_lcm_lora, learn_student,
                                           learn_teacher)
 from .instruct import widen
-from .parts import load_part
+from .parts import frozen_parts
 from .senses import (decibels, learn_clip, learn_reader, learn_vae,
                                       load_family_reader, right_ones, shares)
 from .shape import LARGE, TOY, Shape, family_scheduler
@@ -66,23 +68,13 @@ SHARES = {"draw": .12, "vae": .16, "reader": .07, "clip": .03, "teacher": .29, "
           "lcm-lora": .08, "lcm": .08, "controlnet": .05, "instruct": .06}
 MEASURING = .10   # share of the minutes that is kept for the figures
 
-def _classes() -> dict:
-    from diffusers import AutoencoderKL, ControlNetModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-    return dict(vae=AutoencoderKL, controlnet=ControlNetModel, text_encoder=CLIPTextModel,
-                text_encoder_2=CLIPTextModelWithProjection)
-
 def made(stock: Stock, *names: str) -> list:
     "Load finished networks of earlier stages, frozen, onto the device."
-    from diffusers import UNet2DConditionModel
-    found, classes = [], _classes()
     for n in names:
         if not (Path(stock.state)/"models"/n/"config.json").exists():
             raise OptionError(f"{stock.state} has no {n!r} yet: run the stages in the order "
                               f"{', '.join(ORDER_OF_FAMILY)}, or all of them")
-        net = load_part(classes.get(n, UNet2DConditionModel), stock.state, n)
-        found.append(net.to(stock.device))
-    return found
+    return [net.to(stock.device) for net in frozen_parts(stock.state, *names)]
 
 def with_lora(stock: Stock, part: str):
     "The teacher with a part's LoRA added to its weights."
@@ -287,7 +279,14 @@ def _figure_table(figures) -> str:
     rows = [f"| {k} | {told(v)} |" for k, v in figures.items()]
     return "\n".join(["| what | figures |", "|---|---|", *rows]) if rows else ""
 
-# %% ../../nbs/training/625_family.ipynb #8fc02a73
+# %% ../../nbs/training/625_family.ipynb #c9b4ff87
+_FAULTS = (*FAULTS, SafetensorError)   # what may end a stage without ending the run
+
+def _told(e) -> str:
+    "The kind of a fault and its first line."
+    return f"{type(e).__name__}: {(str(e).strip() or 'no more is known').splitlines()[0]}"
+
+# %% ../../nbs/training/625_family.ipynb #2ff0c745
 class _Run:
     "A run of stages against the clock."
     def __init__(self, stock, held, pace, compiled):
@@ -331,10 +330,9 @@ class _Run:
             left = self.pace.seconds-self.pace.spent()
             part = SHARES[name]/sum(SHARES[n] for n in names[i:])
             try: done = self.learn(name, max(.1, left*part))
-            except (FastEditError, ImportError, RuntimeError) as e:
+            except _FAULTS as e:
                 if len(names) == 1: raise   # nothing else was asked for
-                said = str(e).strip().split("\n")[0]
-                self.notes.append(f"{name}: failed, {said}")
+                self.notes.append(f"{name}: failed, {_told(e)}")
                 self.stock.say(self.notes[-1])
                 continue
             self.stages[name] = dict(steps=done.steps, seconds=round(done.seconds, 1),
@@ -386,9 +384,9 @@ def train_family(state,                  # folder of checkpoints, networks, logs
     try:
         figures = measure_family(stock, held, 2 if toy else 60, str(device))
         for kind in ("-s", "-teacher"): assembled(state, shape, kind)
-    except (FastEditError, RuntimeError) as e:
+    except _FAULTS as e:
         figures = {}
-        run.notes.append(f"not measured: {e}")
+        run.notes.append(f"not measured: {_told(e)}")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
     about = dict(shape=shape.key, device=name, minutes=(time.monotonic()-began)/60,
                  scenes=len(stock), edits=len(stock.edits["told"]), size=shape.size,

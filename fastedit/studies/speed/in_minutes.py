@@ -10,7 +10,8 @@ import json, statistics, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from ...core import FastEditError, OptionError, atomic_write
+from ...core import OptionError, atomic_write
+from ...errors import FAULTS
 from ...memory import Margin, free_caches, out_of_memory
 from ...models import check_device, default_device, find_spec, speed_up
 from .comparison import Comparison, prompt_number
@@ -73,7 +74,7 @@ def _attempt(rows: Rows, what: str, device, run):
     "Run one part; what it raises becomes a row, or a line of what was left out."
     try: return run()
     except OptionError as e: rows.leave(what, str(e))
-    except (FastEditError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as e:
+    except FAULTS as e:
         said = str(e).strip().split("\n")[0]
         rows.add("failed", what=what, error=f"{type(e).__name__}: {said}")
         if not _answers(device): raise _Gone(said) from e
