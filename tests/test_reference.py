@@ -4,7 +4,7 @@ said."""
 import diffusers, pytest, torch
 from PIL import Image
 from fastedit import EditRequest, FastEditor
-from fastedit.core import FastEditError, ModelError, OptionError
+from fastedit.core import ModelError, OptionError
 from fastedit.models import random_ip_adapter, random_model
 from fastedit.world import render, sample_scene
 
