@@ -5,7 +5,7 @@ import copy, diffusers, pytest, torch
 from dataclasses import replace
 from PIL import Image
 from fastedit import EditRequest, FastEditor
-from fastedit.core import FastEditError, ModelError, OptionError
+from fastedit.core import ModelError, OptionError
 from fastedit.memory import predict_memory
 from fastedit.models import borrow, random_ip_adapter, random_model
 from fastedit.world import render, sample_scene
@@ -87,7 +87,7 @@ def test_the_request_names_it(editor, tmp_path):
     assert again.image.tobytes() == e.image.tobytes()
     with pytest.raises(OptionError, match="give the picture itself"):
         editor(A, request=e.request)
-    with pytest.raises(FastEditError):
+    with pytest.raises(OptionError, match="reference: the picture that was given is not the one"):
         editor(A, request=e.request, reference=C)
 
 
