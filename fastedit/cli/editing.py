@@ -160,7 +160,7 @@ def edit(image: Image,
     else: print(f"{out}: {result.summary}")
     tell_notes(result, quiet)
 
-# %% ../../nbs/cli/904_editing.ipynb #8c048e4c
+# %% ../../nbs/cli/904_editing.ipynb #07f6f610
 @app.command()
 def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `edit.save` wrote."),
               image: option(Path, "Picture that it was made from; "
@@ -177,13 +177,13 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
               quiet: Quiet=False):
     "Run a saved edit again: bit-identical, or what differs and why (exit code 1)."
     from fastedit.editor.again import compare, open_editor, prepare
-    told, request, source, region = prepare(saved, image, mask)
+    own = dict(control=list(control)) if control else {}
+    told, request, source, region = prepare(saved, image, mask, own)
     adapters = loras(lora)
     bring(quiet)
     with waiting(f"loading {request.model}", quiet):
         editor = open_editor(request, device, None if model is None else str(model), **adapters)
     with steps_bar(request.steps, quiet) as on_step:
-        own = dict(control=list(control)) if control else {}
         result = editor(source, mask=region, request=request, on_step=on_step, **own)
     found = compare(saved, told, result)
     if as_json: print_json(found.to_dict())
