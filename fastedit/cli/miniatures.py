@@ -80,7 +80,7 @@ def family(state, device, minutes, only, toy, compiled, quiet):
     from fastedit.models import default_device
     from fastedit.training import LARGE, TOY, check_family, train_family
     if minutes is None: minutes = 1. if toy else 8.
-    check_family(minutes, only or ())
+    check_family(minutes, only or (), state)
     device = device or ("cpu" if toy else default_device())
     if not toy and str(device).startswith("cpu"):
         raise OptionError("the family at 128 pixels is trained on a GPU, which torch does not see "
