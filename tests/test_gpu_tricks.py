@@ -247,6 +247,26 @@ def test_the_family_s_networks_are_asked_without_waiting(tmp_path):
     assert e.device.type == "cuda" and not seen.crossed
 
 
+@pytest.mark.parametrize(
+    "name, rate",
+    [
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("Tesla T4", 65),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+    ],
+)
+def test_a_card_is_held_against_half_of_its_own_rate(name, rate):
+    assert S.attainable(name, 1.0)[0] == rate * 1e12 / 2
+
+
+@pytest.mark.parametrize("name", ["NVIDIA L40", "NVIDIA T400", "NVIDIA GH200 480GB", "a CPU"])
+def test_a_card_that_is_not_listed_is_held_against_a_product(name):
+    assert S.attainable(name, 1.0) == (1.0, "a large matrix product, timed here")
+
+
 def test_marks_are_read_when_seconds_are_asked_for():
     class Mark:
         def __init__(self, at):
