@@ -4,7 +4,7 @@ said."""
 import diffusers, pytest, torch
 from PIL import Image
 from fastedit import EditRequest, FastEditor
-from fastedit.core import FastEditError, ModelError, OptionError
+from fastedit.core import ModelError, OptionError
 from fastedit.models import random_ip_adapter, random_model
 from fastedit.world import render, sample_scene
 
@@ -80,7 +80,7 @@ def test_the_request_names_it(editor, tmp_path):
     assert again.image.tobytes() == e.image.tobytes()
     with pytest.raises(OptionError, match="give the picture itself"):
         editor(A, request=e.request)
-    with pytest.raises(FastEditError):
+    with pytest.raises(OptionError, match="reference: the picture that was given is not the one"):
         editor(A, request=e.request, reference=C)
 
 
