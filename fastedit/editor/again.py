@@ -155,14 +155,16 @@ def _outcome(r: Reproduction) -> str:
     return (f"{r.differing:,} of {r.pixels:,} pixels differ ({r.differing/r.pixels:.1%}), by at "
             f"most {r.largest} of 255{after}")
 
-# %% ../../nbs/editor/209c_again.ipynb #cc48230b
-_ALONG = ("reference", "control", *(f"{of}{what}prompt_embeds" for of in ("", "negative_", "source_")
-                                    for what in ("", "pooled_")))
+# %% ../../nbs/editor/209c_again.ipynb #7916b596
+_WORDS = tuple(f"{of}{what}prompt_embeds" for of in ("", "negative_", "source_")
+               for what in ("", "pooled_"))
+_ALONG = ("reference", "control", *_WORDS)
 
 def _check_along(given):
     "Refuse what a saved edit cannot take along, and what is no picture."
     if not isinstance(given, dict):
-        raise OptionError(f"given={in_words(given)}: give a dict with {' or '.join(_ALONG[:3])}, ...")
+        raise OptionError(f"given={in_words(given)}: give a dict of what the edit was made with, "
+                          "such as dict(reference=...)")
     if unknown := [k for k in given if k not in _ALONG]:
         raise OptionError(f"given: {in_words(unknown[0])} is unknown{nearest(unknown[0], _ALONG)}: "
                           f"a saved edit takes {', '.join(_ALONG)}")

@@ -12,7 +12,7 @@ from ..editor import EditRequest
 from ..editor.control import own_maps
 from ..editor.embeds import is_encoded
 
-# %% ../../nbs/widgets/705b_restoring.ipynb #f7b3a817
+# %% ../../nbs/widgets/705b_restoring.ipynb #e415498f
 def unsaid(wanted: EditRequest,  # that is brought back
            said: EditRequest     # as the controls say it
           ) -> dict:
@@ -28,8 +28,8 @@ def held_note(held: dict,  # what is held
     "Say what is held without a control that shows it: a note, or none."
     out = [f"{k}={in_words(v)}" for k, v in held.items() if k not in shown and v is not None]
     if not out: return ()
-    return (f"held from that edit, as no control says it: {', '.join(out)}; its control, or another "
-            "method, drops it",)
+    return (f"held from that edit, as no control says it: {', '.join(out)}; its control, or "
+            "another method, drops it",)
 
 # %% ../../nbs/widgets/705b_restoring.ipynb #6d564a8b
 def still_named(request: EditRequest,
