@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['run_flow']
 
-# %% ../../../nbs/editor/flow/206_flowedit.ipynb #2b802b01
+# %% ../../../nbs/editor/flow/206_flowedit.ipynb #55ffaa72
 import time
-from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from ...denoise import finite
