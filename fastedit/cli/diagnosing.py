@@ -61,7 +61,7 @@ def calibrate_failures(out: option(Path, "Where to write the limits and the reco
                        =Path("thresholds.json"),
                        per_kind: option(int, "Cases of a kind for each photograph.", min=1)=3,
                        drawn: option(int, "Drawn cases of a kind.", min=0)=12,
-                       wide: option(int, "More for each photograph, of edits that cover half of it.",
+                       wide: option(int, "More for each photograph, of edits of half of it.",
                                     min=0)=1,
                        quiet: Quiet=False):
     "Find the limits of `diagnose` on tuning pictures and judge them on others; 15 minutes."
