@@ -117,13 +117,13 @@ def exported_names(page: str,    # as in `import_module`
     found = _ALL.search(spec.loader.get_source(spec.name))
     return re.findall(r"['\"](\w+)['\"]", found[1]) if found else []
 
-# %% ../nbs/000c_core.ipynb #f5e9849a
+# %% ../nbs/000c_core.ipynb #e325c883
 def pages_on_demand(package: str,  # full name of the package
                     *pages: str    # as in `import_module`
                    ) -> tuple:
     "Make `__getattr__` and `__dir__` for a package whose pages are imported when they are wanted."
     @cache
-    def homes(): return {k: p for p in pages for k in exported_names(p, package)}
+    def homes(): return {k: p for p in reversed(pages) for k in exported_names(p, package)}
     def find(name):
         if name == "__all__": return sorted(homes())
         if f".{name}" in pages and name not in homes(): return import_module(f".{name}", package)

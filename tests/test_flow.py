@@ -347,3 +347,23 @@ def test_precisions_and_revisions(folders):
 @pytest.mark.parametrize("key", list(F.FLOW_PARTS))
 def test_sizes_are_counted(key):
     assert sum(F.flow_bytes(key).values()) / 1e9 == pytest.approx(M.MODELS[key].disk_gb, rel=0.02)
+
+
+@pytest.mark.parametrize("setting", [dict(prompt_weights=True), dict(long_prompts=True)])
+def test_settings_of_other_text_encoders_are_refused(setting):
+    from fastedit.editor import EditRequest
+
+    spec = M.MODELS["flux2-klein"]
+    F.check_flow(spec, EditRequest("a cup", model=spec.key, method="flow"))
+    with pytest.raises(OptionError, match=next(iter(setting))):
+        F.check_flow(spec, EditRequest("a cup", model=spec.key, method="flow", **setting))
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_encoded_prompts_are_refused(field):
+    from fastedit.editor import EditRequest
+
+    spec = M.MODELS["flux2-klein"]
+    asked = dict(prompt="a cup", model=spec.key, method="flow") | {field: "embeds:0123456789abcdef"}
+    with pytest.raises(OptionError, match=f"{field}_embeds: .* reads words"):
+        F.check_flow(spec, EditRequest(**asked))

@@ -1,6 +1,6 @@
 "The checks of `.ci/nb.py` find what they are for; the package installs whole and imports light."
 
-import base64, importlib.util, json, re, shutil, subprocess, sys, zipfile
+import ast, base64, importlib.util, json, re, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -520,3 +520,18 @@ def test_stamp_changes_with_any_code_cell_and_with_nothing_else(sources, i):
     assert nb_tool.stamp(nb) == nb_tool.stamp(again)
     again["cells"].insert(i, code("x"))
     assert nb_tool.stamp(nb) != nb_tool.stamp(again)
+
+
+NOT_RUN = [
+    pytest.param("".join(c["source"]), id=f"{p.stem}-{i}")
+    for p in sorted((ROOT / "nbs").rglob("*.ipynb"))
+    for i, c in enumerate(json.loads(p.read_text("utf-8"))["cells"])
+    if c["cell_type"] == "code" and "#| eval: false" in "".join(c["source"])
+]
+
+
+@pytest.mark.parametrize("cell", NOT_RUN)
+def test_a_cell_that_is_not_run_is_python_once_its_magics_are_transformed(cell):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    ast.parse(TransformerManager().transform_cell(cell))

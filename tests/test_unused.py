@@ -195,3 +195,17 @@ def test_stock_schedule_equals_the_stock_pipeline_below_one(editors, guidance):
             height=64,
         ).images[0]
         assert np.abs(np.asarray(theirs).astype(int) - np.asarray(ours.image)).max() <= 1
+
+
+@pytest.mark.parametrize("scheduler, heard", [("own", False), ("euler", False), ("ddim", True)])
+def test_eta_is_heard_by_those_that_have_it(editors, scheduler, heard):
+    kw = dict(scheduler=scheduler, options=dict(eta=0.5))
+    noisy, notes = edit(editors, "img2img", "mini", **kw)
+    assert any("eta" in n for n in notes) != heard
+    plain, _ = edit(editors, "img2img", "mini", scheduler=scheduler)
+    assert np.array_equal(noisy, plain) != heard
+
+
+def test_settings_of_words_do_nothing_for_controls(editors):
+    _, notes = edit(editors, "identity", "mini", clip_skip=1, prompt_weights=True)
+    assert any("clip_skip, prompt_weights do nothing" in n for n in notes)

@@ -11,7 +11,7 @@ from ..core import OptionError, in_words, nearest
 from .grids import stock_run
 
 # %% auto #0
-__all__ = ['SCHEDULERS', 'scheduler_key', 'make_scheduler', 'Sampler']
+__all__ = ['SCHEDULERS', 'scheduler_key', 'takes_eta', 'make_scheduler', 'Sampler']
 
 # %% ../../nbs/denoise/052b_schedulers.ipynb #ecd5d2bf
 _DPM = "DPMSolverMultistepScheduler"
@@ -33,20 +33,31 @@ def scheduler_key(name: str  # "own", a key of `SCHEDULERS`, or a class of diffu
     raise OptionError(f"scheduler={in_words(name)} is unknown{nearest(name, known)}: use one of "
                       f"{', '.join(known)}")
 
-# %% ../../nbs/denoise/052b_schedulers.ipynb #2d71331c
+# %% ../../nbs/denoise/052b_schedulers.ipynb #13080d23
 @lru_cache(None)
 def _takes(function, name: str) -> bool:
     "Whether a function has a parameter of a name."
     return name in signature(function).parameters
 
+def _kind(config: dict, key: str) -> tuple:
+    "Find a scheduler's class, and its settings beside the model's own."
+    import diffusers
+    if key == "own": name, more = config.get("_class_name", "LCMScheduler"), {}
+    else: name, more = SCHEDULERS[scheduler_key(key)]
+    return getattr(diffusers, name), more
+
+def takes_eta(config: dict,  # of the model's scheduler, with its `_class_name`
+              key: str       # "own", or a key of `SCHEDULERS`
+             ) -> bool:
+    "Whether a scheduler's step has the parameter eta."
+    return _takes(_kind(config, key)[0].step, "eta")
+
 def make_scheduler(config: dict,  # of the model's scheduler, with its `_class_name`
                    key: str       # "own", or a key of `SCHEDULERS`
                   ):
     "Make diffusers' scheduler from a model's configuration; raises `OptionError`."
-    import diffusers
-    if key == "own": cls, more = config.get("_class_name", "LCMScheduler"), {}
-    else: cls, more = SCHEDULERS[scheduler_key(key)]
-    kind = getattr(diffusers, cls)
+    kind, more = _kind(config, key)
+    cls = kind.__name__
     plain = {k: v for k, v in config.items() if _takes(kind.__init__, k)}
     try: made = kind.from_config(plain, **more)
     except (ValueError, NotImplementedError) as e:

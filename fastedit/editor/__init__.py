@@ -1,7 +1,6 @@
 "Editing: a request, the steps that it takes, the editor, and the account of what ran."
 from ..core import pages_on_demand
 
-# Those without torch first: a request is read and refused, and a saved edit read, without it.
 __getattr__, __dir__ = pages_on_demand(
     __name__, ".request", ".checks", ".unused", ".control", ".embeds", ".given", ".texts",
     ".reference", ".region", ".notes", ".result", ".stores", ".defaults", ".again", ".many", ".stages",

@@ -75,14 +75,19 @@ def _check_prompt(name, value):
 Prompt = Annotated[str, Then(_check_prompt), Give("text", PromptError)]
 Words = Annotated[str|None, Then(_check_text), Give("text", PromptError)]
 
-# %% ../../nbs/editor/200_request.ipynb #260fa44f
+# %% ../../nbs/editor/200_request.ipynb #2f9275ce
 def _name(words: str, kind=str|None): return Annotated[kind, Then(whole_text), Give(words)]
 
 def _check_model(name, value):
     text = whole_text(name, str(value))
     return text if isinstance(value, str) else value
 
-OWN_MAP = "picture:"   # before the hash of a picture that is itself the map
+OWN_MAP = "picture:"    # before the hash of a picture that is itself the map
+OWN_WORDS = "embeds:"   # before the hash of a prompt that is encoded already
+
+def is_encoded(prompt) -> bool:
+    "Whether a prompt of a request is the hash of an encoded one."
+    return isinstance(prompt, str) and prompt.startswith(OWN_WORDS)
 
 def _check_control(name, value):
     "Names of maps, or hashes of pictures; several for several ControlNets."

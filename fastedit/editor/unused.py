@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEEDS', 'unused_notes']
 
-# %% ../../nbs/editor/206b_unused.ipynb #3ed2cc98
-from ..denoise import curve
+# %% ../../nbs/editor/206b_unused.ipynb #8c7b1a33
+from ..denoise import curve, takes_eta
 from ..methods import Method
 
 # %% ../../nbs/editor/206b_unused.ipynb #ab8a61bc
@@ -37,13 +37,11 @@ def _guidance_notes(r, asked, method, denoiser, steps) -> list:
                    "not guide a source branch")
     return out
 
-# %% ../../nbs/editor/206b_unused.ipynb #85a8d4a3
+# %% ../../nbs/editor/206b_unused.ipynb #0104f88e
 NEEDS = (("threshold", "region", "given", "region='model' or 'words'"),
          ("t_end", "proximal", False, "proximal=True"),
          ("blend_from", "blend", False, "blend=True"),
          ("threshold", "blend", False, "blend=True"))
-
-_NO_ETA = ("lcm", "euler", "euler_a", "dpmpp", "dpmpp_karras", "dpmpp_sde", "unipc")
 
 def _silent(name, method, options) -> str|None:
     "Say what an option would need, or None if it can act."
@@ -55,12 +53,17 @@ def _silent(name, method, options) -> str|None:
     silent = rules and all(options[key] == value for _, key, value, _ in rules)
     return rules[0][3] if silent else None
 
-def _option_notes(r, method) -> list:
+def _hears_eta(scheduler, denoiser) -> bool:
+    "Whether whoever steps has the parameter eta."
+    return scheduler is not None and takes_eta(denoiser.parts.scheduler, scheduler)
+
+def _option_notes(r, method, denoiser) -> list:
     "Say which of a method's options cannot act beside the others."
     given = {k: v for k, v in r.options.items()
              if k in method.options and v != method.options[k].default}
     lost = {k: way for k in given if (way := _silent(k, method, r.options))}
-    if given.get("eta") and r.scheduler in (None, *_NO_ETA): lost["eta"] = "scheduler ddim or tcd"
+    if given.get("eta") and not _hears_eta(r.scheduler, denoiser):
+        lost["eta"] = "scheduler ddim or tcd"
     return [f"option {k}={given[k]} does nothing without {way}" for k, way in lost.items()]
 
 # %% ../../nbs/editor/206b_unused.ipynb #3346e858
@@ -83,18 +86,18 @@ def _place_notes(r, asked, method, mask, has_control) -> list:
         out.append(f"feather {r.feather:g} does nothing without a mask")
     return out
 
-# %% ../../nbs/editor/206b_unused.ipynb #5b9d4b70
+# %% ../../nbs/editor/206b_unused.ipynb #c2a631c8
 _HEARD = ("source_prompt", "negative_prompt", "steps", "strength", "guidance", "source_guidance",
-          "control", "control_scale")
+          "control", "control_scale", "reference", "clip_skip", "prompt_weights", "long_prompts")
 
 def _nothing_acts(asked, method) -> list:
     "Name the settings of a method that edits nothing."
     own = dict(steps=method.steps, strength=method.strength, guidance=1., source_guidance=1.)
-    given = [k for k in _HEARD if getattr(asked, k) not in (None, "", "none", 0, own.get(k))]
+    given = [k for k in _HEARD if getattr(asked, k) not in (None, "", "none", False, own.get(k))]
     does = "does" if len(given) == 1 else "do"
     return [f"{', '.join(given)} {does} nothing: {method.key} edits nothing"] if given else []
 
-# %% ../../nbs/editor/206b_unused.ipynb #206c3203
+# %% ../../nbs/editor/206b_unused.ipynb #9dc9ef21
 def unused_notes(r,                 # `EditRequest` with every default filled in
                  asked,             # the same as it was given
                  method: Method,
@@ -108,4 +111,5 @@ def unused_notes(r,                 # `EditRequest` with every default filled in
     out = _guidance_notes(r, asked, method, denoiser, steps)
     if asked.source_prompt and not method.source_prompt:
         out.append(f"the source prompt does nothing: {method.key} does not compare with one")
-    return [*out, *_place_notes(r, asked, method, mask, has_control), *_option_notes(r, method)]
+    return [*out, *_place_notes(r, asked, method, mask, has_control),
+            *_option_notes(r, method, denoiser)]

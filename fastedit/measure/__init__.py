@@ -1,7 +1,6 @@
 "Measuring edits: metrics, the reader of the drawn world, data sets, statistics."
 from ..core import pages_on_demand
 
-# Those without torch first: reading a data set or a report needs none.
 __getattr__, __dir__ = pages_on_demand(
     __name__, ".tables", ".resampling", ".intervals", ".differences", ".comparison", ".power",
     ".tradeoff", ".verdict", ".pixels", ".runs", ".folders", ".entries", ".reading", ".datasets",

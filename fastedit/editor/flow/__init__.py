@@ -1,6 +1,5 @@
 "Today's instruction editors: diffusers' own pipelines behind the same request and account."
 from ...core import pages_on_demand
 
-# Those without torch first: a request is read and refused without it.
 __getattr__, __dir__ = pages_on_demand(__name__, ".rules", ".tiny", ".pipeline", ".loading",
                                        ".sizes")

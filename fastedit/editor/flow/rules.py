@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FLOW', 'FlowRule', 'check_flow']
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #24981e69
+# %% ../../../nbs/editor/flow/201_rules.ipynb #28572343
 from dataclasses import dataclass
 from ...core import OptionError
+from ..request import is_encoded
 from ...models import ModelSpec
 
 # %% ../../../nbs/editor/flow/201_rules.ipynb #1a87377d
@@ -27,12 +28,14 @@ FLOW = {r.pipeline: r for r in (
              "the working size"),
     FlowRule("FluxKontextPipeline", "guidance_scale", False, "at the working size", areas=True))}
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #1360265b
+# %% ../../../nbs/editor/flow/201_rules.ipynb #a7afafed
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
     schedule="the pipeline has one grid of times", scheduler="the pipeline has its own",
     control="it has no ControlNet",
     mask_crop="the pipeline sees the whole picture", clip_skip="it has another text encoder",
+    prompt_weights="its text encoder reads whole sentences",
+    long_prompts="the pipeline cuts prompts by its own limit",
     reference="it has no IP-Adapter",
     source_guidance="there is no source branch", control_scale="it has no ControlNet")
 
@@ -43,8 +46,11 @@ def _refuse_foreign(r, who):
                           "out, or say 'flow'")
     for name, why in _REFUSED.items():
         v = getattr(r, name)
-        if v in (None, "none") or name == "control_scale" and v == 0: continue
+        if v is False or v in (None, "none") or name == "control_scale" and v == 0: continue
         raise OptionError(f"{name}={v!r} makes no sense here: {who}, and {why}. Leave {name} out")
+    for name in ("prompt", "negative_prompt", "source_prompt"):
+        if is_encoded(getattr(r, name, None)):
+            raise OptionError(f"{name}_embeds: {who}, which reads words: give {name} as text")
     if r.options:
         raise OptionError(f"options {', '.join(map(repr, r.options))} belong to a method: {who}, "
                           "which has none; leave them out")
