@@ -27,9 +27,9 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #ee775338
+# %% ../../nbs/cli/904_editing.ipynb #4ff6f795
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
-                "the registry, or FILE.py:NAME of your own; flow models have one way only.")
+                "the registry, or FILE.py:NAME of your own; flow models: flow, flowedit.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
