@@ -20,7 +20,7 @@ from .flow.flowedit import run_flow
 from .flow.rules import check_flow, own_way
 from .bar import counted
 from .given import check_given, name_given, take_again
-from .mending import mended
+from .mending import drift_note, mended
 from .notes import made_for, transparency_notes
 from .placing import PlacedStages, check_keywords, check_values
 from .request import EditRequest
@@ -362,7 +362,7 @@ def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings
     for e in edits.errors.values(): raise e
     return edits
 
-# %% ../../nbs/editor/209_editor.ipynb #ab1f7769
+# %% ../../nbs/editor/209_editor.ipynb #faaf5fc3
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."
@@ -379,6 +379,7 @@ def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     made = run_flow(flow, fitted, r, filled, on_step)
     image = unfit(made.image, frame)
     if r.repair: image = mended(source, image, mask, notes)
+    elif said := drift_note(source, image, mask): notes.append(said)
     if mask is not None: image = composite(source, image, mask, r.feather)
     r = replace(r, **filled, loras=(), size=frame.model, image=pixel_hash(source),
                 mask=None if mask is None else pixel_hash(mask))
