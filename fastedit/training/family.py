@@ -22,24 +22,25 @@ from .control import canny_map
 from .engine import Pace
 from .generators import (Said, ask_unet, learn_controlnet, learn_instruct,
                                           learn_lcm, learn_lcm_lora, learn_student,
-                                          learn_teacher)
+                                          learn_teacher, residuals)
 from .instruct import widen
+from .judging import DDIM, LCM, right_ones, shares
 from .parts import frozen_parts
 from .senses import (decibels, learn_clip, learn_reader, learn_vae,
-                                      load_family_reader, right_ones, shares)
-from .shape import LARGE, TOY, Shape, family_scheduler
+                                      load_family_reader)
+from .shape import LARGE, TOY, Shape
 from .stock import Held, Stock, edges_here, encode_stock, pictures_of
 from ..world import LARGE_HEADS, LARGE_KINDS, LARGE_NOUNS, in_front, sample_large_edit
 
 # %% ../../nbs/training/625_family.ipynb #f15425f6
 @torch.no_grad()
-def sampled(s: Shape, levels, unet, said: Said, tokens: torch.Tensor,
+def sampled(stock: Stock, unet, said: Said, tokens: torch.Tensor,
             steps: int=4,          # 4: of a model for few steps; more: DDIM
             guidance: float=1.,    # 1: baked in; else a pair, or an input of the UNet
             more=None              # gives further keywords for the UNet: (x, t, text) -> dict
            ) -> torch.Tensor:      # (B, channels, h, w), clean latents
     "Sample latents for texts."
-    n, few = len(tokens), steps <= 8
+    s, levels, n, few = stock.shape, stock.levels, len(tokens), steps <= 8
     times = lcm_grid(steps) if few else [int(t) for t in np.linspace(999, 0, steps+1).round()][:-1]
     text, w, pair = said.text(tokens), None, False
     if unet.config.time_cond_proj_dim: w = torch.full((n,), guidance-1., device=levels.device)
@@ -52,9 +53,9 @@ def sampled(s: Shape, levels, unet, said: Said, tokens: torch.Tensor,
         t = torch.full((n,), now, device=levels.device)
         kw = more(x, t, text) if more else {}
         if pair:
-            e1, e0 = ask_unet(s, unet, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            e1, e0 = ask_unet(stock, unet, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
             e = e0+guidance*(e1-e0)
-        else: e = ask_unet(s, unet, x, t, text, w, **kw)
+        else: e = ask_unet(stock, unet, x, t, text, w, **kw)
         z = levels.clean(e.float(), x, t)
         then = times[i+1] if i+1 < len(times) else (None if few else 0)
         if then is None: return z
@@ -90,12 +91,12 @@ def with_lora(stock: Stock, part: str):
     fuse_lora(unet, read_lora(adapter, unet)[0]["unet"])
     return unet.to(stock.device).eval().requires_grad_(False)
 
-# %% ../../nbs/training/625_family.ipynb #d73c15d0
-def relation_right(reader, pixels, scenes) -> float:
-    "Share of scenes with two things side by side in which they are read on the right sides."
+# %% ../../nbs/training/625_family.ipynb #1d1021cd
+def relation_right(reader, pixels, scenes) -> float|None:
+    "Share of scenes with two things side by side that are read on the right sides; None of none."
     nouns = [(i, [LARGE_NOUNS.index(t.noun) for t in s.things]) for i, s in enumerate(scenes)
              if len(s.things) == 2 and not in_front(s) and s.things[0].noun != s.things[1].noun]
-    if not nouns: return float("nan")
+    if not nouns: return None
     with torch.no_grad(): where = reader.look(pixels)[1]
     column = where.flatten(2).argmax(-1) % where.shape[-1]
     return float(np.mean([bool(column[i, a] < column[i, b]) for i, (a, b) in nouns]))
@@ -115,10 +116,9 @@ class FamilyJudge:
     @torch.no_grad()
     def __call__(self, unet, encoders, rows: int=128, **how) -> dict:
         "Shares of pictures that are right; `how` goes to `sampled`."
-        said, s = Said(self.stock, encoders), self.stock.shape
+        said = Said(self.stock, encoders)
         with torch.compiler.set_stance("force_eager"):
-            z = [sampled(s, self.stock.levels, unet, said, t, **how)
-                 for t in self.held.tokens.split(rows)]
+            z = [sampled(self.stock, unet, said, t, **how) for t in self.held.tokens.split(rows)]
         x = self.decoded(torch.cat(z))
         out = shares(right_ones(self.reader(x), self.held.labels))
         return dict(out, relation=relation_right(self.reader, x, self.held.scenes))
@@ -142,7 +142,7 @@ def assembled(state,        # folder of a trained family
     else: unet, = made(stock, "unet-s" if kind == "-s" else "unet")
     unet.half().save_pretrained(dest/"unet", max_shard_size="15MB")
     few = kind in ("", "-s")
-    scheduler = json.dumps(family_scheduler(few), indent=2).encode()
+    scheduler = json.dumps(LCM if few else dict(DDIM, steps_offset=1), indent=2).encode()
     atomic_write(dest/"scheduler"/"scheduler_config.json", scheduler)
     index = model_index(instruct=kind == "-instruct", zeros=False)
     index["scheduler"] = ["diffusers", "LCMScheduler" if few else "DDIMScheduler"]
@@ -179,13 +179,9 @@ def judged_edits(judge: FamilyJudge, edits, pictures) -> dict:
 def edges_followed(judge: FamilyJudge, unet, controlnet, encoders, n: int, **how) -> float:
     "Mean F1 of the edges of pictures that a ControlNet guided, against those given."
     stock, held = judge.stock, judge.held
-    edges, s = edges_here(held.stock.data["edges"][:n]), stock.shape
-    side = torch.tensor([[s.size, s.size, 0, 0, s.size, s.size]]*n, device=stock.device).float()
-    def more(x, t, text):
-        down, mid = controlnet(x, t, text[0], edges, 1., return_dict=False, added_cond_kwargs=dict(
-            text_embeds=text[1], time_ids=side))
-        return dict(down_block_additional_residuals=down, mid_block_additional_residual=mid)
-    z = sampled(s, stock.levels, unet, Said(stock, encoders), held.tokens[:n], more=more, **how)
+    edges = edges_here(held.stock.data["edges"][:n])
+    def more(x, t, text): return residuals(stock, controlnet, x, t, text, edges)
+    z = sampled(stock, unet, Said(stock, encoders), held.tokens[:n], more=more, **how)
     shown = held.stock.data["pictures"][:n].cpu().numpy()
     return float(np.mean([edge_f1(canny_map(a), canny_map(np.ascontiguousarray(b)))
                           for a, b in zip(pictures_of(judge.decoded(z)), shown)]))
@@ -269,7 +265,7 @@ def _goal_table(figures) -> str:
 
 def _stage_table(stages) -> str:
     def rest(d): return ", ".join(f"{k} {v:.3g}" for k, v in d.items()
-                                  if k not in ("steps", "seconds"))
+                                  if k not in ("steps", "seconds") and v is not None)
     rows = [f"| {k} | {d['steps']} | {d['seconds']:.0f} | {rest(d)} |" for k, d in stages.items()]
     head = ["| stage | steps | seconds, all runs | last evaluation |", "|---|---|---|---|"]
     return "\n".join([*head, *rows])
@@ -286,7 +282,7 @@ def _told(e) -> str:
     "The kind of a fault and its first line."
     return f"{type(e).__name__}: {(str(e).strip() or 'no more is known').splitlines()[0]}"
 
-# %% ../../nbs/training/625_family.ipynb #2ff0c745
+# %% ../../nbs/training/625_family.ipynb #a87544f8
 class _Run:
     "A run of stages against the clock."
     def __init__(self, stock, held, pace, compiled):
@@ -297,8 +293,7 @@ class _Run:
         "A function that judges a generator in training, where the judge is there."
         try: judge = FamilyJudge(self.stock, self.held)
         except (FastEditError, OSError): return None
-        def evaluate(unet, encoders): return judge(unet.eval(), [e.eval() for e in encoders], **how)
-        return evaluate
+        return lambda unet, texts: judge(unet.eval(), [e.eval() for e in texts], **how)
 
     def learn(self, name: str, seconds: float):
         "Run one stage."
@@ -347,14 +342,21 @@ def _write(state, name, data):
     known = _known(state, name) | data
     atomic_write(Path(state)/name, json.dumps(known, indent=1).encode())
 
-# %% ../../nbs/training/625_family.ipynb #51f45aed
-def check_family(minutes, only):
-    "Refuse what no run can mean; raises `OptionError`."
+# %% ../../nbs/training/625_family.ipynb #07d8ad56
+def check_family(minutes, only, state=None):
+    "Refuse what no run can mean, and what would spoil what is in `state`; raises `OptionError`."
     if not minutes > 0: raise OptionError(f"minutes={minutes!r}: give more than 0")
     for name in only:
         if name not in ORDER_OF_FAMILY:
             raise OptionError(f"stage {name!r} is unknown{nearest(name, ORDER_OF_FAMILY)}: use "
                               f"some of {', '.join(ORDER_OF_FAMILY)}")
+    done = _known(state, "stages.json") if state else {}
+    for name in ("vae", "teacher"):   # the reader and CLIP rest on pictures alone
+        later = ORDER_OF_FAMILY[ORDER_OF_FAMILY.index(name)+1:]
+        left = [k for k in later if k in done and k not in (*only, "reader", "clip")]
+        if name in only and left:
+            raise OptionError(f"stage {name!r} alone spoils what was trained on it in {state}: "
+                              f"add {', '.join(left)}, or train all stages")
 
 def train_family(state,                  # folder of checkpoints, networks, logs and the card
                  device: str="cuda",     # torch device
@@ -367,8 +369,9 @@ def train_family(state,                  # folder of checkpoints, networks, logs
                 ) -> FamilyReport:
     """Train the family at 128 pixels within some minutes, or train it further.
 
-    Raises `OptionError` for what cannot be meant, or a stage whose earlier ones are missing."""
-    check_family(minutes, only)
+    Raises `OptionError` for what cannot be meant, a stage whose earlier ones are missing, or one
+    without those that rest on it."""
+    check_family(minutes, only, state)
     device, began = check_device(device), time.monotonic()
     if device.type == "cuda": torch.set_float32_matmul_precision("high")
     Path(state).mkdir(parents=True, exist_ok=True)
