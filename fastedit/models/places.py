@@ -190,7 +190,7 @@ def expected_bytes(spec: ModelSpec, places: dict, precision: str) -> dict:
         elif k in archs: sizes[k] = ARCHITECTURES[archs[k]].parameters*wide
     return sizes
 
-# %% ../../nbs/models/048_places.ipynb #50f602cd
+# %% ../../nbs/models/048_places.ipynb #7c65bb18
 def _can_be_fetched(spec: ModelSpec) -> bool:
     "Whether `fastedit fetch` finds a row by its key."
     if spec.key in MODELS or is_hub_id(spec.key) or part_named(spec.key)[1]: return True
@@ -199,8 +199,10 @@ def _can_be_fetched(spec: ModelSpec) -> bool:
 def ways(spec: ModelSpec, lost: dict) -> list:
     "List the commands, or the words, that get lost components, {component: Source}."
     parts = {p.source: p.key for registry in PARTS.values() for p in registry.values()}
+    parts |= {IMAGE_ENCODERS[p.encoder].source: p.key for p in IP_ADAPTERS.values()
+              if p.source in lost.values()}   # comes along with its adapter
     named, alone = _can_be_fetched(spec), spec.key in parts.values()
-    own = set() if alone else {s for _, s in needed(spec)[1].values()}
+    own = {s for _, s in needed(spec.key if alone else spec)[1].values()}
     def way(component, source):
         if not on_hub(source): return f"copy {component} to {source}, or correct the path"
         if source in own and named: return f"fastedit fetch {spec.key}"

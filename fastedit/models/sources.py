@@ -149,14 +149,14 @@ VAES = {p.key: p for p in (
     Part("taesdxl", _TINY_XL, "taesd", "sdxl", "mit", notes="previews", variants=()),
     Part("taesd", _TINY_15, "taesd", "sd15", "mit", notes="previews", variants=()))}
 
-# %% ../../nbs/models/045_sources.ipynb #8e1dacc7
+# %% ../../nbs/models/045_sources.ipynb #aaab0073
 _IP = "h94/IP-Adapter"
 
 IMAGE_ENCODERS = {p.key: p for p in (
     Part("clip-vision-h", Source(_IP, "models/image_encoder"), "clip-vision-h", "sd15",
          "apache-2.0", notes="shows pictures to IP-Adapters", variants=()),
     Part("clip-vision-bigg", Source(_IP, "sdxl_models/image_encoder"), "clip-vision-bigg", "sdxl",
-         "apache-2.0", notes="shows pictures to IP-Adapters", variants=()))}
+         "apache-2.0", notes="shows pictures to IP-Adapters", variants=(), wide=2))}
 
 @dataclass(frozen=True)
 class IPAdapter:
