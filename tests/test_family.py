@@ -59,6 +59,17 @@ def test_no_stage_is_trained_without_those_that_rest_on_it(trained, only, missin
     T.check_family(1, only, folder / "new")
 
 
+def test_a_judge_draws_each_chunk_from_noise_of_its_own(trained):
+    folder, small, _ = trained
+    stock = T.Stock(small, folder, torch.device("cpu"), 0, lambda *_: None)
+    held = T.Held(stock, 1)
+    unet, *encoders = T.made(stock, "unet-s", "text_encoder", "text_encoder_2")
+    twice = held.tokens.repeat(2, 1)
+    z = T.FamilyJudge(stock, held).sampled(unet, encoders, twice, rows=1, guidance=2.0)
+    assert z.shape == (2, small.latents, small.cells, small.cells)
+    assert not torch.allclose(*z)
+
+
 def test_its_folders_are_models_of_their_own_latents(trained):
     folder, small, _ = trained
     spec = local_spec(folder / small.key)

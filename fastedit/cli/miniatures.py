@@ -94,7 +94,7 @@ def family(state, device, minutes, only, toy, compiled, quiet):
         raise typer.Exit(130)
     print(f"{report}\n\nnetworks in {state/'models'}, the card in {state/'README.md'}")
 
-# %% ../../nbs/cli/905_miniatures.ipynb #75aa225f
+# %% ../../nbs/cli/905_miniatures.ipynb #b4c034bf
 @app.command()
 def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this order; or family."),
           model: option(str, "With lcm: mini (a LoRA; if not given) or mini-s "
@@ -119,8 +119,9 @@ def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this or
     and mini-128-instruct/ (folders that `fastedit edit --model FOLDER` takes), checkpoints/,
     a log for each stage, figures.json and README.md, the card. No file is larger than 16 MiB.
     The same command goes on from there, so that several short loans of a GPU add up; --only
-    gives all minutes to some stages. --toy runs all of it on tiny networks, on a CPU, in about a
-    minute; its figures mean nothing.
+    gives all minutes to some stages (vae or teacher need those that were trained on them
+    beside). --toy runs all of it on tiny networks, on a CPU, in about a minute; its figures mean
+    nothing.
     """
     if stage == "family":
         unused("with family, which takes --minutes and --only", model=model, steps=steps,

@@ -6,14 +6,14 @@
 __all__ = ['LCM', 'DDIM', 'as_components', 'times_of', 'sample_latents', 'draw_pictures', 'right_ones', 'shares', 'judge',
            'Judge']
 
-# %% ../../nbs/training/605_judging.ipynb #a7e3ab77
+# %% ../../nbs/training/605_judging.ipynb #655831ed
 import numpy as np, torch
 from ..denoise import Denoiser, Text
 from ..methods.base import STEPPERS, pairs
 from ..models import MODELS, Components
 from ..measure import Reader, labels_of, load_reader
 from ..denoise import lcm_grid
-from .architectures import LATENT, NOISE
+from .architectures import NOISE
 from .parts import find_part, frozen_parts
 from .data import held_out
 from .tokenizer import load_tokenizer
@@ -36,7 +36,7 @@ def as_components(state,           # folder of finished parts
     return Components(MODELS["mini-teacher"], vae, unet, controlnet, tok, tok, *encoders, scheduler,
                       revision="in training", packed=False)
 
-# %% ../../nbs/training/605_judging.ipynb #149b9cd6
+# %% ../../nbs/training/605_judging.ipynb #403e0a3d
 def times_of(steps: int, consistent: bool) -> tuple:
     "List the times of a sampling run: of a few-step model, or evenly from 999 down to 0 for DDIM."
     if consistent: return lcm_grid(steps)
@@ -44,18 +44,19 @@ def times_of(steps: int, consistent: bool) -> tuple:
 
 @torch.no_grad()
 def sample_latents(d: Denoiser,         # a model, with a control map for each picture where wanted
-                   prompts: list,       # B texts
+                   prompts,             # B texts, or a `Text` of them
                    steps: int=4,        # denoising steps
                    guidance: float=1.,  # guidance scale; a pair, or an input of the UNet
                    seed: int=0,         # of all noise
                    control: float=0.    # ControlNet scale
                   ) -> torch.Tensor:
-    "Sample clean latents (B, 4, 16, 16) from noise, with the LCM or the DDIM stepper."
+    "Sample clean latents (B, C, h, w) from noise, with the LCM or the DDIM stepper."
     g, empty = torch.Generator().manual_seed(seed), d.text("")
-    text = Text.stack(*map(d.text, prompts))
-    shape = (len(prompts), 4, LATENT, LATENT)
+    text = prompts if isinstance(prompts, Text) else Text.stack(*map(d.text, prompts))
+    side = d.parts.unet.config.sample_size
+    shape = (len(text), d.parts.vae.config.latent_channels, side, side)
     step = STEPPERS["lcm" if d.consistent else "ddim"]
-    def noise(): return torch.randn(shape, generator=g)
+    def noise(): return torch.randn(shape, generator=g).to(d.device)
     x, memory = noise(), None
     grid = times_of(steps, d.consistent)
     ends = pairs(grid) if d.consistent else list(zip(grid, (*grid[1:], 0)))
