@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #466476bf
+# %% ../../nbs/cli/904_editing.ipynb #97b26dab
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, or FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
@@ -41,12 +41,12 @@ ControlScale = option(list[str], "ControlNet scale, or a curve such as interval:
 ControlNets = option(list[str], "ControlNet instead of the model's own: a name (see `fastedit "
                      "doctor`) or a folder; may be repeated.", "--controlnet")
 
-IpAdapter = option(str, "IP-Adapter that sees a --reference: a name such as ip-sdxl, its .safetensors "
-                   "file, or a folder with one and its image_encoder.", "--ip-adapter",
-                   metavar="NAME|PATH")
+IpAdapter = option(str, "IP-Adapter that sees a --reference: a name such as ip-sdxl, its "
+                   ".safetensors file, or a folder with one and its image_encoder.",
+                   "--ip-adapter", metavar="NAME|PATH")
 Reference = option(Path, "Picture that the IP-Adapter is shown beside the prompt.", "--reference")
-ReferenceScale = option(float, "How strongly the reference speaks, 0 to 1 and more; 1 if not given.",
-                        "--reference-scale", min=0, max=10)
+ReferenceScale = option(float, "How strongly the reference speaks, 0 to 1 and more; 1 if not "
+                        "given.", "--reference-scale", min=0, max=10)
 
 def one_or_all(values):
     "What was given once as itself, several as a list, none as None."
@@ -113,7 +113,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #1fc82126
+# %% ../../nbs/cli/904_editing.ipynb #9f943243
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -136,10 +136,8 @@ def edit(image: Image,
          clip_skip: ClipSkip=None, prompt_weights: PromptWeights=False,
          long_prompts: LongPrompts=False,
          mask: Mask=None, feather: Feather=2., mask_crop: MaskCrop=None,
-         size: Size=None,
-         seed: Seed=0,
-         precision: Precision=None,
-         device: Device=None,
+         size: Size=None, seed: Seed=0,
+         precision: Precision=None, device: Device=None,
          residency: Residency="resident", budget: Budget=None,
          allow_smaller: AllowSmaller=False,
          option: MethodOptions=None,
