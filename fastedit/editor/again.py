@@ -155,7 +155,7 @@ def _outcome(r: Reproduction) -> str:
     return (f"{r.differing:,} of {r.pixels:,} pixels differ ({r.differing/r.pixels:.1%}), by at "
             f"most {r.largest} of 255{after}")
 
-# %% ../../nbs/editor/209c_again.ipynb #7916b596
+# %% ../../nbs/editor/209c_again.ipynb #d674245e
 _WORDS = tuple(f"{of}{what}prompt_embeds" for of in ("", "negative_", "source_")
                for what in ("", "pooled_"))
 _ALONG = ("reference", "control", *_WORDS)
@@ -184,7 +184,7 @@ def _along(path, request, given, size):
     except FastEditError as e:
         raise type(e)(f"{path} does not hold all that it was made with: {e}; in Python, "
                       "reproduce(edit, given=dict(reference=..., control=...)) takes it along, "
-                      "and the command line takes --control") from e
+                      "and the command line takes --control and --reference") from e
 
 # %% ../../nbs/editor/209c_again.ipynb #c0de5afe
 def _refuse_code(path, request):

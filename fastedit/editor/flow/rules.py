@@ -52,7 +52,7 @@ FLOWEDIT = Method(
                  n_min=Option(0, 0, 1000, "steps at the end that are ordinary sampling")),
     cite="Kulikov et al. 2024, arXiv 2412.08629")
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #7a892f75
+# %% ../../../nbs/editor/flow/201_rules.ipynb #22d826b8
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
     schedule="the pipeline has one grid of times", scheduler="the pipeline has its own",
@@ -60,7 +60,7 @@ _REFUSED = dict(
     mask_crop="the pipeline sees the whole picture", clip_skip="it has another text encoder",
     prompt_weights="its text encoder reads whole sentences",
     long_prompts="the pipeline cuts prompts by its own limit",
-    reference="it has no IP-Adapter",
+    reference="it has no IP-Adapter", reference_scale="it has no IP-Adapter",
     source_guidance="there is no source branch", control_scale="it has no ControlNet")
 
 _FLOWEDIT_HEARS = "strength", "source_guidance"
