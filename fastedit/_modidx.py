@@ -3789,6 +3789,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastedit/studies/bench/running.py'),
                                                 'fastedit.studies.bench.running._words': ( 'studies/bench/running.html#_words',
                                                                                            'fastedit/studies/bench/running.py'),
+                                                'fastedit.studies.bench.running.ends_with_a_row': ( 'studies/bench/running.html#ends_with_a_row',
+                                                                                                    'fastedit/studies/bench/running.py'),
                                                 'fastedit.studies.bench.running.read_config': ( 'studies/bench/running.html#read_config',
                                                                                                 'fastedit/studies/bench/running.py'),
                                                 'fastedit.studies.bench.running.read_shard': ( 'studies/bench/running.html#read_shard',
