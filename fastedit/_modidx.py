@@ -853,6 +853,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastedit.editor.again.changes': ('editor/again.html#changes', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again.compare': ('editor/again.html#compare', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again.find_source': ('editor/again.html#find_source', 'fastedit/editor/again.py'),
+                                       'fastedit.editor.again.for_editor': ('editor/again.html#for_editor', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again.open_editor': ('editor/again.html#open_editor', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again.prepare': ('editor/again.html#prepare', 'fastedit/editor/again.py'),
                                        'fastedit.editor.again.reproduce': ('editor/again.html#reproduce', 'fastedit/editor/again.py')},
