@@ -335,6 +335,23 @@ def test_train(place, monkeypatch):
     says(run("train", "vae"), 130, "checkpoint")
 
 
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("train vae --minutes 8 --device cuda", "--minutes and --device have no effect with vae"),
+        ("train lcm --only vae --toy", "--only and --toy have no effect with lcm"),
+        ("train vae --model mini", "--model has no effect with vae, only with lcm"),
+        ("train family --steps 9 --batch 2", "--steps and --batch have no effect with family"),
+        ("bench-speed --model mini --minutes 3", "--minutes has no effect without --full-size"),
+        ("bench-speed --model mini --side 64", "--side has no effect without --sd15"),
+        ("bench-speed --full-size --sd15", "--sd15 has no effect with models of full size"),
+        ("bench-metrics --pie-standin --n 3", "--n has no effect with --pie-standin"),
+    ],
+)
+def test_options_without_effect_are_refused(place, line, said):
+    says(run(*line.split()), 2, said)
+
+
 def test_train_needs_the_earlier_stages(place):
     says(run("train", "controlnet", "--state", "s", "-q"), 2, "fastedit train") if (
         place / "s/pictures-60000.npy"

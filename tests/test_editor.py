@@ -917,7 +917,8 @@ def test_tiles_of_a_plan_are_said(parts):
 def test_an_edit_weighs_what_was_predicted(parts, policy):
     e = FastEditor(parts["cfg"], residency=policy)
     d = weigh_edit(e, A, "a cup", **WIDE)
-    assert e.meter is None and [x["stage"] for x in d["stages"]] == list(Q.STAGES)
+    stages = [x["stage"] for x in d["stages"]]
+    assert e.meter is None and stages == ["text", "encode", "denoise", "decode"]
     assert all(abs(d[k]["ratio"] - 1) < 0.1 for k in ("peak", "tensors")), d
     json.dumps(d)
     parts["cfg"].mover and parts["cfg"].mover.release()

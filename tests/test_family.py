@@ -32,14 +32,42 @@ def test_every_stage_leaves_its_network_and_a_figure(trained):
 
 def test_a_later_run_goes_on_and_sees_other_scenes(trained):
     folder, small, before = trained
-    more = T.train_family(folder, "cpu", 0.001, small, only=("vae",), cores=0, say=lambda *_: None)
-    assert more.stages["vae"]["steps"] > before.stages["vae"]["steps"]
+    more = T.train_family(folder, "cpu", 0.001, small, only=("lcm",), cores=0, say=lambda *_: None)
+    assert more.stages["lcm"]["steps"] > before.stages["lcm"]["steps"]
     assert more.stages["reader"] == before.stages["reader"]
     assert json.loads((folder / "runs.json").read_text()) == dict(runs=2)
     a, b = (T.Stock(small, folder, torch.device("cpu"), 0, lambda *_: None) for _ in range(2))
     a.draw(9, 0)
     b.draw(9, 1)
     assert not torch.equal(a.data["pictures"], b.data["pictures"])
+
+
+@pytest.mark.parametrize(
+    "only, missing",
+    [
+        (("vae", "teacher"), "student, lcm-lora, lcm, controlnet, instruct"),
+        (("teacher", "lcm"), "student, lcm-lora, controlnet, instruct"),
+    ],
+)
+def test_no_stage_is_trained_without_those_that_rest_on_it(trained, only, missing):
+    folder, small, _ = trained
+    card = (folder / "README.md").read_bytes()
+    with pytest.raises(OptionError, match=f"stage '{only[0]}' alone spoils .*: add {missing}, or"):
+        T.train_family(folder, "cpu", 1.0, small, only=only)
+    assert (folder / "README.md").read_bytes() == card
+    T.check_family(1, (*only, *missing.split(", ")), folder)
+    T.check_family(1, only, folder / "new")
+
+
+def test_a_judge_draws_each_chunk_from_noise_of_its_own(trained):
+    folder, small, _ = trained
+    stock = T.Stock(small, folder, torch.device("cpu"), 0, lambda *_: None)
+    held = T.Held(stock, 1)
+    unet, *encoders = T.made(stock, "unet-s", "text_encoder", "text_encoder_2")
+    twice = held.tokens.repeat(2, 1)
+    z = T.FamilyJudge(stock, held).sampled(unet, encoders, twice, rows=1, guidance=2.0)
+    assert z.shape == (2, small.latents, small.cells, small.cells)
+    assert not torch.allclose(*z)
 
 
 def test_its_folders_are_models_of_their_own_latents(trained):
@@ -235,3 +263,14 @@ def test_a_stage_that_fails_costs_no_other_and_no_card(tmp_path, monkeypatch, fa
     kind = type(fault).__name__
     assert report.notes[0].startswith(f"clip: failed, {kind}: ") and len(report.notes) == 2
     assert f"not measured: {kind}: " in (tmp_path / "README.md").read_text()
+
+
+def test_where_nothing_is_side_by_side_no_share_is_given():
+    assert T.relation_right(None, None, [W.LargeScene((W.LargeThing("apple", "red"),))]) is None
+    report = T.FamilyReport(
+        dict(shape="x", device="d", minutes=1, scenes=1, edits=1, size=64, held=1),
+        dict(lcm=dict(steps=1, seconds=1.0, relation=None, all=0.5)),
+        dict(mini=dict(relation=None, all=0.5)),
+    )
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False)) == report.to_dict()
+    assert "| lcm | 1 | 1 | all 0.5 |" in str(report) and "relation" not in str(report)

@@ -231,6 +231,42 @@ def test_the_family_s_contrast_counts_where_the_pictures_are():
     assert loss.device.type == "cuda" and not seen.crossed
 
 
+def test_the_family_s_networks_are_asked_without_waiting(tmp_path):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from fastedit import training as T
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        stock = T.Stock(T.TOY, tmp_path, torch.device("cuda"), 0, lambda *_: None)
+        unet = T.family_unet(T.TOY)
+        control = T.family_controlnet(T.TOY, unet)
+        x, t = torch.empty(2, 4, T.TOY.cells, T.TOY.cells), torch.zeros(2, dtype=torch.long)
+        text = torch.empty(2, 40, 32), torch.empty(2, 16)
+        with Sent() as seen:
+            more = T.residuals(stock, control, x, t, text, torch.empty(2, 3, 64, 64))
+            e = T.ask_unet(stock, unet, x, t, text, **more)
+    assert e.device.type == "cuda" and not seen.crossed
+
+
+@pytest.mark.parametrize(
+    "name, rate",
+    [
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("Tesla T4", 65),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+    ],
+)
+def test_a_card_is_held_against_half_of_its_own_rate(name, rate):
+    assert S.attainable(name, 1.0)[0] == rate * 1e12 / 2
+
+
+@pytest.mark.parametrize("name", ["NVIDIA L40", "NVIDIA T400", "NVIDIA GH200 480GB", "a CPU"])
+def test_a_card_that_is_not_listed_is_held_against_a_product(name):
+    assert S.attainable(name, 1.0) == (1.0, "a large matrix product, timed here")
+
+
 def test_marks_are_read_when_seconds_are_asked_for():
     class Mark:
         def __init__(self, at):

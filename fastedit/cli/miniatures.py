@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGES', 'demo', 'train']
 
-# %% ../../nbs/cli/905_miniatures.ipynb #6112de70
+# %% ../../nbs/cli/905_miniatures.ipynb #0d8598a0
 from pathlib import Path
 import typer
 from .checks import check_device, check_models
-from .options import (Device, JsonFile, Quiet, argument, deliver, option, writable,
-                                  writable_json)
+from .options import (Device, JsonFile, Quiet, argument, deliver, option, unused,
+                                  writable, writable_json)
 from .terminal import app, say
 from .waiting import bring
 from ..core import OptionError, clear_leftovers, nearest
@@ -80,7 +80,7 @@ def family(state, device, minutes, only, toy, compiled, quiet):
     from fastedit.models import default_device
     from fastedit.training import LARGE, TOY, check_family, train_family
     if minutes is None: minutes = 1. if toy else 8.
-    check_family(minutes, only or ())
+    check_family(minutes, only or (), state)
     device = device or ("cpu" if toy else default_device())
     if not toy and str(device).startswith("cpu"):
         raise OptionError("the family at 128 pixels is trained on a GPU, which torch does not see "
@@ -94,11 +94,11 @@ def family(state, device, minutes, only, toy, compiled, quiet):
         raise typer.Exit(130)
     print(f"{report}\n\nnetworks in {state/'models'}, the card in {state/'README.md'}")
 
-# %% ../../nbs/cli/905_miniatures.ipynb #8c61dba1
+# %% ../../nbs/cli/905_miniatures.ipynb #b4c034bf
 @app.command()
 def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this order; or family."),
-          model: option(str, "With lcm: mini (a LoRA) or mini-s "
-                        "(a full UNet with guidance embedding).")="mini",
+          model: option(str, "With lcm: mini (a LoRA; if not given) or mini-s "
+                        "(a full UNet with guidance embedding).")=None,
           steps: option(int, "Steps in all, earlier runs included; "
                         "a sensible number if not given.", min=1)=None,
           batch: option(int, "Pictures per step; a sensible number if not given.", min=1)=None,
@@ -119,12 +119,18 @@ def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this or
     and mini-128-instruct/ (folders that `fastedit edit --model FOLDER` takes), checkpoints/,
     a log for each stage, figures.json and README.md, the card. No file is larger than 16 MiB.
     The same command goes on from there, so that several short loans of a GPU add up; --only
-    gives all minutes to some stages. --toy runs all of it on tiny networks, on a CPU, in about a
-    minute; its figures mean nothing.
+    gives all minutes to some stages (vae or teacher need those that were trained on them
+    beside). --toy runs all of it on tiny networks, on a CPU, in about a minute; its figures mean
+    nothing.
     """
     if stage == "family":
+        unused("with family, which takes --minutes and --only", model=model, steps=steps,
+               batch=batch)
         return family(state, device, minutes, only, toy, compiled, quiet)
-    name = find_stage(stage, model)
+    name = find_stage(stage, model or "mini")
+    unused(f"with {stage} (trained on a CPU, in steps), only with family", minutes=minutes,
+           device=None if device == "cpu" else device, only=only, toy=toy, compile=compiled)
+    if stage != "lcm": unused(f"with {stage}, only with lcm", model=model)
     writable(state/"checkpoint")
     bring(quiet)
     import torch

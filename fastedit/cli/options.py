@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/902_options.ipynb #c7dab02b
+# %% ../../nbs/cli/902_options.ipynb #aca7c526
 import json
 from pathlib import Path
 from typing import Annotated
 import typer
-from ..core import atomic_write, check_output, read_value
+from ..core import OptionError, atomic_write, check_output, read_value
 
 # %% ../../nbs/cli/902_options.ipynb #52d5f089
 def option(kind, help: str, *names: str, **limits):
@@ -71,6 +71,15 @@ def loras(given) -> dict:
     asked = tuple(map(parse_lora, given or ()))
     for x in asked: find_lora(x)
     return dict(loras=asked) if asked else {}
+
+# %% ../../nbs/cli/902_options.ipynb #272c227e
+def unused(where: str, **given):
+    "Refuse options without effect; those that were not given are None, False or empty."
+    names = [f"--{k.replace('_', '-')}" for k, v in given.items()
+             if v is not None and v is not False and v != []]
+    if not names: return
+    has, them = ("has", "it") if len(names) == 1 else ("have", "them")
+    raise OptionError(f"{' and '.join(names)} {has} no effect {where}: leave {them} out")
 
 # %% ../../nbs/cli/902_options.ipynb #8ff26709
 def writable(path: Path, suffixes=(), **inputs):

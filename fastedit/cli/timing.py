@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['bench_metrics', 'bench_speed', 'bench_startup']
 
-# %% ../../nbs/cli/909b_timing.ipynb #97458778
+# %% ../../nbs/cli/909b_timing.ipynb #5b203f56
 from .checks import check_device, check_models, check_profile
-from .options import Device, JsonFile, Quiet, deliver, option, writable_json
+from .options import Device, JsonFile, Quiet, deliver, option, unused, writable_json
 from .terminal import app
 from .waiting import bring, waiting
 
@@ -54,7 +54,7 @@ Edits = option(int, "Edits to score per profile; 200 for drawn, 2 for the others
 PieStandin = option(bool, "Instead read, check and score 700 made-up entries in PIE-Bench's "
                     "layout, and say how far memory grew.", "--pie-standin")
 
-# %% ../../nbs/cli/909b_timing.ipynb #9a1a5760
+# %% ../../nbs/cli/909b_timing.ipynb #b0d3a1bf
 @app.command("bench-metrics")
 def bench_metrics(profile: Profiles=None,
                   n: Edits=None,
@@ -66,12 +66,13 @@ def bench_metrics(profile: Profiles=None,
     for p in profile or (): check_profile(p)
     with waiting("starting", quiet): from fastedit.measure import PROFILES, check_standin
     if pie_standin:
+        unused("with --pie-standin", profile=profile, n=n)
         found = check_standin(quiet=quiet)
         return deliver(standin_table(found), found, json_file)
     rows = time_profiles(profile or PROFILES, n, quiet)
     deliver(throughput_table(rows), dict(profiles=rows, unit="edits per second"), json_file)
 
-# %% ../../nbs/cli/909b_timing.ipynb #81b22f72
+# %% ../../nbs/cli/909b_timing.ipynb #3f9731e8
 Models = option(list[str], "Model to time, may be repeated; mini and mini-s if not given.")
 Sd15 = option(bool, "Also a model of SD1.5's size with random weights: 6 GB of memory, "
               "10 where its convolutions are packed; minutes on a CPU.", "--sd15")
@@ -80,20 +81,22 @@ Compiled = option(bool, "Also measure compiled blocks; the compiler takes a minu
 FullSize = option(bool, "Models of full size with random weights instead, side by side with "
                   "stock, trick by trick; by itself on a GPU, unless --model is given.",
                   "--full-size")
-Minutes = option(float, "With full size: how long it may take; decides what fits.")
-Cap = option(float, "With full size: GiB of the small card that all sides are tried on as well.")
+Minutes = option(float, "With full size: how long it may take, 8 if not given; decides what fits.")
+Cap = option(float, "With full size: GiB of the small card that all sides are tried on as well; "
+             "6 if not given.")
 
 def full_size(models, device, minutes, steps, repeats, compiled, cap, json_file, quiet):
     "Time models of full size; the file is written after every row."
     from fastedit.studies.speed import SHAPES, TRICKS_HERE, full_run
     tricks = (*TRICKS_HERE, *(["compile"] if compiled else []))
+    minutes, cap = 8. if minutes is None else minutes, 6. if cap is None else cap
     path = None if json_file in (None, "-") else json_file
     with waiting(f"at most {minutes:g} minutes", quiet):
         found = full_run(tuple(models or SHAPES), device, minutes, steps or 4, repeats or 7,
                          tricks, cap, path=path)
     deliver(found, found.to_dict(), json_file)
 
-# %% ../../nbs/cli/909b_timing.ipynb #1be3c5e9
+# %% ../../nbs/cli/909b_timing.ipynb #3d50b0f8
 @app.command("bench-speed")
 def bench_speed(json_file: JsonFile=None,
                 model: Models=None,
@@ -102,10 +105,10 @@ def bench_speed(json_file: JsonFile=None,
                 steps: option(int, "Denoising steps that both sides execute; 2, with full "
                               "size 4.", min=1, max=50)=None,
                 full: FullSize=False,
-                minutes: Minutes=8.,
-                cap: Cap=6.,
+                minutes: Minutes=None,
+                cap: Cap=None,
                 sd15: Sd15=False,
-                side: option(int, "Side of its picture, a multiple of 64.")=128,
+                side: option(int, "Side of its picture, a multiple of 64; else 128.")=None,
                 compiled: Compiled=False,
                 device: Device=None,
                 quiet: Quiet=False):
@@ -135,11 +138,14 @@ def bench_speed(json_file: JsonFile=None,
     bring(quiet)
     from fastedit.models import default_device
     if full or not (model or sd15) and (device or default_device()).startswith("cuda"):
+        unused("with models of full size", sd15=sd15, side=side)
         return full_size(model, device, minutes, steps, repeats, compiled, cap, json_file, quiet)
+    unused("without --full-size", minutes=minutes, cap=cap)
+    if not sd15: unused("without --sd15", side=side)
     from fastedit.studies.speed import bench_speed as time_edits
     options = ("packed", "channels_last", *(["compile"] if compiled else []))
-    found = time_edits(tuple(model or ("mini", "mini-s")), repeats or 9, steps or 2, sd15, side,
-                       options, device, quiet)
+    found = time_edits(tuple(model or ("mini", "mini-s")), repeats or 9, steps or 2, sd15,
+                       128 if side is None else side, options, device, quiet)
     deliver(found, found.to_dict(), json_file)
 
 # %% ../../nbs/cli/909b_timing.ipynb #f70ff6f7

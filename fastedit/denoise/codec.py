@@ -237,6 +237,23 @@ def cut(self: Codec, prompt: str) -> int:
     if self.wording.long: return 0
     return max(0, len(tokens_of(tok, prompt, self.wording)[0])+2-most)
 
+# %% ../../nbs/denoise/056_codec.ipynb #8eed06f3
+@patch
+@torch.no_grad()
+def see(self: Codec, picture  # PIL image
+       ) -> tuple:
+    "Show a picture to the model's IP-Adapter as stock pipelines do: (seen, what stands for none)."
+    encoder, reader = self.parts.seer
+    first = self.parts.unet.encoder_hid_proj.image_projection_layers[0]
+    pixels = reader(picture, return_tensors="pt").pixel_values.to(self.device, dtype_of(encoder))
+    def last_but_one(x): return encoder(x, output_hidden_states=True).hidden_states[-2]
+    with self.stage("reference"), self._timed("reference"):
+        if type(first).__name__ == "ImageProjection":
+            seen = encoder(pixels).image_embeds
+            both = seen, torch.zeros_like(seen)
+        else: both = last_but_one(pixels), last_but_one(torch.zeros_like(pixels))
+    return tuple(x[None].to(self.device, self.dtype) for x in both)
+
 # %% ../../nbs/denoise/056_codec.ipynb #4e51cc54
 @patch
 @torch.no_grad()

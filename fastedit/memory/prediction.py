@@ -19,7 +19,7 @@ from .trace import Trace, import_torch
 from .work import Work, default_work
 from ..models import ARCHITECTURES, PRECISIONS, Components, compute_dtype, find_spec
 
-# %% ../../nbs/memory/064_prediction.ipynb #ae3d138c
+# %% ../../nbs/memory/064_prediction.ipynb #fa6a7edf
 @dataclass(frozen=True)
 class Margin:
     """What a GPU needs beyond tensors; an assumption.
@@ -34,7 +34,7 @@ class Margin:
 @dataclass(frozen=True)
 class StageMemory:
     "Memory of one stage of an edit."
-    stage: str          # "text", "encode", "denoise" or "decode"
+    stage: str          # key of `STAGES`
     weights: int        # bytes of weights on the device
     activations: int    # bytes at the worst moment of a call
     carried: int        # bytes of tensors carried from stage to stage
@@ -123,7 +123,7 @@ def residual_numbers(config: dict,  # a UNet's configuration
     for i, c in enumerate(channels): total += layers*c*area(i)+(c*area(i+1) if i < last else 0)
     return total+channels[-1]*area(last)
 
-# %% ../../nbs/memory/064_prediction.ipynb #97c357fa
+# %% ../../nbs/memory/064_prediction.ipynb #27649803
 class Estimate:
     "Numbers of one edit, from which its stages are made."
     def __init__(self, model, precision, residency, size, controlnet, vae_tile, device, work):
@@ -176,11 +176,11 @@ class Estimate:
     def cost(self, name, part, batch=1, number=None, height=None, width=None) -> Trace:
         "One call of a network; nothing where it is not there."
         if name not in self.nets: return Trace(0, 0)
-        h, w = (0, 0) if part == "text" else (height or self.h, width or self.w)
+        h, w = (0, 0) if part in ("text", "reference") else (height or self.h, width or self.w)
         return call_cost(self.nets[name], part, h, w, batch, number or self.number,
                          self.spec.vae_factor, self.tokens)
 
-# %% ../../nbs/memory/064_prediction.ipynb #449bca62
+# %% ../../nbs/memory/064_prediction.ipynb #2bfc8d04
 @patch
 def decoding(self: Estimate) -> Trace:
     "Decoding, whole or in tiles: finished ones wait while the next is decoded, then are joined."
@@ -199,7 +199,7 @@ def carried(self: Estimate) -> dict:
     pictures = 3*self.h*self.w*n*(2 if self.controlled else 1)   # the source, and its control map
     stem = unet["block_out_channels"][0]*h*w*n if self.controlled else 0
     base, latents = pictures+said, 4*h*w*n
-    return dict(text=base, encode=base, denoise=base+stem+3*self.work.rows*latents,
+    return dict(reference=base, text=base, encode=base, denoise=base+stem+3*self.work.rows*latents,
                 decode=base+stem+3*latents)
 
 @patch
@@ -212,7 +212,7 @@ def borrowed(self: Estimate) -> dict:
     return dict(encode=2*channels[0]*self.h*self.w*self.vae_number,
                 decode=2*second*h*w*self.vae_number)
 
-# %% ../../nbs/memory/064_prediction.ipynb #e302fcc7
+# %% ../../nbs/memory/064_prediction.ipynb #2a02a445
 @patch
 def coming(self: Estimate, away: list, leaves: bool) -> int:
     "Most bytes of weights on the device at once, of the networks that come for a stage."
@@ -226,7 +226,7 @@ def coming(self: Estimate, away: list, leaves: bool) -> int:
 @patch
 def stage(self: Estimate, name: str, activations: int, flops: int, calls: int=1) -> StageMemory:
     "One stage of the edit."
-    leaves = self.policy.moves == "leaves" and name in ("text", "denoise")
+    leaves = self.policy.moves == "leaves" and name in ("reference", "text", "denoise")
     need = [k for k in STAGES[name] if k in self.weights]
     asked = [k for k in need if k != "controlnet" or self.work.control_nfe]
     away = [k for k in need if k not in self.policy.keeps]
@@ -240,6 +240,13 @@ def stage(self: Estimate, name: str, activations: int, flops: int, calls: int=1)
                        leaves)
 
 @patch
+def seeing(self: Estimate) -> tuple:
+    "The stage in which an IP-Adapter is shown its picture, if there is one."
+    if "image_encoder" not in self.nets: return ()
+    seen = self.cost("image_encoder", "reference")
+    return (self.stage("reference", seen.peak, seen.flops),)
+
+@patch
 def stages(self: Estimate) -> tuple:
     "All stages of the edit."
     work, rows = self.work, self.work.rows
@@ -249,7 +256,7 @@ def stages(self: Estimate) -> tuple:
     left = residual_numbers(self.config("unet"), *self.latent)*rows*self.number*self.controlled
     flops = (self.cost("unet", "eps").flops*work.nfe
              +self.cost("controlnet", "control").flops*work.control_nfe)
-    return (self.stage("text", max(t.peak for t in text),
+    return (*self.seeing(), self.stage("text", max(t.peak for t in text),
                        work.prompts*sum(t.flops for t in text), work.prompts),
             self.stage("encode", encode.peak, encode.flops),
             self.stage("denoise", max(control.peak, unet.peak+left), flops, work.calls),

@@ -16,7 +16,7 @@ from .costs import arch_key
 from ..models import (ARCHITECTURES, Components, build, compute_dtype, find_spec, mini_path,
                              module_bytes)
 
-# %% ../../nbs/memory/062_residency.ipynb #03ea1af4
+# %% ../../nbs/memory/062_residency.ipynb #095f73c0
 @dataclass(frozen=True)
 class Residency:
     "Which networks stay on the device, and how the rest comes and goes."
@@ -26,7 +26,7 @@ class Residency:
     overlap: bool=False  # the next leaf is on its way while one computes
     notes: str=""        # what it is good for
 
-_ALL = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2")
+_ALL = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 RESIDENCIES = {r.key: r for r in (
     Residency("resident", _ALL, notes="everything stays; nothing moves"),
     Residency("text-cached", _ALL[:3], "whole",
@@ -37,8 +37,8 @@ RESIDENCIES = {r.key: r for r in (
               "layer by layer, the next one on its way while one computes (streams)"),
     Residency("sequential", (), "leaves",
               notes="layer by layer, no overlap: the least memory, the most waiting"))}
-STAGES = {"text": ("text_encoder", "text_encoder_2"), "encode": ("vae",),
-          "denoise": ("controlnet", "unet"), "decode": ("vae",)}
+STAGES = {"reference": ("image_encoder",), "text": ("text_encoder", "text_encoder_2"),
+          "encode": ("vae",), "denoise": ("controlnet", "unet"), "decode": ("vae",)}
 
 def find_residency(key: str) -> Residency:
     "Find a policy by name; raises `OptionError` that lists the known ones."

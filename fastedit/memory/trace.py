@@ -147,7 +147,7 @@ def fake(arch,                  # name in `ARCHITECTURES`, or (class name, confi
             if b is not None: m._buffers[n] = empty(b)
     return network
 
-# %% ../../nbs/memory/060_trace.ipynb #5ebe0980
+# %% ../../nbs/memory/060_trace.ipynb #a87f4a88
 class EmptyInputs:
     "Makes the call of a network on inputs of the right shapes, made by `empty(*shape, d=type)`."
     def __init__(self, network, empty, height, width, batch, factor, tokens=77):
@@ -159,6 +159,11 @@ class EmptyInputs:
         torch, most = import_torch(), self.config.max_position_embeddings
         ids = self.empty(self.batch, min(self.tokens, most), d=torch.long)
         return lambda: self.network(input_ids=ids, output_hidden_states=True)
+
+    def reference(self):
+        side = self.config.image_size
+        x = self.empty(self.batch, self.config.num_channels, side, side)
+        return lambda: self.network(pixel_values=x, output_hidden_states=True)
 
     def vae(self, part):
         if part == "encode": x = self.empty(self.batch, 3, self.h, self.w)
@@ -181,11 +186,12 @@ class EmptyInputs:
     def call(self, part: str):
         "A function that asks the network once."
         name = type(self.network).__name__
+        if name.startswith("CLIPVision"): return self.reference()
         if name.startswith("CLIP"): return self.text()
         if name.startswith("Autoencoder"): return self.vae(part)
         return self.noise(name == "ControlNetModel")
 
-# %% ../../nbs/memory/060_trace.ipynb #c1186a81
+# %% ../../nbs/memory/060_trace.ipynb #afacf06e
 @dataclass(frozen=True)
 class Trace:
     "What one call of one network costs."
@@ -193,7 +199,8 @@ class Trace:
     flops: int  # floating point operations, a multiply-add counts 2
 
 def trace(arch,                  # name in `ARCHITECTURES`, or (class name, config)
-          part: str="eps",       # "eps" (UNet), "control", "encode" or "decode" (VAE), "text"
+          part: str="eps",       # "eps" (UNet), "control", "encode" or "decode" (VAE), "text",
+                                 # "reference" (image encoder)
           height: int=1024,      # picture's height in pixels
           width: int|None=None,  # picture's width in pixels; None: square
           batch: int=1,          # samples in one call

@@ -20,7 +20,7 @@ from .projections import join_projections
 from .recorded import Graphs
 from .registry import ModelSpec
 
-# %% ../../nbs/models/048b_components.ipynb #6b88e958
+# %% ../../nbs/models/048b_components.ipynb #7e17fc2c
 @dataclass
 class Components:
     "A loaded model: the networks, the scheduler's configuration, and what exactly they are."
@@ -61,12 +61,17 @@ class Components:
         return self.unet.dtype
 
     @property
+    def image_encoder(self):
+        "What sees pictures for an IP-Adapter, or None."
+        return None if self.seer is None else self.seer[0]
+
+    @property
     def vae_factor(self) -> int:
         "Pixels per latent pixel of the VAE that was loaded."
         return vae_factor(self.vae.config)
 
-# %% ../../nbs/models/048b_components.ipynb #53211fa8
-_NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2")
+# %% ../../nbs/models/048b_components.ipynb #37540ce8
+_NETWORKS = ("unet", "controlnet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 
 @patch
 def modules(self: Components) -> dict:

@@ -18,13 +18,14 @@ from .networks import controlnets, joined
 from .registry import ModelSpec
 from .sources import Source
 
-# %% ../../nbs/models/049d_pipelines.ipynb #84f76fe1
+# %% ../../nbs/models/049d_pipelines.ipynb #95841612
 _NETWORKS = dict(unet=("UNet2DConditionModel",), vae=("AutoencoderKL", "AutoencoderTiny"),
                  text_encoder=("CLIPTextModel", "CLIPTextModelWithProjection"),
                  text_encoder_2=("CLIPTextModelWithProjection",),
                  controlnet=("ControlNetModel", "MultiControlNetModel"))
 _OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")   # do not change an edit
+_SEERS = ("image_encoder", "feature_extractor")   # of an IP-Adapter, and unused without one
+_UNUSED = ("safety_checker",)   # does not change an edit
 _SUPPORTED = ("pipelines and dicts of components in the shape of Stable Diffusion 1.5, 2.1 or "
               "SDXL are taken: unet (UNet2DConditionModel), vae (AutoencoderKL), text_encoder and "
               "text_encoder_2 (CLIP), their tokenizers, scheduler, controlnet (ControlNetModel)")
@@ -53,6 +54,16 @@ def _taken(model, controlnet) -> dict:
     if "controlnet" in found: found["controlnet"] = _single(found["controlnet"])
     return found
 
+def _seeing(found: dict) -> dict:
+    "List what an IP-Adapter sees with; nothing where there is no IP-Adapter."
+    if getattr(found["unet"], "encoder_hid_proj", None) is None: return {}
+    return {k: found[k] for k in _SEERS if k in found}
+
+def _acting(found: dict) -> dict:
+    "List the networks that an edit asks, an IP-Adapter's image encoder among them."
+    nets = {k: found[k] for k in _NETWORKS if k in found}
+    return nets | {k: m for k, m in _seeing(found).items() if k == "image_encoder"}
+
 def _called(model) -> str:
     "Name a pipeline, or a dict, in messages."
     return "this dict" if isinstance(model, dict) else type(model).__name__
@@ -61,14 +72,14 @@ def _is_a(module, names: tuple) -> bool:
     "Whether a module, or what a compiler has wrapped, is of a class."
     return any(c.__name__ in names for c in type(getattr(module, "_orig_mod", module)).__mro__)
 
-# %% ../../nbs/models/049d_pipelines.ipynb #4611551b
+# %% ../../nbs/models/049d_pipelines.ipynb #2811fed8
 def _check_parts(model, found: dict):
     "Refuse what lacks a part, holds one of another kind, or one that would not be used."
     who = _called(model)
     for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         if name not in found: raise ModelError(f"{who} has no {name}: {_SUPPORTED}")
     for name, part in found.items():
-        if name not in (*_NETWORKS, *_OTHERS, *_UNUSED):
+        if name not in (*_NETWORKS, *_OTHERS, *_SEERS, *_UNUSED):
             raise ModelError(f"{who} has a part {name!r} ({type(part).__name__}), which an edit "
                              f"would leave out: {_SUPPORTED}")
         if name in _NETWORKS and not _is_a(part, _NETWORKS[name]):
@@ -80,7 +91,7 @@ def _check_parts(model, found: dict):
     for name in ("text_encoder_2", "tokenizer_2"):
         if name not in found: raise ModelError(f"{who} has an SDXL UNet and no {name}: give it")
 
-# %% ../../nbs/models/049d_pipelines.ipynb #a69c782a
+# %% ../../nbs/models/049d_pipelines.ipynb #93d478b7
 def _moves(module) -> bool:
     "Whether hooks of accelerate or diffusers move a network's weights."
     return any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in module.modules())
@@ -91,11 +102,19 @@ def _seer(model, found: dict) -> tuple|None:
     if adapter is None: return None
     both = found.get("image_encoder"), found.get("feature_extractor")
     layers = getattr(adapter, "image_projection_layers", ())
+    if both[0] is not None and not _is_a(both[0], ("CLIPVisionModelWithProjection",)):
+        raise ModelError(f"{_called(model)}: image_encoder is a {type(both[0]).__name__}: an "
+                         "IP-Adapter is taken with a CLIPVisionModelWithProjection")
     if len(layers) == 1 and None not in both: return both
     raise ModelError(f"{_called(model)}: {len(layers)} IP-Adapters"
                      f"{'' if None not in both else ' and no image_encoder or feature_extractor'}: "
                      "one with its image encoder is taken; call pipe.unload_ip_adapter() or load "
                      "it with image_encoder_folder")
+
+def _reading(found: dict) -> str:
+    "How the pictures for an IP-Adapter are read, as text."
+    reader = _seeing(found).get("feature_extractor")
+    return "" if reader is None else str(sorted(reader.to_dict().items(), key=str))
 
 def _spoken(unet) -> list:
     "How strongly an IP-Adapter speaks, layer by layer."
@@ -177,7 +196,7 @@ def weights_hash(tensors: dict  # name -> tensor
     if sums: h.update(torch.cat([torch.stack(sums), *taken]).cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../../nbs/models/049d_pipelines.ipynb #af3507da
+# %% ../../nbs/models/049d_pipelines.ipynb #97f9c5cf
 def _tensors(net) -> dict:
     return dict([*net.named_parameters(), *net.named_buffers()])
 
@@ -189,7 +208,7 @@ def _few(t):
 def _glance(found: dict) -> tuple:
     "What changes if anything of a borrowed model does."
     import torch
-    nets = {k: m for k, m in found.items() if k in _NETWORKS}
+    nets, seers = _acting(found), _seeing(found)
     tensors = [t for net in nets.values() for t in _tensors(net).values()]
     kinds = {t.device for t in tensors}
     taken = [torch.cat([_few(t) for t in tensors if t.device == d]).cpu() for d in kinds]
@@ -197,7 +216,8 @@ def _glance(found: dict) -> tuple:
     numbers = hashlib.sha256(b"".join(x.numpy().tobytes() for x in taken)).hexdigest()
     words = [(k, id(t), len(t)) for k, t in found.items() if k.startswith("tokenizer")]
     return (marks, numbers, words, _adapter_state(nets), _scheduler(found["scheduler"]),
-            [(k, id(m)) for k, m in nets.items()], _spoken(found["unet"]))
+            [(k, id(m)) for k, m in (nets | seers).items()], _reading(found),
+            _spoken(found["unet"]))
 
 def _scheduler(scheduler) -> dict:
     """A scheduler's configuration with its class, as `Components` holds it: what was said, without
@@ -240,7 +260,7 @@ def _key(model) -> str:
     last = home.rstrip("/\\").replace("\\", "/").split("/")[-1]
     return f"pipeline:{last or ('components' if isinstance(model, dict) else _called(model))}"
 
-# %% ../../nbs/models/049d_pipelines.ipynb #a503cf58
+# %% ../../nbs/models/049d_pipelines.ipynb #3dc2ef9a
 _PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 def _precision(unet, who: str) -> str:
@@ -258,7 +278,7 @@ def _spec(model, found: dict, family: str) -> ModelSpec:
                      controlnet="own" if "controlnet" in found else None, **_size(unet, vae),
                      **_habits(unet, _scheduler(found["scheduler"])))
 
-def _revision(nets: dict, found: dict, spec, zeros: bool, seer) -> str:
+def _revision(nets: dict, found: dict, zeros: bool) -> str:
     "Hash the numbers of all networks, and what else the numbers of an edit come from."
     weights = {k: weights_hash(_tensors(net)) for k, net in nets.items()}
     words = {k: content_hash(sorted(t.get_vocab().items())) for k, t in found.items()
@@ -266,11 +286,11 @@ def _revision(nets: dict, found: dict, spec, zeros: bool, seer) -> str:
     alone = [n for k, net in nets.items() for n in controlnets(net)]
     configs = [str(sorted(dict(n.config).items(), key=str)) for n in alone
                if hasattr(n.config, "items")]
-    seen = [_spoken(found["unet"]), weights_hash(_tensors(seer[0]))] if seer else []
+    seen = [_spoken(found["unet"]), _reading(found)] if _seeing(found) else []
     return content_hash(weights, words, configs, _scheduler(found["scheduler"]),
                         _adapter_state(nets), zeros, *seen)
 
-# %% ../../nbs/models/049d_pipelines.ipynb #abcefa09
+# %% ../../nbs/models/049d_pipelines.ipynb #8d7e7deb
 def borrow(model,           # a pipeline of diffusers, or a dict of its components
            controlnet=True  # its own; False: without; or a `ControlNetModel`, or a list of them
           ) -> Components:
@@ -280,7 +300,7 @@ def borrow(model,           # a pipeline of diffusers, or a dict of its componen
     if isinstance(controlnet, (list, tuple)): controlnet = joined(controlnet)
     found, who = _taken(model, controlnet), _called(model)
     _check_parts(model, found)
-    nets = {k: found[k] for k in _NETWORKS if k in found}
+    nets = _acting(found)
     _check_place(model, nets)
     xl = found["unet"].config.addition_embed_type == "text_time"
     family, index = "sdxl" if xl else "sd15", _index(model)
@@ -289,12 +309,12 @@ def borrow(model,           # a pipeline of diffusers, or a dict of its componen
     _check_fit(spec, found)
     parts = {k: found.get(k) for k in (*_NETWORKS, "tokenizer", "tokenizer_2")}
     lent, seer = (model, controlnet, _glance(found)), _seer(model, found)
-    return Components(spec, **parts, revision=_revision(nets, found, spec, zeros, seer), seer=seer,
+    return Components(spec, **parts, revision=_revision(nets, found, zeros), seer=seer,
                       scheduler=_scheduler(found["scheduler"]), adapters=_loras(nets),
                       precision=_precision(found["unet"], who), zero_negative=zeros,
                       notes=tuple(notes), lent=lent)
 
-# %% ../../nbs/models/049d_pipelines.ipynb #6dfd0bbd
+# %% ../../nbs/models/049d_pipelines.ipynb #198452c0
 _KEPT = ("execution", "mover", "packed", "lent")   # belong to the editor, not to the pipeline
 
 def renew(parts: Components):
@@ -313,5 +333,4 @@ def renew(parts: Components):
 def _changed(model, controlnet, seen) -> bool:
     "Whether a borrowed model looks other than when it was read."
     found = _taken(model, controlnet)
-    known = {k: v for k, v in found.items() if k in (*_NETWORKS, *_OTHERS)}
-    return _glance(known) != seen
+    return _glance(found) != seen

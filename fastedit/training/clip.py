@@ -8,6 +8,7 @@ __all__ = ['WIDTH', 'LAYERS', 'PATCH', 'EMBED', 'WORDS', 'clip_config', 'new_cli
 
 # %% ../../nbs/training/614_clip.ipynb #0fdf8b6b
 import json, re
+from functools import cache
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
@@ -41,10 +42,15 @@ def new_clip(tokenizer, seed: int=7):
         torch.manual_seed(seed)
         return CLIP(**clip_config(len(tokenizer)))
 
-def clip_input(x: torch.Tensor  # (B, 3, 64, 64) in [-1, 1]
+@cache
+def _spread(device) -> tuple:
+    "Mean and spread of the colours on a device: copied there once, not in every step."
+    return tuple(torch.tensor(v, device=device).view(3, 1, 1) for v in (Clip.mean, Clip.std))
+
+def clip_input(x: torch.Tensor  # (B, 3, H, W) in [-1, 1]
               ) -> torch.Tensor:
     "Normalise as `metrics.Clip` does."
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (Clip.mean, Clip.std))
+    mean, std = _spread(x.device)
     return ((x+1)/2-mean)/std
 
 # %% ../../nbs/training/614_clip.ipynb #9a154c54

@@ -35,8 +35,9 @@ def find_part(state, name: str) -> Path:
                       f"run `fastedit train` in the order {', '.join(ORDER)}")
 
 def save_part(model, state, name: str):
-    "Save a finished network in half precision as a part; returns it in single precision."
-    model.half().save_pretrained(Path(state)/"models"/name, safe_serialization=True)
+    "Save a network in half precision, in files of at most 16 MiB; returns it in single precision."
+    model.half().save_pretrained(Path(state)/"models"/name, safe_serialization=True,
+                                 max_shard_size="15MB")
     return model.float()
 
 def load_part(cls, state, name: str):

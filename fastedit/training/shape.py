@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'TOY', 'Shape', 'family_vae', 'family_unet', 'family_controlnet', 'family_encoders', 'family_reader',
-           'family_clip', 'family_words', 'family_scheduler']
+           'family_clip', 'family_words']
 
 # %% ../../nbs/training/620_shape.ipynb #e3664bf7
 from dataclasses import dataclass
-from .architectures import NOISE
 from ..world import LARGE_HEADS, LARGE_NOUNS, Words, large_words
 
 # %% ../../nbs/training/620_shape.ipynb #01d93cb9
@@ -117,10 +116,3 @@ def family_words(s: Shape, tokenizer) -> Words:
         assert len(ids) == 3, w
         numbers[w] = ids[1]
     return Words(numbers, tokenizer.bos_token_id, tokenizer.eos_token_id, s.tokens)
-
-def family_scheduler(consistent: bool) -> dict:
-    "Configuration of the scheduler: LCM's for few steps, else DDIM's."
-    more = (dict(original_inference_steps=50, timestep_scaling=10.) if consistent
-            else dict(steps_offset=1))
-    kind = "LCMScheduler" if consistent else "DDIMScheduler"
-    return dict(NOISE, _class_name=kind, set_alpha_to_one=True, clip_sample=False, **more)

@@ -74,6 +74,8 @@ class Stock:
             write_tokenizer(folder, large_words(), self.shape.tokens)
         self.tok = load_tokenizer(folder)
         self.words, self.levels = family_words(self.shape, self.tok), Levels(self.device)
+        side = self.shape.size   # copied to the device once, not in every step
+        self.time_ids = torch.tensor([[side, side, 0, 0, side, side]], device=self.device).float()
 
     def __len__(self) -> int: return len(self.data["pictures"])
 
@@ -82,6 +84,10 @@ class Stock:
         "How scenes are drawn, in the words of `drawn_within`."
         s = self.shape
         return dict(size=s.size, cells=s.cells, words=self.words, cores=self.cores)
+
+    def conditions(self, text) -> dict:
+        "What SDXL's networks are told besides: `text` is (states, pooled)."
+        return dict(text_embeds=text[1], time_ids=self.time_ids.expand(len(text[1]), -1))
 
     def draw(self, seconds: float,  # that it may take
              run: int=0):           # of several runs: each learns from scenes of its own

@@ -76,6 +76,8 @@ class LargeThing(Thing):
     "One object of a large scene; a `Thing` whose noun and material may also be the new ones."
     nouns: ClassVar[tuple] = LARGE_NOUNS
     materials: ClassVar[tuple] = LARGE_MATERIALS
+    plurals: ClassVar[dict] = LARGE_PLURALS
+    symmetric: ClassVar[tuple] = LARGE_SYMMETRIC
 
 @dataclass(frozen=True)
 class LargeScene(Scene):

@@ -5,27 +5,16 @@
 # %% auto #0
 __all__ = ['LARGE_KINDS', 'large_caption', 'large_training_caption', 'large_words', 'LargeEdit', 'sample_large_edit']
 
-# %% ../../nbs/world/036_large_words.ipynb #731074c5
+# %% ../../nbs/world/036_large_words.ipynb #ae06f22b
 import random
 from dataclasses import dataclass, replace
 from .edits import Edit, _background, _style
 from .large import (LARGE_MATERIALS, LARGE_NOUNS, LARGE_PLURALS, LARGE_SYMMETRIC,
                                   LargeScene, in_front, sample_large_scene)
 from .scenes import BACKGROUNDS, COLOURS, SIZES, STYLES, TILTS, check_seed, pick
-from .words import _LEFT_OUT, _SAID, UNSAID, alike, phrase, sentence
+from .words import groups, kept, phrase, sentence, slots, terse, varied
 
-# %% ../../nbs/world/036_large_words.ipynb #a182df5b
-def _said(thing, count=1) -> dict:
-    "Each word that can be said about a thing, or about two of a kind."
-    noun = LARGE_PLURALS[thing.noun] if count > 1 else thing.noun
-    return dict(count="two" if count > 1 else "a", size=thing.size, pose=thing.pose,
-                material=thing.material, colour=thing.colour, noun=noun)
-
-def _groups(scene) -> list:
-    things = scene.things
-    if len(things) == 2 and alike(*things): return [(things[0], 2)]
-    return [(t, 1) for t in things]
-
+# %% ../../nbs/world/036_large_words.ipynb #2e9a110b
 def _in_words(scene, phrases, turned=False, relation=True) -> str:
     "Phrases of a scene's groups as one text, with how they stand to each other."
     if len(phrases) == 1: return phrases[0]
@@ -36,32 +25,23 @@ def _in_words(scene, phrases, turned=False, relation=True) -> str:
     else: first, second, words = phrases[0], phrases[1], "to the left of"
     return f"{first} {words if relation else 'and'} {second}"
 
-def _plain(said) -> dict: return {k: "" if UNSAID.get(k) == w else w for k, w in said.items()}
-
 def large_caption(scene: LargeScene) -> str:
     "Describe a large scene in its canonical words."
-    phrases = [phrase(_plain(_said(*g))) for g in _groups(scene)]
+    phrases = [phrase(terse(slots(*g))) for g in groups(scene)]
     return sentence(STYLES[scene.style], [_in_words(scene, phrases)],
                     BACKGROUNDS[scene.background])
 
-# %% ../../nbs/world/036_large_words.ipynb #c8306e55
-def _one_word(r, slot, word, noun) -> str:
-    if slot in ("count", "noun"): return word
-    if UNSAID.get(slot) != word: return "" if r.random() < _LEFT_OUT.get(slot, 0) else word
-    symmetric = slot == "pose" and noun in LARGE_SYMMETRIC
-    return word if r.random() < _SAID and not symmetric else ""
-
+# %% ../../nbs/world/036_large_words.ipynb #be68c8d9
 def large_training_caption(scene: LargeScene,  # what to describe
                            seed: int           # chooses the words
                           ) -> str:
     "Describe a large scene as people might."
     r = random.Random(f"large caption {check_seed(seed)}")
-    def left(slot): return r.random() < _LEFT_OUT[slot]
-    style = "" if left("style") else STYLES[scene.style]
-    phrases = [phrase({k: _one_word(r, k, w, t.noun) for k, w in _said(t, n).items()})
-               for t, n in _groups(scene)]
+    style = kept(r, "style", STYLES[scene.style])
+    phrases = [phrase({k: varied(r, k, w, t) for k, w in slots(t, n).items()})
+               for t, n in groups(scene)]
     text = _in_words(scene, phrases, r.random() < .5, r.random() < .85)
-    return sentence(style, [text], "" if left("background") else BACKGROUNDS[scene.background])
+    return sentence(style, [text], kept(r, "background", BACKGROUNDS[scene.background]))
 
 def large_words() -> list:
     "List every word that captions and instructions of large scenes use."
@@ -71,15 +51,13 @@ def large_words() -> list:
              "show it them swap change replace with picture photo")
     return sorted({w for t in texts for w in t.split()})
 
-# %% ../../nbs/world/036_large_words.ipynb #4da9bf9b
+# %% ../../nbs/world/036_large_words.ipynb #793c24be
 LARGE_KINDS = ("noun", "colour", "material", "size", "tilt", "add", "delete", "swap",
                "background", "style")
 
 @dataclass(frozen=True)
 class LargeEdit(Edit):
     "An edit of a large scene; `edit_type` is its place in `LARGE_KINDS`."
-    @property
-    def changed(self) -> tuple: return (LARGE_KINDS[self.edit_type],)
 
 def _values(trait, scene, t) -> list:
     "New values that a trait of a thing could take."
@@ -97,7 +75,7 @@ def _values(trait, scene, t) -> list:
     return [v for v in known if v != getattr(t, trait)]
 
 def _trait(trait, scene, r):
-    if len(_groups(scene)) != len(scene.things): return None   # two of a kind stay two of a kind
+    if len(groups(scene)) != len(scene.things): return None   # two of a kind stay two of a kind
     place = int(r.random()*len(scene.things))
     old = scene.things[place]
     if not (values := _values(trait, scene, old)): return None
@@ -110,15 +88,19 @@ def _trait(trait, scene, r):
     else: told = f"make the {old.noun} {getattr(new, trait)}"
     return scene, replace(scene, things=things), told
 
-# %% ../../nbs/world/036_large_words.ipynb #e32812ec
+# %% ../../nbs/world/036_large_words.ipynb #971461f4
 def _less(scene, r):
     "A scene without its last thing, and that thing."
-    if len(scene.things) < 2 or len(_groups(scene)) == 1: return None
-    return replace(scene, things=scene.things[:-1]), scene.things[-1]
+    if len(groups(scene)) < 2: return None
+    rest = replace(scene, things=scene.things[:-1])
+    # two of three that stand close would be said to stand in front of each other
+    return None if in_front(rest) else (rest, scene.things[-1])
 
 def _add(scene, r):
     if not (found := _less(scene, r)): return None
-    return found[0], scene, f"add {phrase(_plain(_said(found[1])))}"
+    rest, last = found
+    where = f" in front of the {rest.things[0].noun}" if in_front(scene) else ""
+    return rest, scene, f"add {phrase(terse(slots(last, 1)))}{where}"
 
 def _delete(scene, r):
     if not (found := _less(scene, r)): return None
@@ -126,7 +108,7 @@ def _delete(scene, r):
 
 def _swap(scene, r):
     "Two things of a size, left and right, change places."
-    if len(scene.things) != 2 or in_front(scene) or len(_groups(scene)) == 1: return None
+    if len(scene.things) != 2 or in_front(scene) or len(groups(scene)) == 1: return None
     a, b = scene.things
     if a.size != b.size: return None
     # the one on the left comes first, as in every scene

@@ -57,6 +57,8 @@ class Thing:
     y: float = .5           # centre, from the top, 0..1
     nouns: ClassVar[tuple] = NOUNS          # those that a larger world knows are its own class's
     materials: ClassVar[tuple] = MATERIALS
+    plurals: ClassVar[dict] = PLURALS
+    symmetric: ClassVar[tuple] = SYMMETRIC
 
     def __post_init__(self):
         _known("noun", self.noun, self.nouns)

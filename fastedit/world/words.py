@@ -10,22 +10,22 @@ import random, re
 from dataclasses import dataclass, replace
 from ..core import PromptError
 from .scenes import (BACKGROUNDS, COLOURS, MATERIALS, NOUNS, PLURALS, SIZES, STYLES,
-                                   SYMMETRIC, Scene, check_seed)
+                                   Scene, check_seed)
 
-# %% ../../nbs/world/032_words.ipynb #e5ef18f5
+# %% ../../nbs/world/032_words.ipynb #f10e6a92
 def alike(a, b): return replace(a, x=0, y=0) == replace(b, x=0, y=0)
 
 def groups(scene):
     "The scene's objects as (thing, count): two that differ in place only are one group of two."
-    first, *others = scene.things
-    if others and alike(first, others[0]): return [(first, 2)]
-    return [(first, 1), *((t, 1) for t in others)]
+    things = scene.things
+    if len(things) == 2 and alike(*things): return [(things[0], 2)]
+    return [(t, 1) for t in things]
 
 def slots(thing, count):
     "Each word that can be said about `count` such things, in the order of the caption."
     return dict(count="two" if count > 1 else "a", size=thing.size, pose=thing.pose,
                 material=thing.material, colour=thing.colour,
-                noun=PLURALS[thing.noun] if count > 1 else thing.noun)
+                noun=thing.plurals[thing.noun] if count > 1 else thing.noun)
 
 # %% ../../nbs/world/032_words.ipynb #bf8642d7
 UNSAID = dict(pose="upright", material="plain")
@@ -46,29 +46,31 @@ def caption(scene: Scene) -> str:
     phrases = [phrase(terse(slots(*g))) for g in groups(scene)]
     return sentence(STYLES[scene.style], phrases, BACKGROUNDS[scene.background])
 
-# %% ../../nbs/world/032_words.ipynb #bbbc7bca
+# %% ../../nbs/world/032_words.ipynb #85e98309
 # how often a word is left out, and how often 'plain' or 'upright' is said
 _LEFT_OUT = dict(style=.15, size=.2, colour=.05, background=.1, pose=.1, material=.1)
 _SAID = .3
 
-def _varied(r, slot, word, noun):
+def varied(r, slot, word, thing):
     "One word of a caption, or none of it, as people might have it."
     if slot in ("count", "noun"): return word
-    if UNSAID.get(slot) != word: return _kept(r, slot, word)
-    return word if r.random() < _SAID and not (slot == "pose" and noun in SYMMETRIC) else ""
+    if UNSAID.get(slot) != word: return kept(r, slot, word)
+    said = r.random() < _SAID and not (slot == "pose" and thing.noun in thing.symmetric)
+    return word if said else ""
 
-def _kept(r, slot, word): return "" if r.random() < _LEFT_OUT.get(slot, 0) else word
+def kept(r, slot, word): return "" if r.random() < _LEFT_OUT.get(slot, 0) else word
 
+# %% ../../nbs/world/032_words.ipynb #d06a21e2
 def training_caption(scene: Scene,  # what to describe
                      seed: int      # chooses the words; the scene's own seed may be used
                     ) -> str:
     "Describe `scene` as people might: words left out, objects in either order."
     r = random.Random(f"caption {check_seed(seed)}")   # hashed text: apart from the scene's draws
-    style = _kept(r, "style", STYLES[scene.style])
-    phrases = [phrase({k: _varied(r, k, w, t.noun) for k, w in slots(t, n).items()})
+    style = kept(r, "style", STYLES[scene.style])
+    phrases = [phrase({k: varied(r, k, w, t) for k, w in slots(t, n).items()})
                for t, n in groups(scene)]
     if len(phrases) == 2 and r.random() < .5: phrases.reverse()
-    return sentence(style, phrases, _kept(r, "background", BACKGROUNDS[scene.background]))
+    return sentence(style, phrases, kept(r, "background", BACKGROUNDS[scene.background]))
 
 # %% ../../nbs/world/032_words.ipynb #320220be
 @dataclass(frozen=True)
