@@ -242,6 +242,12 @@ def test_a_drawing_moved_past_an_edit_that_holds_most_edges_is_brought_back(seed
     assert found.reliable and not register(base.before, moved[::-1, ::-1]).reliable
 
 
+def test_a_picture_without_edges_beside_its_edit_is_no_error():
+    base = drawn_base(7_000_713)
+    assert not register(base.before, base.before[::-1], where=~(base.before > 0).any(-1)).reliable
+    assert repair(base.before, move(base.edited, (6, 5), 1.015)).image.size == (256, 256)
+
+
 def test_a_cast_and_a_blur_are_no_movement(cat):
     for after in (tint(cat, lightness=-6, a=8), smooth(cat, 2)):
         assert register(cat, after).shift == (0, 0)

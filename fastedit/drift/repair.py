@@ -79,7 +79,8 @@ def measure_drift(before,                 # source picture, anything that `load_
     if known is not None or drift.moved or not MANY < drift.region.mean() < MOST: return drift
     beside = ~(cv2.dilate(drift.region.astype(np.uint8), disc(2)) > 0)
     again = _under(register(a, b, where=beside), a, b, known)
-    return again if again.registration.share > drift.registration.share else drift
+    better = again.moved and again.registration.share > drift.registration.share
+    return again if better else drift
 
 def _under(found, a, b, known) -> Drift:
     "What two pictures differ in under the movement that was found."
