@@ -808,6 +808,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'fastedit/drift/repair.py'),
                                        'fastedit.drift.repair._done': ('drift/repair.html#_done', 'fastedit/drift/repair.py'),
                                        'fastedit.drift.repair._moved': ('drift/repair.html#_moved', 'fastedit/drift/repair.py'),
+                                       'fastedit.drift.repair._of_a_part': ('drift/repair.html#_of_a_part', 'fastedit/drift/repair.py'),
                                        'fastedit.drift.repair._put_together': ( 'drift/repair.html#_put_together',
                                                                                 'fastedit/drift/repair.py'),
                                        'fastedit.drift.repair._under': ('drift/repair.html#_under', 'fastedit/drift/repair.py'),

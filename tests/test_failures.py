@@ -242,10 +242,13 @@ def test_a_drawing_moved_past_an_edit_that_holds_most_edges_is_brought_back(seed
     assert found.reliable and not register(base.before, moved[::-1, ::-1]).reliable
 
 
-def test_a_picture_without_edges_beside_its_edit_is_no_error():
-    base = drawn_base(7_000_713)
-    assert not register(base.before, base.before[::-1], where=~(base.before > 0).any(-1)).reliable
-    assert repair(base.before, move(base.edited, (6, 5), 1.015)).image.size == (256, 256)
+def test_a_start_that_fits_nothing_is_no_error():
+    flat = np.full((120, 160, 3), 90, np.uint8)
+    dot = flat.copy()
+    dot[40:60, 40:60] = 200
+    nothing = np.zeros(flat.shape[:2], bool)
+    assert not register(dot, flat).reliable and not register(flat, dot).reliable
+    assert register(dot, move(dot, (3, 1)), where=nothing).shift == (0, 0)
 
 
 def test_a_cast_and_a_blur_are_no_movement(cat):
