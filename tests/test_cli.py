@@ -340,7 +340,7 @@ def test_train(place, monkeypatch):
     [
         ("train vae --minutes 8 --device cuda", "--minutes and --device have no effect with vae"),
         ("train lcm --only vae --toy", "--only and --toy have no effect with lcm"),
-        ("train vae --model mini", "--model has no effect with vae, only with lcm"),
+        ("train vae --model mini", "--model has no effect with vae, only with lcm and edit-lora"),
         ("train family --steps 9 --batch 2", "--steps and --batch have no effect with family"),
         ("bench-speed --model mini --minutes 3", "--minutes has no effect without --full-size"),
         ("bench-speed --model mini --side 64", "--side has no effect without --sd15"),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STAGES', 'demo', 'train']
 
-# %% ../../nbs/cli/905_miniatures.ipynb #0d8598a0
+# %% ../../nbs/cli/905_miniatures.ipynb #ddd3809b
+from contextlib import contextmanager
 from pathlib import Path
 import typer
 from .checks import check_device, check_models
@@ -50,14 +51,15 @@ STAGES = {
     "clip": "train_clip",
 }
 
-# %% ../../nbs/cli/905_miniatures.ipynb #ad89a48f
+# %% ../../nbs/cli/905_miniatures.ipynb #d2bdf22f
 LOGS = dict(train_lcm_lora="lcm-lora", train_lcm="lcm")   # where a log is not called as its stage
 
 def find_stage(stage: str, model: str) -> str:
     "Name the function of `training` that a stage is."
     if stage not in STAGES:
-        raise OptionError(f"stage {stage!r} is unknown{nearest(stage, STAGES)}: "
-                          f"use one of {', '.join(STAGES)}")
+        known = *STAGES, "edit-lora", "family"
+        raise OptionError(f"stage {stage!r} is unknown{nearest(stage, known)}: "
+                          f"use one of {', '.join(known)}")
     found = STAGES[stage]
     if isinstance(found, str): return found
     if model not in found:
@@ -94,11 +96,46 @@ def family(state, device, minutes, only, toy, compiled, quiet):
         raise typer.Exit(130)
     print(f"{report}\n\nnetworks in {state/'models'}, the card in {state/'README.md'}")
 
-# %% ../../nbs/cli/905_miniatures.ipynb #b4c034bf
+# %% ../../nbs/cli/905_miniatures.ipynb #f9dd0f9d
+Pairs = option(Path, "With edit-lora: folder of pictures with a pairs.jsonl, a line for each pair: "
+               "source, target, source_prompt, prompt; drawn pairs if not given.")
+
+@contextmanager
+def interruptible(state):
+    "End in words when a training is interrupted."
+    try: yield
+    except KeyboardInterrupt:
+        say("\nfastedit: interrupted; the same command goes on from the last checkpoint in "
+            f"{state}")
+        raise typer.Exit(130)
+
+def last_line(log):
+    "Print the heading and the last row of a training's log."
+    if not log.exists(): return
+    rows = log.read_text("utf-8").splitlines()
+    print(f"{rows[0]}\n{rows[-1]}")
+
+def edit_lora(state, model, pairs, device, quiet, **amounts):
+    "Teach a model to edit."
+    check_device(device)
+    check_models([model])
+    writable(state/"checkpoint")
+    bring(quiet)
+    from fastedit.training.edit_lora import folder_pairs, train_edit_lora
+    told = None if pairs is None else folder_pairs(pairs)
+    with interruptible(state):
+        file = train_edit_lora(state, model=model, pairs=told, device=device, quiet=quiet, **amounts)
+    last_line(state/"edit-lora.csv")
+    print(f"finished LoRA, for `fastedit edit ... --model {model} --lora {file}`")
+
+# %% ../../nbs/cli/905_miniatures.ipynb #cf9c3410
+_NAMED = f"One of {', '.join(STAGES)}, in this order; or edit-lora; or family."
+
 @app.command()
-def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this order; or family."),
-          model: option(str, "With lcm: mini (a LoRA; if not given) or mini-s "
-                        "(a full UNet with guidance embedding).")=None,
+def train(stage: argument(str, "STAGE", _NAMED),
+          model: option(str, "With lcm: mini (a LoRA; if not given) or mini-s (a full UNet with "
+                        "guidance embedding). With edit-lora: any Stable Diffusion model.")=None,
+          pairs: Pairs=None,
           steps: option(int, "Steps in all, earlier runs included; "
                         "a sensible number if not given.", min=1)=None,
           batch: option(int, "Pictures per step; a sensible number if not given.", min=1)=None,
@@ -109,7 +146,10 @@ def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this or
           toy: Toy=False,
           compiled: Compiled=False,
           quiet: Quiet=False):
-    """Train one stage of the miniature models, on a CPU, or a whole family on a GPU.
+    """Train a stage of the miniature models, a LoRA for editing, or a whole family on a GPU.
+
+    `fastedit train edit-lora --model MODEL --pairs FOLDER` teaches a model to edit by pairs of a
+    picture and its edit, against prompts that are ignored; without --pairs by drawn ones.
 
     `fastedit train family --device cuda --minutes 8` trains the family at 128 pixels from
     nothing, or further: it draws scenes on all cores, gives each stage its share of the minutes
@@ -125,26 +165,26 @@ def train(stage: argument(str, "STAGE", f"One of {', '.join(STAGES)}, in this or
     """
     if stage == "family":
         unused("with family, which takes --minutes and --only", model=model, steps=steps,
-               batch=batch)
+               batch=batch, pairs=pairs)
         return family(state, device, minutes, only, toy, compiled, quiet)
+    amounts = {k: v for k, v in dict(steps=steps, batch=batch).items() if v}
+    if stage == "edit-lora":
+        unused("with edit-lora, only with family", minutes=minutes, only=only, toy=toy,
+               compile=compiled)
+        return edit_lora(state, model or "mini", pairs, device, quiet, **amounts)
     name = find_stage(stage, model or "mini")
+    unused(f"with {stage}, only with edit-lora", pairs=pairs)
     unused(f"with {stage} (trained on a CPU, in steps), only with family", minutes=minutes,
            device=None if device == "cpu" else device, only=only, toy=toy, compile=compiled)
-    if stage != "lcm": unused(f"with {stage}, only with lcm", model=model)
+    if stage != "lcm": unused(f"with {stage}, only with lcm and edit-lora", model=model)
     writable(state/"checkpoint")
     bring(quiet)
     import torch
     torch.set_flush_denormal(True)
     from fastedit import training
-    amounts = {k: v for k, v in dict(steps=steps, batch=batch).items() if v}
-    try: getattr(training, name)(state, quiet=quiet, **amounts)
-    except KeyboardInterrupt:
-        say("\nfastedit: interrupted; the same command goes on from the last checkpoint in "
-            f"{state}")
-        raise typer.Exit(130)
+    try:
+        with interruptible(state): getattr(training, name)(state, quiet=quiet, **amounts)
     finally: torch.set_flush_denormal(False)
     log = state/f"{LOGS.get(name, stage)}.csv"
-    if log.exists():
-        rows = log.read_text("utf-8").splitlines()
-        print(f"{rows[0]}\n{rows[-1]}")
+    last_line(log)
     print(f"finished network in {state/'models'}, log in {log}")

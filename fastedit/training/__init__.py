@@ -12,6 +12,7 @@ from .distillation import *
 from .student import *
 from .control import *
 from .instruct import *
+from .edit_lora import *
 from .card import *
 from .clip import *
 from .shape import *

@@ -1,0 +1,132 @@
+"Teaching a model to edit by pairs: what is learned, from where, resumed, and refused in words."
+
+import csv, json
+import numpy as np, pytest, torch
+from PIL import Image
+from fastedit import FastEditor
+from fastedit.core import DataError, ModelError, OptionError
+from fastedit.denoise import Denoiser
+from fastedit.models import load_model, random_model
+from fastedit.training.edit_lora import (
+    Pair,
+    drawn_pairs,
+    edit_loss,
+    folder_pairs,
+    lessons,
+    train_edit_lora,
+)
+
+
+def write_pairs(folder, *lines):
+    folder.mkdir(exist_ok=True)
+    for name, value in (("a.png", 40), ("b.png", 200)):
+        Image.new("RGB", (80, 60), (value, 90, 90)).save(folder / name)
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "pairs.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+GOOD = dict(source="a.png", target="b.png", source_prompt="a dark wall", prompt="a red wall")
+
+
+def losses(state):
+    with open(state / "edit-lora.csv", encoding="utf-8") as f:
+        return [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(f)]
+
+
+def test_drawn_pairs_are_edits_with_their_right_answers():
+    pairs = drawn_pairs(10)
+    assert len(pairs) == 10 and len({p.prompt for p in pairs}) == 10
+    assert all("[" not in p.prompt + p.source_prompt for p in pairs)
+    assert any((p.source != p.target).any() for p in pairs)
+
+
+def test_a_folder_is_read_in_order(tmp_path):
+    found = folder_pairs(write_pairs(tmp_path / "d", GOOD, "", dict(GOOD, prompt="a wall")))
+    assert [p.prompt for p in found] == ["a red wall", "a wall"]
+    assert found[0].target == tmp_path / "d" / "b.png"
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is no JSON"),
+        ("[1]", "line 2: give an object"),
+        (dict(GOOD, prompt=" "), "line 2: prompt is missing"),
+        (dict(GOOD, source=3), "line 2: source is missing"),
+        (dict(GOOD, target="c.png"), "there is no picture 'c.png'"),
+        (dict(GOOD, target="../a.png"), "outside of"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, words):
+    with pytest.raises(DataError, match=words):
+        folder_pairs(write_pairs(tmp_path / "d", GOOD, line))
+
+
+def test_a_folder_without_pairs_is_refused(tmp_path):
+    with pytest.raises(DataError, match="pairs.jsonl is missing"):
+        folder_pairs(tmp_path)
+    with pytest.raises(DataError, match="lists no pair"):
+        folder_pairs(write_pairs(tmp_path / "d"))
+
+
+def test_what_is_learned_keeps_edits_and_goes_on():
+    "A model that answered rightly would have no loss: asked about the goal itself it is near it."
+    d = Denoiser(load_model("mini", device="cpu", controlnet=False))
+    same = [Pair(p.target, p.target, p.prompt, p.prompt) for p in drawn_pairs(4)]
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    known, _ = edit_loss(d, lessons(d, same, quiet=True), 8)(0, rng)
+    rng = np.random.default_rng(0)
+    edits, _ = edit_loss(d, lessons(d, drawn_pairs(4), quiet=True), 8)(0, rng)
+    assert known.item() < edits.item()
+
+
+def test_one_pair_is_learned(tmp_path):
+    p = drawn_pairs(1)[0]
+    train_edit_lora(tmp_path, 50, 2, pairs=[p], device="cpu", quiet=True)
+    first = losses(tmp_path)[-1][1]
+    train_edit_lora(tmp_path, 100, 2, pairs=[p], device="cpu", quiet=True)
+    (_, a), (last, b) = losses(tmp_path)
+    assert a == first and last == 100 and b < 0.85 * a
+
+
+def test_a_folder_teaches_a_lora_that_an_edit_takes(tmp_path):
+    pairs = write_pairs(tmp_path / "d", GOOD)
+    file = train_edit_lora(tmp_path / "s", 2, 2, pairs=pairs, rank=2, device="cpu", quiet=True)
+    picture = Image.new("RGB", (64, 64), (90, 90, 90))
+    plain, taught = (
+        FastEditor("mini", device="cpu", loras=given)(picture, "a red ball", method="img2img")
+        for given in ((), [(str(file), 1.0)])
+    )
+    assert taught.request.loras[0]["file"] == file.name
+    assert (np.asarray(plain.image) != np.asarray(taught.image)).any()
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+def test_models_in_folders_learn_too(tmp_path, family):
+    folder = random_model(tmp_path / family, family, channels=(16, 32, 32), width=16)
+    pairs = write_pairs(tmp_path / "d", GOOD)
+    file = train_edit_lora(
+        tmp_path / "s", 1, 1, str(folder), pairs, rank=2, device="cpu", quiet=True
+    )
+    assert file.is_file() and losses(tmp_path / "s")[0][0] == 1
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="rank=0"):
+        train_edit_lora(tmp_path, rank=0)
+    with pytest.raises(ModelError):
+        train_edit_lora(tmp_path, model=str(tmp_path / "none"), pairs=drawn_pairs(1), quiet=True)
+
+
+def test_the_command_line_trains(tmp_path):
+    from typer.testing import CliRunner
+    from fastedit.cli import app
+
+    pairs = write_pairs(tmp_path / "d", GOOD)
+    asked = ["train", "edit-lora", "--pairs", str(pairs), "--steps", "1", "--batch", "1", "-q"]
+    r = CliRunner().invoke(app, [*asked, "--state", str(tmp_path / "s"), "--device", "cpu"])
+    assert r.exit_code == 0, r.output
+    assert "pytorch_lora_weights.safetensors" in "".join(r.output.split())
