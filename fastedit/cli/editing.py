@@ -27,10 +27,12 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #ee775338
+# %% ../../nbs/cli/904_editing.ipynb #885a3193
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, or FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
+Change = option(float, "Instead of a strength, how much shall change: mean difference inside the "
+                "mask or the region found, as a share of full scale, such as 0.2.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
 Control = option(list[str], "Control map: canny, canny-auto, none, ..., or a picture that is the "
@@ -101,7 +103,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #61f4df0f
+# %% ../../nbs/cli/904_editing.ipynb #006982db
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -113,6 +115,7 @@ def edit(image: Image,
          method: Method=None,
          steps: Steps=None,
          strength: Strength=None,
+         change: Change=None,
          guidance: Guidance=None,
          source_guidance: SourceGuidance=None,
          control: Control=None,
@@ -138,7 +141,8 @@ def edit(image: Image,
     check_words(prompt)
     writable(out, SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                    strength=strength, guidance=number(guidance), size=sides(size), seed=seed,
+                    strength=strength, change=change, guidance=number(guidance),
+                    size=sides(size), seed=seed,
                     source_guidance=source_guidance, schedule=schedule, scheduler=scheduler,
                     feather=feather, repair=repair, options=named_values(option),
                     mask_crop=mask_crop, clip_skip=clip_skip, long_prompts=long_prompts,

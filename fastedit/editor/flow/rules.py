@@ -28,9 +28,10 @@ FLOW = {r.pipeline: r for r in (
              "the working size"),
     FlowRule("FluxKontextPipeline", "guidance_scale", False, "at the working size", areas=True))}
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #a7afafed
+# %% ../../../nbs/editor/flow/201_rules.ipynb #e8a5cd77
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
+    change="no strength decides how much it changes",
     schedule="the pipeline has one grid of times", scheduler="the pipeline has its own",
     control="it has no ControlNet",
     mask_crop="the pipeline sees the whole picture", clip_skip="it has another text encoder",
@@ -45,7 +46,7 @@ def _refuse_foreign(r, who):
         raise OptionError(f"method={r.method!r}: {who}, which has one way to edit: leave method "
                           "out, or say 'flow'")
     for name, why in _REFUSED.items():
-        v = getattr(r, name)
+        v = getattr(r, name, None)
         if v is False or v in (None, "none") or name == "control_scale" and v == 0: continue
         raise OptionError(f"{name}={v!r} makes no sense here: {who}, and {why}. Leave {name} out")
     for name in ("prompt", "negative_prompt", "source_prompt"):
