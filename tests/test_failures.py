@@ -1,6 +1,7 @@
 "Drift, repair and diagnosis: invariants on small pictures, and bad input."
 
 import json
+import cv2
 import numpy as np
 import pytest
 from fastedit import ImageError, MaskError, OptionError
@@ -18,6 +19,7 @@ from fastedit.drift import (
     tint,
 )
 from fastedit.failures import KINDS, diagnose, limits
+from fastedit.failures.calibration import drawn_base
 from fastedit.measure import psnr
 from skimage import data
 
@@ -42,6 +44,33 @@ def test_register_finds_shift_and_scale_past_an_edit(edited, cat, shift, scale):
     found = register(cat, compress(tint(move(edited[0], shift, scale), lightness=-4), 88))
     assert np.abs(np.subtract(found.shift, shift)).max() < 0.1
     assert abs(found.scale / scale - 1) < 0.001
+
+
+@pytest.fixture(scope="module")
+def half(cat):
+    "The cat whose left half is another photograph, and that half."
+    left = np.zeros(cat.shape[:2], bool)
+    left[:, :150] = True
+    return np.where(left[..., None], data.coffee()[100:340, 100:420], cat), left
+
+
+def test_an_edit_of_half_of_the_picture_is_sound_without_a_mask(cat, half):
+    found = diagnose(cat, half[0])
+    assert found.ok and found.evidence.drift.registration.reliable
+
+
+def test_a_movement_beside_an_edit_of_half_of_the_picture_is_found_without_a_mask(cat, half):
+    found = diagnose(cat, compress(tint(move(half[0], (3, -1)), b=6), 90))
+    assert {"shift", "colour"} <= set(found.found) and "overedited" not in found.found
+    assert np.abs(np.subtract(found.evidence.drift.registration.shift, (3, -1))).max() < 0.1
+
+
+def test_a_repair_beside_an_edit_of_half_of_the_picture_needs_no_mask(cat, half):
+    after = compress(tint(move(half[0], (3, -1)), b=6), 90)
+    away = np.zeros(cat.shape[:2], bool)
+    away[10:-10, 170:-10] = True
+    mended = np.asarray(repair(cat, after).image)
+    assert psnr(cat, mended, away) > psnr(cat, after, away) + 10
 
 
 def test_register_of_equal_pictures_is_no_movement(cat):
@@ -197,6 +226,25 @@ def test_edges_inside_the_edit_are_not_asked(cat):
     after[box] = data.coffee()[100:340, 100:420][box]
     r = register(before, after, where=~box)
     assert np.allclose(r.shift, (2, -1), atol=0.1)
+
+
+@pytest.mark.parametrize("seed", (11, 16, 18))
+def test_a_drawing_moved_past_an_edit_that_holds_most_edges_is_brought_back(seed):
+    base = drawn_base(7_000_500 + seed)
+    rng = np.random.default_rng(seed)
+    grain = (base.edited + rng.normal(0, 8, base.edited.shape)).clip(0, 255).astype(np.uint8)
+    edit = np.where(base.mask[..., None], grain, base.before)
+    moved = compress(tint(move(edit, (-4.5, 2.3), 1.012), a=3, b=-4), 92)
+    found, mended = register(base.before, moved), repair(base.before, moved)
+    assert np.abs(np.subtract(found.shift, (-4.5, 2.3))).max() < 0.3
+    far = cv2.dilate(base.mask.astype(np.uint8), np.ones((9, 9))) == 0
+    assert psnr(base.before, np.asarray(mended.image), far) > 35
+    assert found.reliable and not register(base.before, moved[::-1, ::-1]).reliable
+
+
+def test_a_cast_and_a_blur_are_no_movement(cat):
+    for after in (tint(cat, lightness=-6, a=8), smooth(cat, 2)):
+        assert register(cat, after).shift == (0, 0)
 
 
 def test_a_colour_change_forwards_and_back(cat):

@@ -5,6 +5,7 @@ import json, shutil
 from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
+from skimage import data
 from fastedit import FastEditor, flow as F, models as M, world as pb
 from fastedit.core import Cancelled, MemoryPlanError, ModelError, NumericalError, OptionError
 
@@ -132,7 +133,7 @@ def test_true_guidance_costs_a_pair_only_where_it_is_on(editors):
 @pytest.mark.parametrize(
     "kw, word",
     [
-        (dict(method="ddcm"), "one way to edit"),
+        (dict(method="ddcm"), "edits by .flow. or .flowedit."),
         (dict(strength=0.5), "pure noise"),
         (dict(control="canny"), "no ControlNet"),
         (dict(control_scale=0.5), "no ControlNet"),
@@ -309,7 +310,7 @@ def test_the_command_line_edits_with_them(folders, tmp_path, monkeypatch):
     assert m["request"]["method"] == "flow" and m["nfe"] == 2 and len(m["timesteps"]) == 2
     assert run("--method", "flow", "-q").exit_code == 0
     r = run("--method", "ddcm", "-q")
-    assert r.exit_code == 2 and "one way to edit" in r.output
+    assert r.exit_code == 2 and "'flow' or 'flowedit'" in " ".join(r.output.split())
 
 
 def test_nan_is_an_error_and_no_picture(folders):
@@ -367,3 +368,20 @@ def test_encoded_prompts_are_refused(field):
     asked = dict(prompt="a cup", model=spec.key, method="flow") | {field: "embeds:0123456789abcdef"}
     with pytest.raises(OptionError, match=f"{field}_embeds: .* reads words"):
         F.check_flow(spec, EditRequest(**asked))
+
+
+def test_a_drifted_picture_is_said_to_be_so(editors, monkeypatch):
+    from fastedit.drift import move
+
+    e, flow = editors["flux2-klein"], editors["flux2-klein"].flow
+    cat = Image.fromarray(data.chelsea()[:256, 60:316])
+    made = flow.edit(cat.resize((64, 64)), "a dog", 1, 1.0)
+
+    def drifted(self, image, *_, **__):
+        return replace(made, image=Image.fromarray(np.asarray(move(image, (3, 0)))))
+
+    monkeypatch.setattr(F.FlowModel, "edit", drifted)
+    moved = e(cat, "a dog", steps=1, size=(256, 256))
+    assert any("drifted (shift (+3.0" in n for n in moved.notes)
+    back = e(cat, "a dog", steps=1, size=(256, 256), repair=True)
+    assert not any("drifted" in n for n in back.notes) and any("repair: " in n for n in back.notes)

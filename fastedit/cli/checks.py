@@ -56,22 +56,37 @@ def check_profile(name):
         raise OptionError(f"profile {name!r} is unknown{nearest(name, PROFILES)}: "
                           f"use one of {', '.join(PROFILES)}")
 
-# %% ../../nbs/cli/903_checks.ipynb #fb9f7cd3
+# %% ../../nbs/cli/903_checks.ipynb #f7f2e758
 def check_edit(prompt, model, settings, picture, device=None, precision=None,
                residency="resident") -> bool:
     "Refuse an edit that cannot work; tell whether lean imports are enough for it."
     from fastedit.editor import EditRequest, check_request, take_control
+    from fastedit.editor.flow import own_way
     from fastedit.models import PRECISIONS, find_spec
     check_machine(device, precision, residency)
     spec = find_spec(model)
     flow = spec.family == "flow"
-    default = dict(method="flow") if flow else {}
-    control, _ = take_control(settings.get("control"))
-    request = EditRequest(prompt=prompt, model=model, **default | settings | dict(control=control))
+    default = dict(method=own_way(spec)) if flow else {}
+    named = {k: take_control(settings.get(k))[0] for k in ("control", "reference")}
+    request = EditRequest(prompt=prompt, model=model, **default | settings | named)
     method = check_request(request, spec, picture)
     check_models([spec])
     packed = precision in PRECISIONS and PRECISIONS[precision].weights
     return not (flow or method.pipeline or packed)
+
+# %% ../../nbs/cli/903_checks.ipynb #79f4ede9
+def check_adapter(model, ip_adapter, reference):
+    "Refuse a reference picture that nothing would see, and an IP-Adapter that is not here."
+    from fastedit.models import find_spec
+    from fastedit.models.places import files_of, ip_places
+    if ip_adapter is None and reference is not None:
+        raise OptionError(f"--reference {reference}: nothing would see it: name what does, "
+                          "--ip-adapter ip-sdxl or its file")
+    if ip_adapter is not None and reference is None:
+        raise OptionError(f"--ip-adapter {ip_adapter} wants to see a picture: give --reference "
+                          "PICTURE, or leave it out")
+    spec = find_spec(model)
+    if spec.family != "flow": files_of(spec, ip_places(spec, ip_adapter))
 
 # %% ../../nbs/cli/903_checks.ipynb #71857816
 def check_drawn(picture, path, named: bool):
@@ -83,9 +98,10 @@ def check_drawn(picture, path, named: bool):
                       "(--model ssd-1b; `fastedit fetch ssd-1b` gets it once), "
                       "or try all the same with --model mini or --anyway")
 
-# %% ../../nbs/cli/903_checks.ipynb #cb5fba9f
+# %% ../../nbs/cli/903_checks.ipynb #ee2921fd
 def check_sweep(image, dataset, model, method, metrics):
     "Refuse a sweep over a picture, model, method or profile that is not there."
+    from fastedit.editor.flow import FLOW_METHODS
     from fastedit.methods import find_method
     from fastedit.pictures import load_image
     if dataset is not None and not dataset.exists():
@@ -94,7 +110,7 @@ def check_sweep(image, dataset, model, method, metrics):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # said when it is read for good
             load_image(image)
-    if method not in (None, "flow"): find_method(method)
+    if method not in (None, *FLOW_METHODS): find_method(method)
     check_models([model])
     check_profile(metrics)
 

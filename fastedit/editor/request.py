@@ -127,13 +127,14 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #ed06fbfd
+# %% ../../nbs/editor/200_request.ipynb #28b86a30
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
     schedule=_name("'continuous' or 'stock'"),
     scheduler=Scheduler,
     reference=_name("a picture"),
+    reference_scale=Annotated[Number|None, Interval(ge=0, le=10), Give("a number from 0 to 10")],
     mask_crop=Annotated[int|None, Interval(ge=0, le=65_536), Give("a number of pixels from 0")],
     clip_skip=Annotated[int|None, Interval(ge=0, le=30), Give("a whole number from 0 to 30")],
     prompt_weights=Annotated[bool, Give("true or false")],
@@ -158,7 +159,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #29500806
+# %% ../../nbs/editor/200_request.ipynb #11dc5950
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -182,12 +183,13 @@ class EditRequest:
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
                                  # None: the method's sampler, or that of a pipeline of yours
     reference: str=None          # "picture:" and the hash of what an IP-Adapter is shown
+    reference_scale: float=None  # how strongly it speaks; None: as its adapter was loaded, 1
     mask_crop: int=None          # edit only the mask and so many pixels around it, at full size
     clip_skip: int=None          # layers of the text encoders to leave out, as diffusers counts
     prompt_weights: bool=False   # whether (word:1.3) in a prompt is a weight, and not text
     long_prompts: bool=False     # whether all of a prompt over 77 tokens is read, in pieces
-    size: tuple=None             # (width, height) to work at; None: the bucket nearest the picture
-    precision: str=None          # of the networks; None: the one that the editor has loaded
+    size: tuple=None             # (width, height) to work at; None: nearest to the picture's
+    precision: str=None          # of the networks; None: the editor's
     feather: float=2.            # inward ramp of a pasted mask, pixels of the original
     seed: int=0                  # of the noise
     options: dict=field(default_factory=dict)  # the method's own options
