@@ -242,6 +242,15 @@ def test_a_drawing_moved_past_an_edit_that_holds_most_edges_is_brought_back(seed
     assert found.reliable and not register(base.before, moved[::-1, ::-1]).reliable
 
 
+def test_a_start_that_fits_nothing_is_no_error():
+    flat = np.full((120, 160, 3), 90, np.uint8)
+    dot = flat.copy()
+    dot[40:60, 40:60] = 200
+    nothing = np.zeros(flat.shape[:2], bool)
+    assert not register(dot, flat).reliable and not register(flat, dot).reliable
+    assert register(dot, move(dot, (3, 1)), where=nothing).shift == (0, 0)
+
+
 def test_a_cast_and_a_blur_are_no_movement(cat):
     for after in (tint(cat, lightness=-6, a=8), smooth(cat, 2)):
         assert register(cat, after).shift == (0, 0)

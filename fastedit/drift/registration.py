@@ -68,7 +68,7 @@ def onto_source(after: np.ndarray,           # uint8 (H, W, 3), of the source's 
     inside = cv2.warpAffine(np.ones((h, w), np.float32), m, (w, h), flags=flags)
     return back, inside > .999
 
-# %% ../../nbs/drift/022_registration.ipynb #e7a0c1ee
+# %% ../../nbs/drift/022_registration.ipynb #1f5f20ee
 def _ready(grey, where=None):
     "Blur a picture a little and take away what varies slowly, as casts do; edges stay."
     fine = cv2.GaussianBlur(grey, (0, 0), .8)
@@ -93,7 +93,7 @@ def _edges(grey, where=None, most=20_000):
 
 def _gain(x, y, w):
     "Brightness and contrast that bring x to y."
-    mx, my = ((w*v).sum()/w.sum() for v in (x, y))
+    mx, my = ((w*v).sum()/max(w.sum(), 1e-9) for v in (x, y))
     g = (w*(x-mx)*(y-my)).sum()/max((w*(x-mx)**2).sum(), 1e-9)
     g = np.clip(g, .5, 2)
     return g, my-g*mx
@@ -108,6 +108,7 @@ def _small(p): return np.array([[1+p[2], -p[3], p[0]], [p[3], 1+p[2], p[1]], [0,
 def _sampled(grey, points, t):
     "Values of a picture at mapped points, and which of them lie inside."
     h, w = grey.shape
+    if not points.size: return np.zeros(0, np.float32), np.zeros(0, bool)
     x, y = (t[:2, :2]@points+t[:2, 2:]+[[(w-1)/2], [(h-1)/2]]).astype(np.float32)
     values = cv2.remap(grey, x[None], y[None], cv2.INTER_LINEAR)[0]
     return values, (x >= 1) & (y >= 1) & (x < w-2) & (y < h-2)
