@@ -175,7 +175,7 @@ def edit(image: Image,
     else: print(f"{out}: {result.summary}")
     tell_notes(result, quiet)
 
-# %% ../../nbs/cli/904_editing.ipynb #5c597503
+# %% ../../nbs/cli/904_editing.ipynb #314edbf4
 @app.command()
 def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `edit.save` wrote."),
               image: option(Path, "Picture that it was made from; "
@@ -195,7 +195,7 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
               as_json: option(bool, "Print what came out as JSON.", "--json")=False,
               quiet: Quiet=False):
     "Run a saved edit again: bit-identical, or what differs and why (exit code 1)."
-    from fastedit.editor.again import compare, open_editor, prepare
+    from fastedit.editor.again import compare, for_editor, open_editor, prepare
     own = dict(control=list(control)) if control else {}
     if reference is not None: own["reference"] = reference
     told, request, source, region = prepare(saved, image, mask, own)
@@ -204,6 +204,7 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
     bring(quiet)
     with waiting(f"loading {request.model}", quiet):
         editor = open_editor(request, device, None if model is None else str(model), **adapters)
+    request = for_editor(request, editor)
     with steps_bar(request.steps, quiet) as on_step:
         result = editor(source, mask=region, request=request, on_step=on_step, **own)
     found = compare(saved, told, result)
