@@ -27,10 +27,11 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #cfdf2ef2
+# %% ../../nbs/cli/904_editing.ipynb #8fdf00e9
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
-                "the registry, FILE.py:NAME of your own, or auto (experimental), which reads the "
-                "words of both prompts; flow models: flow, flowedit.")
+                "the registry, FILE.py:NAME of your own, or auto, which reads the words of "
+                "both prompts (experimental: on held-out drawings no better than the default); "
+                "flow models: flow, flowedit.")
 Steps = option(str, "Denoising steps, 1 to 1000, or auto; the method's default if not given.")
 Strength = option(str, "Start time as a share of the schedule, above 0 and up to 1, or auto.")
 Change = option(float, "Instead of a strength, how much shall change: mean difference inside the "

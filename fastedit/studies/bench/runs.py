@@ -142,10 +142,11 @@ def make_list(methods # text with commas, or a list
     if not isinstance(methods, str): return list(methods)
     return [m.strip() for m in methods.split(",") if m.strip()]
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #8f35867d
+# %% ../../../nbs/studies/bench/370_runs.ipynb #82a6ebf5
 def _named() -> dict:
     "All that may be asked for by name: {name: method and settings}."
-    return {**{k: dict(method=k) for k in (*method_names(), "auto")}, **VARIANTS, **PRESETS, **CONTROLS}
+    methods = {k: dict(method=k) for k in (*method_names(), "auto")}
+    return {**methods, **VARIANTS, **PRESETS, **CONTROLS}
 
 def _asked_for(methods, named) -> list:
     "Names and tables in the order of the table, controls last; raises `OptionError`."
