@@ -56,7 +56,7 @@ def check_profile(name):
         raise OptionError(f"profile {name!r} is unknown{nearest(name, PROFILES)}: "
                           f"use one of {', '.join(PROFILES)}")
 
-# %% ../../nbs/cli/903_checks.ipynb #fb9f7cd3
+# %% ../../nbs/cli/903_checks.ipynb #37ef9b16
 def check_edit(prompt, model, settings, picture, device=None, precision=None,
                residency="resident") -> bool:
     "Refuse an edit that cannot work; tell whether lean imports are enough for it."
@@ -66,12 +66,26 @@ def check_edit(prompt, model, settings, picture, device=None, precision=None,
     spec = find_spec(model)
     flow = spec.family == "flow"
     default = dict(method="flow") if flow else {}
-    control, _ = take_control(settings.get("control"))
-    request = EditRequest(prompt=prompt, model=model, **default | settings | dict(control=control))
+    named = {k: take_control(settings.get(k))[0] for k in ("control", "reference")}
+    request = EditRequest(prompt=prompt, model=model, **default | settings | named)
     method = check_request(request, spec, picture)
     check_models([spec])
     packed = precision in PRECISIONS and PRECISIONS[precision].weights
     return not (flow or method.pipeline or packed)
+
+# %% ../../nbs/cli/903_checks.ipynb #79f4ede9
+def check_adapter(model, ip_adapter, reference):
+    "Refuse a reference picture that nothing would see, and an IP-Adapter that is not here."
+    from fastedit.models import find_spec
+    from fastedit.models.places import files_of, ip_places
+    if ip_adapter is None and reference is not None:
+        raise OptionError(f"--reference {reference}: nothing would see it: name what does, "
+                          "--ip-adapter ip-sdxl or its file")
+    if ip_adapter is not None and reference is None:
+        raise OptionError(f"--ip-adapter {ip_adapter} wants to see a picture: give --reference "
+                          "PICTURE, or leave it out")
+    spec = find_spec(model)
+    if spec.family != "flow": files_of(spec, ip_places(spec, ip_adapter))
 
 # %% ../../nbs/cli/903_checks.ipynb #71857816
 def check_drawn(picture, path, named: bool):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['check_words', 'edit', 'reproduce']
 
-# %% ../../nbs/cli/904_editing.ipynb #fe5536f5
+# %% ../../nbs/cli/904_editing.ipynb #4b752ef0
 import warnings
 from pathlib import Path
 import typer
-from .checks import check_drawn, check_edit
+from .checks import check_adapter, check_drawn, check_edit
 from .options import (Device, Lora, Model, Quiet, Steps, argument, loras, named_values,
                                   number, option, print_json, scales, sides, writable)
 from .terminal import app, say, tell_notes
@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #ee775338
+# %% ../../nbs/cli/904_editing.ipynb #466476bf
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, or FILE.py:NAME of your own; flow models have one way only.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
@@ -41,6 +41,13 @@ ControlScale = option(list[str], "ControlNet scale, or a curve such as interval:
 ControlNets = option(list[str], "ControlNet instead of the model's own: a name (see `fastedit "
                      "doctor`) or a folder; may be repeated.", "--controlnet")
 
+IpAdapter = option(str, "IP-Adapter that sees a --reference: a name such as ip-sdxl, its .safetensors "
+                   "file, or a folder with one and its image_encoder.", "--ip-adapter",
+                   metavar="NAME|PATH")
+Reference = option(Path, "Picture that the IP-Adapter is shown beside the prompt.", "--reference")
+ReferenceScale = option(float, "How strongly the reference speaks, 0 to 1 and more; 1 if not given.",
+                        "--reference-scale", min=0, max=10)
+
 def one_or_all(values):
     "What was given once as itself, several as a list, none as None."
     return None if not values else values[0] if len(values) == 1 else list(values)
@@ -49,6 +56,11 @@ def control_options(control, control_scale) -> dict:
     "Settings of control as they are typed."
     scale = one_or_all([scales(s) for s in control_scale or ()])
     return dict(control=one_or_all(control), control_scale=scale)
+
+def reference_options(ip_adapter, reference, reference_scale) -> tuple:
+    "Settings of a reference picture as they are typed, and what loads what sees it."
+    settings = dict(reference=reference, reference_scale=reference_scale)
+    return settings, {} if ip_adapter is None else dict(ip_adapter=ip_adapter)
 Schedule = option(str, "continuous; or stock (img2img), to repeat published runs.")
 Scheduler = option(str, "Who steps in img2img and inpaint: dpmpp, dpmpp_karras, euler, euler_a, "
                    "ddim, unipc, tcd, lcm, or own; the method's sampler if not given.")
@@ -101,7 +113,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #61f4df0f
+# %% ../../nbs/cli/904_editing.ipynb #1fc82126
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -118,6 +130,8 @@ def edit(image: Image,
          control: Control=None,
          control_scale: ControlScale=None,
          controlnet: ControlNets=None,
+         ip_adapter: IpAdapter=None,
+         reference: Reference=None, reference_scale: ReferenceScale=None,
          schedule: Schedule=None, scheduler: Scheduler=None,
          clip_skip: ClipSkip=None, prompt_weights: PromptWeights=False,
          long_prompts: LongPrompts=False,
@@ -144,11 +158,14 @@ def edit(image: Image,
                     mask_crop=mask_crop, clip_skip=clip_skip, long_prompts=long_prompts,
                     prompt_weights=prompt_weights,
                     **control_options(control, control_scale))
+    shown, seer = reference_options(ip_adapter, reference, reference_scale)
+    settings |= shown
     if method: settings["method"] = method
-    adapters = loras(lora)
+    adapters = loras(lora) | seer
     source, region = read_pictures(image, mask, anyway or _given(ctx, "model"))
     machine = dict(device=device, precision=precision, residency=residency)
     lean = check_edit(prompt, model, settings, source.image.size, **machine)
+    check_adapter(model, ip_adapter, reference)
     bring(quiet, lean)
     if controlnet: adapters["controlnet"] = one_or_all(controlnet)
     editor = load_editor(model, quiet, lean, budget_gb=budget, allow_smaller=allow_smaller,

@@ -71,18 +71,18 @@ def survey() -> dict:
                 folders={k: str(v) for k, v in folders.items()},
                 models=[model_row(k, s) for k, s in {**MODELS, **user_models()}.items()])
 
-# %% ../../nbs/cli/907_installing.ipynb #3488cd69
+# %% ../../nbs/cli/907_installing.ipynb #3c385f61
 def show_survey(s: dict):
     "Print what `survey` found."
     from fastedit.measure import Table
-    from fastedit.models import CONTROLNETS, VAES
+    from fastedit.models import CONTROLNETS, IP_ADAPTERS, VAES
     lines = dict(s["versions"], device="; ".join(s["device"]), memory=s["memory"], **s["folders"])
     for k, v in lines.items(): print(f"{k:14}{v}")
     rows = tuple((m["model"], m["state"], m["gb"], m["licence"]) for m in s["models"])
     print()
     print(Table(("model", "offline", "GB (fp16)", "licence"), rows))
     print("\n`fastedit fetch MODEL` gets one, `fastedit doctor MODEL` shows its parts; "
-          f"so for the parts {', '.join([*CONTROLNETS, *VAES])}")
+          f"so for the parts {', '.join([*CONTROLNETS, *VAES, *IP_ADAPTERS])}")
 
 def show_diagnosis(d, as_json: bool):
     "Print what is here of a model; end with 1 if something is missing."
@@ -92,10 +92,11 @@ def show_diagnosis(d, as_json: bool):
     else: print(d)
     raise typer.Exit(0 if d.ok else 1)
 
-# %% ../../nbs/cli/907_installing.ipynb #68eb7838
+# %% ../../nbs/cli/907_installing.ipynb #ce497f5e
 @app.command()
 def doctor(model: argument(str, "[MODEL]", "Name, folder, file or owner/name on the hub; "
-                           "also a ControlNet or VAE; without it, the whole machine.")=None,
+                           "also a ControlNet, VAE or IP-Adapter; without it, the whole "
+                           "machine.")=None,
            as_json: option(bool, "Print JSON.", "--json")=False,
            quiet: Quiet=False):
     "Show versions, device, memory and the models that are here."
@@ -121,9 +122,9 @@ def fetch_metrics(quiet: bool=False):
                          f"({', '.join(bad)}): is there a network? Metrics that need them say "
                          "'unavailable'; all others work without")
 
-# %% ../../nbs/cli/907_installing.ipynb #93586ddf
+# %% ../../nbs/cli/907_installing.ipynb #59458645
 Wanted = argument(str, "MODEL", "Name in the registry, or owner/name on the hub; "
-                  "a ControlNet (canny-sdxl) or VAE (taesdxl); or metrics, "
+                  "a ControlNet (canny-sdxl), VAE (taesdxl) or IP-Adapter (ip-sdxl); or metrics, "
                   "the networks that score edits.")
 ControlNet = option(str, "Another ControlNet than the model's own, such as canny-sdxl; or none.")
 

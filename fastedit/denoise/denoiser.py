@@ -20,10 +20,11 @@ from .store import Memo, fingerprint
 from .tricks import ordinary_tensor
 from ..models import controlnets, vae_factor
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #c14bfd06
+# %% ../../nbs/denoise/057_denoiser.ipynb #f34da024
 class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
     reference = None   # what an IP-Adapter saw of a picture, and what stands for none
+    reference_scale = None   # how strongly that speaks; None: as the adapter has it
     def __init__(self,
                  parts,                     # `models.Components`
                  edges: torch.Tensor=None,  # control map (1, 3, H, W) in [0, 1], None for none;
@@ -227,7 +228,7 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     shape = len(x), self.parts.unet.config.out_channels, *x.shape[-2:]
     return self.memo.ask("unet", question, len(x), run, shape)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #a838e323
+# %% ../../nbs/denoise/057_denoiser.ipynb #180eb65b
 @patch
 def _keeps(self: Denoiser, kw) -> bool:
     return self.memo is not None and not kw and not torch.is_grad_enabled()
@@ -235,7 +236,12 @@ def _keeps(self: Denoiser, kw) -> bool:
 @patch
 def _question(self: Denoiser, x, t, text, w) -> bytes:
     return fingerprint("unet", x, float(t), text.states, text.pooled, w, self._drop_w,
-                       *(self.reference or ()))
+                       *self._about_reference())
+
+@patch
+def _about_reference(self: Denoiser) -> tuple:
+    "What of the reference picture an answer depends on."
+    return () if self.reference is None else (*self.reference, self.reference_scale)
 
 @patch
 def _conditions(self: Denoiser, text, shape) -> dict:
@@ -260,9 +266,24 @@ def _ask_unet(self: Denoiser, x, t, text, w, more):
         more["timestep_cond"] = sent(about, x.device, x.dtype)
     follow = nullcontext() if self.follows is None else self.follows.followed()
     with self.stage("denoise"), self._timed("unet"):
-        with self._asked(unet), follow:
+        with self._asked(unet), follow, self._spoken(unet):
             y = self._answer(unet, x, t, encoder_hidden_states=text.states, **more)[0]
         return ordinary_tensor(y)
+
+def _put_scale(unet, scale: float):
+    "Have an IP-Adapter speak so strongly in every attention; gives the function that undoes it."
+    own = [(p, p.scale) for p in unet.attn_processors.values() if hasattr(p, "scale")]
+    for p, scales in own: p.scale = [scale]*len(scales)
+    def undo():
+        for p, scales in own: p.scale = scales
+    return undo
+
+@patch
+def _spoken(self: Denoiser, unet):
+    "Have an IP-Adapter speak as strongly as asked while inside."
+    scale = self.reference_scale
+    if self.reference is None or scale is None: return nullcontext()
+    return exchanged(unet, "reference scale", lambda: _put_scale(unet, scale))
 
 @patch
 def _answer(self: Denoiser, net, *args, **kw):
@@ -314,7 +335,7 @@ def _per_row(guidance, n: int) -> torch.Tensor:
     if isinstance(guidance, (list, tuple)): return torch.tensor(guidance, dtype=torch.float32)
     return torch.as_tensor(guidance, dtype=torch.float32).reshape(-1).expand(n)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #979b30ec
+# %% ../../nbs/denoise/057_denoiser.ipynb #5f258f38
 @patch
 def _both(self: Denoiser, x, t, text, neg, pair, control, kw) -> tuple:
     "Ask for the unconditional rows and for all rows with their prompt."
@@ -332,7 +353,7 @@ def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
     before = self.count.nfe
     if self.memo is not None: e0 = ask()
     else:
-        about = self._about_map(), control, *(self.reference or ())
+        about = self._about_map(), control, *self._about_reference()
         key = fingerprint(x[pair], float(t), neg.states, neg.pooled, *about)
         e0 = self.keep_negative(key, ask)
     if self.count.nfe == before:

@@ -125,13 +125,14 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #05ca592b
+# %% ../../nbs/editor/200_request.ipynb #8fe942e1
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
     schedule=_name("'continuous' or 'stock'"),
     scheduler=Scheduler,
     reference=_name("a picture"),
+    reference_scale=Annotated[Number|None, Interval(ge=0, le=10), Give("a number from 0 to 10")],
     mask_crop=Annotated[int|None, Interval(ge=0, le=65_536), Give("a number of pixels from 0")],
     clip_skip=Annotated[int|None, Interval(ge=0, le=30), Give("a whole number from 0 to 30")],
     prompt_weights=Annotated[bool, Give("true or false")],
@@ -155,7 +156,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #789b1b2d
+# %% ../../nbs/editor/200_request.ipynb #568a3a7a
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -179,6 +180,8 @@ class EditRequest:
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
                                  # None: the method's sampler, or that of a pipeline of yours
     reference: str=None          # "picture:" and the hash of what an IP-Adapter is shown
+    reference_scale: float=None  # how strongly it speaks beside the prompt; None: as the adapter
+                                 # was loaded, which is 1
     mask_crop: int=None          # edit only the mask and so many pixels around it, at full size
     clip_skip: int=None          # layers of the text encoders to leave out, as diffusers counts
     prompt_weights: bool=False   # whether (word:1.3) in a prompt is a weight, and not text

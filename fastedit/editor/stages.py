@@ -252,7 +252,7 @@ def _control_map(stages, draft, fitted, control):
     key = content_hash("edges", *draft.seen, control)
     return draft.clock("control", lambda: stages.cache.get(key, draw))
 
-# %% ../../nbs/editor/208b_stages.ipynb #c7c304e8
+# %% ../../nbs/editor/208b_stages.ipynb #3074f425
 def _asking(stages, draft, edges) -> Denoiser:
     "Make the denoiser of a draft, which finds what is kept."
     r, s = draft.request, draft.settings
@@ -261,7 +261,7 @@ def _asking(stages, draft, edges) -> Denoiser:
     made = stages.denoiser(edges=edges, drop_w=r.schedule == "stock", tile=s.vae_tile,
                            memo=None if s.wide else stages.memo, stem=stem,
                            keep_negative=half if stages.keep_negative else None)
-    made.reference = reference_of(stages, draft, made)
+    made.reference, made.reference_scale = reference_of(stages, draft, made), r.reference_scale
     return made
 
 def asking_of(stages, draft: Draft):

@@ -66,13 +66,13 @@ def _option_notes(r, method, denoiser) -> list:
         lost["eta"] = "scheduler ddim or tcd"
     return [f"option {k}={given[k]} does nothing without {way}" for k, way in lost.items()]
 
-# %% ../../nbs/editor/206b_unused.ipynb #3346e858
+# %% ../../nbs/editor/206b_unused.ipynb #79cd2f0b
 def _any_scale(scale) -> bool:
     "Whether a ControlNet scale, or one of several, is not 0."
     return any(map(_any_scale, scale)) if isinstance(scale, tuple) else bool(scale)
 
 def _place_notes(r, asked, method, mask, has_control) -> list:
-    "Say which settings of control and feather cannot act."
+    "Say which settings of control, reference and feather cannot act."
     out, wanted = [], asked.control_scale
     if r.control == "none" and _any_scale(wanted):
         none = asked.control == "none" or has_control
@@ -80,15 +80,18 @@ def _place_notes(r, asked, method, mask, has_control) -> list:
         out.append(f"control_scale {wanted} does nothing: {why}")
     if r.control != "none" and not _any_scale(r.control_scale):
         out.append(f"control {r.control!r} does nothing at control_scale 0")
+    if r.reference_scale is not None and r.reference is None:
+        out.append(f"reference_scale {r.reference_scale:g} does nothing without a reference")
     if r.mask_crop is not None and not mask: out.append(f"mask_crop {r.mask_crop} does nothing "
                                                         "without a mask")
     if r.feather != 2 and not mask and r.options.get("region", "given") == "given":
         out.append(f"feather {r.feather:g} does nothing without a mask")
     return out
 
-# %% ../../nbs/editor/206b_unused.ipynb #c2a631c8
+# %% ../../nbs/editor/206b_unused.ipynb #4237d21e
 _HEARD = ("source_prompt", "negative_prompt", "steps", "strength", "guidance", "source_guidance",
-          "control", "control_scale", "reference", "clip_skip", "prompt_weights", "long_prompts")
+          "control", "control_scale", "reference", "reference_scale", "clip_skip",
+          "prompt_weights", "long_prompts")
 
 def _nothing_acts(asked, method) -> list:
     "Name the settings of a method that edits nothing."

@@ -80,7 +80,7 @@ _UNETS = {
     "sdxl-inpaint":  (dict(_SDXL_UNET, in_channels=9), 2_567_478_084),
     "sd21":          (_SD21_UNET, 865_910_724)}
 
-# %% ../../nbs/models/040_architectures.ipynb #485d87d8
+# %% ../../nbs/models/040_architectures.ipynb #8114419a
 _EDGES = dict(conditioning_embedding_out_channels=(16, 32, 96, 256))   # widths of the map's network
 _SDXL_CONTROL = dict(_SDXL, conditioning_channels=3, **_EDGES)
 
@@ -109,8 +109,15 @@ def _clip(width: int, layers: int, heads: int, act: str, projection: int) -> dic
                 intermediate_size=4*width, num_hidden_layers=layers, num_attention_heads=heads,
                 hidden_act=act, projection_dim=projection)
 
-# %% ../../nbs/models/040_architectures.ipynb #3ce6a785
+def _seeing(width: int, inner: int, layers: int, projection: int) -> dict:
+    "Write the configuration of a CLIP image encoder."
+    return dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+                num_attention_heads=16, patch_size=14, image_size=224, hidden_act="gelu",
+                projection_dim=projection)
+
+# %% ../../nbs/models/040_architectures.ipynb #eb0bf4da
 _TEXT, _TEXT_PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+_VISION = "CLIPVisionModelWithProjection"
 
 ARCHITECTURES = {
     **{k: Architecture("UNet2DConditionModel", *v) for k, v in _UNETS.items()},
@@ -119,11 +126,14 @@ ARCHITECTURES = {
     "taesd": Architecture("AutoencoderTiny", {}, 2_445_063),
     "clip-l": Architecture(_TEXT, _clip(768, 12, 12, "quick_gelu", 768), 123_060_480),
     "clip-bigg": Architecture(_TEXT_PROJECTED, _clip(1280, 32, 20, "gelu", 1280), 694_659_840),
-    "clip-h": Architecture(_TEXT, _clip(1024, 23, 16, "gelu", 512), 340_387_840)}
+    "clip-h": Architecture(_TEXT, _clip(1024, 23, 16, "gelu", 512), 340_387_840),
+    "clip-vision-h": Architecture(_VISION, _seeing(1280, 5120, 32, 1024), 632_076_800),
+    "clip-vision-bigg": Architecture(_VISION, _seeing(1664, 8192, 48, 1280), 1_844_907_264)}
 
-# %% ../../nbs/models/040_architectures.ipynb #f7240dd5
+# %% ../../nbs/models/040_architectures.ipynb #b5689235
 NETWORKS = {"AutoencoderKL", "AutoencoderTiny", "UNet2DConditionModel", "ControlNetModel",
-            "CLIPTextModel", "CLIPTextModelWithProjection"}   # what a model may be built of
+            "CLIPTextModel", "CLIPTextModelWithProjection",
+            "CLIPVisionModelWithProjection"}   # what a model may be built of
 
 def network_class(name: str):
     "Find a network's class by its name."

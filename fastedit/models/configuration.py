@@ -229,7 +229,7 @@ no effect: transformers_version name_or_path: say where the file comes from
 no effect: dtype torch_dtype: `precision` says in which type a network computes
 """)
 
-# %% ../../nbs/models/041_configuration.ipynb #f4df3350
+# %% ../../nbs/models/041_configuration.ipynb #4f12ec19
 _TOKENIZER = _read("""
 followed: model_max_length: prompts are cut and padded to it; more than the text encoder has
   places for is refused
@@ -244,21 +244,37 @@ no effect: add_prefix_space do_lower_case errors clean_up_tokenization_spaces pa
 no effect: name_or_path special_tokens_map_file tokenizer_file processor_class backend is_local
   local_files_only: say where the files come from
 """)
+_VISION = _read("""
+followed: hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels
+  image_size patch_size hidden_act layer_norm_eps projection_dim: transformers' class, built from
+  them
+refused: quantization_config: the weights are quantised: use plain ones and `precision`
+refused: auto_map: the class would come from code in the repository
+refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
+no effect: attention_dropout dropout initializer_range initializer_factor: networks do not train
+  here
+no effect: architectures model_type: the folder's place says which class it is
+no effect: output_hidden_states output_attentions chunk_size_feed_forward is_encoder_decoder
+  problem_type id2label label2id: do not change the states
+no effect: transformers_version name_or_path: say where the file comes from
+no effect: dtype torch_dtype: `precision` says in which type a network computes
+""")
 _INDEX = _read("""
 followed: force_zeros_for_empty_prompt@sdxl: what stands in for a negative prompt that is not
   given
 refused: requires_aesthetics_score: the network wants an aesthetic score
 no effect: add_watermarker: results are not watermarked; their settings are inside the file
 no effect: requires_safety_checker safety_checker: no filter looks at results
-no effect: feature_extractor image_encoder: belong to the filter and to picture prompts, which are
-  not asked
+no effect: feature_extractor image_encoder: belong to the filter and to an IP-Adapter, which brings
+  its own
 no effect: vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet controlnet scheduler: name
   the parts; each has its own file
 no effect: is_cosxl_edit: belongs to a pipeline that is not used
 """)
 
 CONFIGURATION = dict(scheduler=_SCHEDULER, unet=_UNET, controlnet=_CONTROLNET, vae=_VAE,
-                     text_encoder=_TEXT, tokenizer=_TOKENIZER, model_index=_INDEX)
+                     text_encoder=_TEXT, image_encoder=_VISION, tokenizer=_TOKENIZER,
+                     model_index=_INDEX)
 
 # %% ../../nbs/models/041_configuration.ipynb #91172f59
 def _refuse(where, name, value, why):

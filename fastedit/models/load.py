@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_model', 'load_preview']
 
-# %% ../../nbs/models/048c_load.ipynb #5211036b
+# %% ../../nbs/models/048c_load.ipynb #69545456
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from .components import (Components, check_device, check_speed, chosen_precision
 from .configuration import check_configuration, upcasts, zeros_for_empty
 from .files import file_hash, read_header, read_json, weight_files
 from .folders import weights_dir
+from .ip_adapters import image_reader, put_ip_adapter
 from .lora import Lora, asked_loras, find_lora
 from .lora_merge import apply_loras
 from .mini import EMBEDDED, mini_path
@@ -68,7 +69,7 @@ def _find(spec: ModelSpec, places: dict, own: bool, fuse: bool) -> _Found:
     prefused = bool(embedded and own and fuse and spec.lora)
     return _Found(spec, places, files_of(spec, places), single, inside, prefused)
 
-# %% ../../nbs/models/048c_load.ipynb #d2ce6985
+# %% ../../nbs/models/048c_load.ipynb #f0f87fc9
 def _check_weights(found: _Found, precision: str, extra: tuple):
     "Read the header of every file; raises `ModelError` if one is absent or damaged."
     for k, (cls, _) in found.places.items():
@@ -77,13 +78,15 @@ def _check_weights(found: _Found, precision: str, extra: tuple):
         elif cls:
             read_json(folder/"config.json")
             for f in weight_files(folder, precision)[1]: read_header(f)
-    if "lora" in found.files: read_header(found.files["lora"])
+    for k in ("lora", "ip_adapter"):
+        if k in found.files: read_header(found.files[k])
     for x in extra: read_header(find_lora(x))
 
-# %% ../../nbs/models/048c_load.ipynb #54c5fb73
+# %% ../../nbs/models/048c_load.ipynb #dd721ec5
 _TABLES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet", "AutoencoderKL": "vae",
            "AutoencoderTiny": "vae", "CLIPTextModel": "text_encoder",
-           "CLIPTextModelWithProjection": "text_encoder", "CLIPTokenizer": "tokenizer"}
+           "CLIPTextModelWithProjection": "text_encoder", "CLIPTokenizer": "tokenizer",
+           "CLIPVisionModelWithProjection": "image_encoder"}
 
 def _index_of(found: _Found) -> dict:
     "Read the model_index.json beside the scheduler's folder; empty if there is none."
@@ -219,7 +222,7 @@ def _revision(used: list, precision: str, loras: list, zeros: bool) -> str:
     if loras: key = content_hash(key, [(a["hash"], a["scale"]) for a in loras])
     return content_hash(key, "zeros") if zeros else key
 
-# %% ../../nbs/models/048c_load.ipynb #1c8e0983
+# %% ../../nbs/models/048c_load.ipynb #73d2a801
 def _join_controls(loaded: dict, files: dict) -> list:
     "Make one of several ControlNets that were loaded; gives their files' hashes in order."
     names = [k for k in loaded if k.startswith("controlnet")]
@@ -227,6 +230,12 @@ def _join_controls(loaded: dict, files: dict) -> list:
     nets = [loaded.pop(k) for k in names]
     loaded["controlnet"] = joined(nets)
     return [[file_hash(f) for f in sorted(files[k].glob("*.safetensors"))] for k in names]
+
+def _seer(found: _Found, loaded: dict) -> tuple|None:
+    "Put an IP-Adapter into the UNet; gives its image encoder, and what reads pictures for it."
+    if "ip_adapter" not in found.files: return None
+    put_ip_adapter(loaded["unet"], found.files["ip_adapter"])
+    return loaded["image_encoder"], image_reader(loaded["image_encoder"])
 
 def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Components:
     "Load what was found, make one model of it, and say what it is."
@@ -236,6 +245,7 @@ def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Co
     adapters, said = _apply(found, loaded, fuse, extra)
     order = _join_controls(loaded, found.files)
     _check_fit(spec, loaded)
+    seer = _seer(found, loaded)
     for k in ("unet", "controlnet", "text_encoder", "text_encoder_2"):
         if k in loaded: quantize(loaded[k], precision, device)
     files = dict(found.files, **(dict(checkpoint=found.single) if found.single else {}))
@@ -249,7 +259,7 @@ def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Co
                       scheduler=dict(_scheduler_of(found), _class_name=spec.scheduler,
                                      **(dict(timestep_spacing=spec.spacing) if spec.spacing else
                                         {})),
-                      precision=precision, adapters=tuple(adapters), zero_negative=zeros,
+                      precision=precision, adapters=tuple(adapters), zero_negative=zeros, seer=seer,
                       notes=(*notes, *said, *strange), files={k: str(p) for k, p in files.items()})
 
 # %% ../../nbs/models/048c_load.ipynb #8fc8aaa5
@@ -267,7 +277,7 @@ def _refuse_flow(spec: ModelSpec):
     raise ModelError(f"model {spec.key!r} runs through diffusers' {spec.pipeline}, not as "
                      f"components: use FastEditor({spec.key!r}) or flow.load_flow({spec.key!r})")
 
-# %% ../../nbs/models/048c_load.ipynb #b7bff089
+# %% ../../nbs/models/048c_load.ipynb #e0d53f6a
 def load_model(name,                      # registry name, local folder, .safetensors, `ModelSpec`
                device: str|None=None,     # torch device; None: CUDA if there is one, else CPU
                precision: str="fp32",     # key of `PRECISIONS`; "auto": see `native_precision`
@@ -282,7 +292,9 @@ def load_model(name,                      # registry name, local folder, .safete
                loras=(),                  # the user's: file, (file, weight), or a list of these
                joined: bool=False,        # see `speed_up`, as for the next ones
                graphs: bool=False,
-               pinned: bool=False
+               pinned: bool=False,
+               ip_adapter=None            # a key of `IP_ADAPTERS`, its file, or a folder with one:
+                                          # edits are shown a `reference` picture
               ) -> Components:
     """Load a model from this machine.
 
@@ -298,7 +310,8 @@ def load_model(name,                      # registry name, local folder, .safete
     _refuse_flow(spec)
     own, extra = asked_loras(lora, loras)
     control = pick_controlnets(spec, controlnet)
-    found = _find(spec, places_of(spec, control, spec.lora if own else None, vae), own, fuse)
+    places = places_of(spec, control, spec.lora if own else None, vae, ip_adapter)
+    found = _find(spec, places, own, fuse)
     _check_weights(found, precision, extra)
     parts = _load(found, device, precision, fuse, extra)
     return speed_up(parts.to(device), channels_last, packed=packed, **quick)

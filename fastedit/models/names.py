@@ -50,7 +50,7 @@ def _row_of(repo: str) -> ModelSpec:
     which = "that name" if len(rows) == 1 else "one of these names"
     raise ModelError(f"{repo!r} is a part of {', '.join(rows)}: use {which}")
 
-# %% ../../nbs/models/047d_names.ipynb #0e7ddcd1
+# %% ../../nbs/models/047d_names.ipynb #4ed507f7
 def _refuse_address(text: str):
     "Refuse the address of a page, and name the model on it if it is one."
     given = address(text)
@@ -61,10 +61,11 @@ def _refuse_address(text: str):
     raise ModelError(f"{given} is an address: give {way}")
 
 def _refuse_part(text: str):
-    "Refuse a ControlNet or VAE, and say how it is used."
+    "Refuse a part of a model, and say how it is used."
     kind, part = part_named(text)
     if not part: return
-    use = f"and {kind.lower()}={part.key!r} uses it"
+    use = f"and {kind.lower().replace('-', '_')}={part.key!r} uses it"
+    if kind == "image encoder": use = "and IP-Adapters use it"
     if kind == "VAE" and part.arch == "taesd": use = "and previews use it"
     raise ModelError(f"{text!r} is the {kind} {part.key}, a part and no model of its own: "
                      f"`fastedit fetch {part.key}` gets it, {use}")

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['pick_controlnets', 'way_in_words']
 
-# %% ../../nbs/models/048_places.ipynb #706d30ca
+# %% ../../nbs/models/048_places.ipynb #a11c6bbd
 import os
 from dataclasses import replace
 from pathlib import Path
 from ..core import ModelError, as_path, in_words, nearest
 from .architectures import ARCHITECTURES
+from .ip_adapters import adapter_file, encoder_folder
 from .names import find_spec
 from .registry import MODELS, ModelSpec
-from .sources import (CONTROLNETS, VAES, Source, is_hub_id, locate_file, on_hub,
-                                     part_named)
+from .sources import (CONTROLNETS, IMAGE_ENCODERS, IP_ADAPTERS, VAES, Source,
+                                     is_hub_id, locate_file, on_hub, part_named)
 from .user import user_models
 
 # %% ../../nbs/models/048_places.ipynb #b2e7bd6b
@@ -57,6 +58,37 @@ def pick_controlnet(spec: ModelSpec,  # the model
                          f"of {', '.join(CONTROLNETS)}, a folder, or False")
     return chosen
 
+# %% ../../nbs/models/048_places.ipynb #a82154f6
+_ENCODER = "CLIPVisionModelWithProjection"
+
+def _known_adapter(spec: ModelSpec, key: str) -> dict:
+    "Say where an IP-Adapter of the registry comes from, unless it is for other models."
+    row = IP_ADAPTERS[key]
+    if spec.arch and spec.arch not in row.archs:
+        fit = ", ".join(k for k, v in IP_ADAPTERS.items() if spec.arch in v.archs)
+        way = f"use {fit}" if fit else "give the file of one that was made for it"
+        raise ModelError(f"ip_adapter {key!r} is for {', '.join(row.archs)} and does not fit the "
+                         f"UNet {spec.arch} of {spec.key!r}: {way}")
+    return {"ip_adapter": ("", row.source),
+            "image_encoder": (_ENCODER, IMAGE_ENCODERS[row.encoder].source)}
+
+def ip_places(spec: ModelSpec,  # the model
+              ip_adapter        # None or False; a key of `IP_ADAPTERS`, a file, or a folder
+             ) -> dict:
+    "Say where an IP-Adapter and its image encoder come from, {component: (class, Source)}."
+    if ip_adapter is None or ip_adapter is False: return {}
+    names = f"give one of {', '.join(IP_ADAPTERS)}, a .safetensors file, or a folder with one"
+    if not isinstance(ip_adapter, (str, os.PathLike)) or not str(ip_adapter):
+        raise ModelError(f"ip_adapter={in_words(ip_adapter)}: {names}")
+    if str(ip_adapter) in IP_ADAPTERS: return _known_adapter(spec, str(ip_adapter))
+    path = as_path(ip_adapter, "ip_adapter", ModelError)
+    if not path.exists():
+        raise ModelError(f"ip_adapter {str(ip_adapter)!r} is unknown"
+                         f"{nearest(str(ip_adapter), IP_ADAPTERS)}: {names}")
+    file = adapter_file(path)
+    return {"ip_adapter": ("", Source(str(file))),
+            "image_encoder": (_ENCODER, Source(str(encoder_folder(file))))}
+
 # %% ../../nbs/models/048_places.ipynb #069e5178
 def pick_controlnets(spec: ModelSpec,  # the model
                      controlnet        # as for `pick_controlnet`, or a list of these
@@ -89,11 +121,12 @@ def _controlnet_place(spec: ModelSpec, controlnet: str) -> tuple:
     else: source = _own(spec, "controlnet") if controlnet == "own" else Source(controlnet)
     return "ControlNetModel", source
 
-# %% ../../nbs/models/048_places.ipynb #28035c2e
+# %% ../../nbs/models/048_places.ipynb #a0bf74e7
 def places_of(spec: ModelSpec,       # the model
               controlnet,            # from `pick_controlnet`, or several from `pick_controlnets`
               lora: Source|None,     # the model's own LoRA, or none
-              vae: str|None=None     # key of `VAES`, folder, "own", or None for the model's default
+              vae: str|None=None,    # key of `VAES`, folder, "own", or None for the model's default
+              ip_adapter=None        # as for `ip_places`
              ) -> dict:
     "Say where each component should come from: {component: (class, Source)}."
     classes = dict(scheduler="", tokenizer="CLIPTokenizer", text_encoder="CLIPTextModel")
@@ -106,10 +139,11 @@ def places_of(spec: ModelSpec,       # the model
     for i, c in enumerate(several, 1):
         places[f"controlnet_{i}" if i > 1 else "controlnet"] = _controlnet_place(spec, c)
     if lora: places["lora"] = "", lora
-    return places
+    return places | ip_places(spec, ip_adapter)
 
-# %% ../../nbs/models/048_places.ipynb #e8abe44b
-PARTS = {"controlnet": CONTROLNETS, "vae": VAES}   # what can be fetched by its key alone
+# %% ../../nbs/models/048_places.ipynb #ff80af2a
+PARTS = {"controlnet": CONTROLNETS, "vae": VAES, "ip_adapter": IP_ADAPTERS,
+         "image_encoder": IMAGE_ENCODERS}   # what can be fetched by its key alone
 
 def _part_needed(name: str) -> tuple:
     "Say what one part needs, as a row of its own and its one place; nothing if it is no part."
@@ -117,10 +151,11 @@ def _part_needed(name: str) -> tuple:
         if name not in registry or name in MODELS: continue
         part = registry[name]
         spec = ModelSpec(name, part.family, part.source, licence=part.licence, notes=part.notes)
+        if kind == "ip_adapter": return spec, ip_places(spec, name)
         return spec, {kind: (ARCHITECTURES[part.arch].cls, part.source)}
     return ()
 
-def needed(name,                # model, as for `find_spec`; or the key of a ControlNet or VAE
+def needed(name,                # model, as for `find_spec`; or the key of a part
            controlnet=True,     # as for `pick_controlnet`
            preview: bool=False  # the tiny VAE for previews as well
           ) -> tuple:
@@ -155,7 +190,7 @@ def expected_bytes(spec: ModelSpec, places: dict, precision: str) -> dict:
         elif k in archs: sizes[k] = ARCHITECTURES[archs[k]].parameters*wide
     return sizes
 
-# %% ../../nbs/models/048_places.ipynb #50f602cd
+# %% ../../nbs/models/048_places.ipynb #7c65bb18
 def _can_be_fetched(spec: ModelSpec) -> bool:
     "Whether `fastedit fetch` finds a row by its key."
     if spec.key in MODELS or is_hub_id(spec.key) or part_named(spec.key)[1]: return True
@@ -164,8 +199,10 @@ def _can_be_fetched(spec: ModelSpec) -> bool:
 def ways(spec: ModelSpec, lost: dict) -> list:
     "List the commands, or the words, that get lost components, {component: Source}."
     parts = {p.source: p.key for registry in PARTS.values() for p in registry.values()}
+    parts |= {IMAGE_ENCODERS[p.encoder].source: p.key for p in IP_ADAPTERS.values()
+              if p.source in lost.values()}   # comes along with its adapter
     named, alone = _can_be_fetched(spec), spec.key in parts.values()
-    own = set() if alone else {s for _, s in needed(spec)[1].values()}
+    own = {s for _, s in needed(spec.key if alone else spec)[1].values()}
     def way(component, source):
         if not on_hub(source): return f"copy {component} to {source}, or correct the path"
         if source in own and named: return f"fastedit fetch {spec.key}"

@@ -28,7 +28,7 @@ FLOW = {r.pipeline: r for r in (
              "the working size"),
     FlowRule("FluxKontextPipeline", "guidance_scale", False, "at the working size", areas=True))}
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #a7afafed
+# %% ../../../nbs/editor/flow/201_rules.ipynb #47ff64ef
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
     schedule="the pipeline has one grid of times", scheduler="the pipeline has its own",
@@ -36,7 +36,7 @@ _REFUSED = dict(
     mask_crop="the pipeline sees the whole picture", clip_skip="it has another text encoder",
     prompt_weights="its text encoder reads whole sentences",
     long_prompts="the pipeline cuts prompts by its own limit",
-    reference="it has no IP-Adapter",
+    reference="it has no IP-Adapter", reference_scale="it has no IP-Adapter",
     source_guidance="there is no source branch", control_scale="it has no ControlNet")
 
 def _refuse_foreign(r, who):
