@@ -381,6 +381,16 @@ def test_a_row_is_not_written_behind_a_torn_one(place, tmp_path):
     assert end == b"" and len(rows) == 1 + len(plan) and all(json.loads(r) for r in rows[1:])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are no bytes there")
+def test_a_picture_whose_name_is_no_text_is_made_once(ed, tmp_path):
+    picture(0).save(tmp_path / os.fsdecode(b"a\xff.png"))
+    plan = plan_edits(read_edits(tmp_path, "a cup"), steps=1, method="img2img")
+    (row,) = run_many(ed, plan, tmp_path / "out")
+    assert row["image"].endswith("a\\udcff.png") and "error" not in row
+    again = Counting()
+    assert run_many(again, plan, tmp_path / "out") == [row] and not again.asked
+
+
 @pytest.mark.parametrize("kind", ["pipe", "ring"])
 def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
     for name in ("a.png", "a.txt"):

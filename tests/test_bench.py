@@ -144,6 +144,7 @@ def test_rows_pictures_and_tables(whole, model):
             "shard",
             "session",
             "threads",
+            "turn",
         } == set(r)
         im = Image.open(whole / r["image"])
         assert (
@@ -687,8 +688,8 @@ def test_leftovers_are_cleared_at_the_next_start(whole, go, tmp_path):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_sigterm_and_sighup_end_as_ctrl_c_does(model, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_in_words(model, tmp_path, number):
     p = subprocess.Popen(
         _command(model, tmp_path, "--seeds", ",".join(map(str, range(200)))),
         stdout=subprocess.DEVNULL,
@@ -955,14 +956,19 @@ def test_bad_runs(kw, says):
         (dict(shard="x"), OptionError, "i/n"),
         (dict(workers=-1), OptionError, "workers"),
         (dict(types=["77"]), OptionError, "77"),
+        (dict(ids=["nobody"]), OptionError, "nobody"),
+        (dict(sample=0), OptionError, "sample"),
+        (dict(profile="x", judge=None), OptionError, "profile"),
+        (dict(methods=["instruct"]), ModelError, "8 input channels"),
+        (dict(merge=["nowhere"]), DataError, "nowhere"),
         (dict(dataset="nowhere"), DataError, "nowhere"),
         (dict(models="nowhere"), ModelError, "nowhere"),
     ],
 )
-def test_bad_calls_write_no_rows(go, tmp_path, kw, error, says):
+def test_bad_calls_leave_nothing(go, tmp_path, kw, error, says):
     with pytest.raises(error, match=says):
-        go(tmp_path / "o", **kw)
-    assert not list(tmp_path.glob("o/rows*"))
+        go(tmp_path / "a" / "o", **kw)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_method_that_the_model_cannot_run(go, tmp_path):
@@ -1025,6 +1031,55 @@ def test_settings_of_an_earlier_command_stay_out_of_the_table(go, tmp_path):
         and len(found.rows) == 4
         and len(read_rows(tmp_path)) == 6
     )
+
+
+def test_a_key_holds_what_is_not_at_its_default():
+    "So a field that a later version adds leaves the keys of earlier rows as they are."
+    from fastedit.editor import EditRequest
+    from fastedit.studies.bench.worker import _said
+
+    assert _said(EditRequest(prompt="a", steps=2, seed=0)) == dict(prompt="a", steps=2)
+    assert _said(dict(entry="a")) == dict(entry="a")
+
+
+def of_an_older_version(out):
+    "Rows with keys that no version of today gives."
+    rows = [json.loads(line) for line in lines(out)]
+    for r in rows:
+        r["key"], r["row"] = r["key"][::-1], r["row"][::-1]
+        r["request"] = {k: v for k, v in r["request"].items() if k != "reference"}
+        r.pop("turn"), r.pop("check"), r["metrics"].update({"drawn/psnr-bg": 99.0})
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    (Path(out) / "rows.jsonl").write_text(text)
+    return len(rows)
+
+
+def test_rows_with_other_keys_are_done_again_and_the_later_ones_count(whole, go, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    n = of_an_older_version(tmp_path)
+    assert read_bench(tmp_path).lines[0]["background_psnr"] == 99
+    found = go(tmp_path)
+    assert len(found.rows) == n and len(lines(tmp_path)) == 2 * n
+    assert tables(tmp_path) == tables(whole)
+    go(tmp_path)
+    assert len(lines(tmp_path)) == 2 * n
+
+
+def test_of_two_pictures_under_one_name_the_last_one_counts(go, tmp_path):
+    "Also where it was edited before: its rows are written anew, and nothing is edited."
+    (place := tmp_path / "data").mkdir()
+    (place / "edits.csv").write_text("id,image,source_prompt,target_prompt\n1,a.png,a cup,a cat\n")
+    asked = dict(dataset=place, types=None, settings=dict(steps=1), methods=["img2img"])
+
+    def with_picture(colour):
+        Image.new("RGB", (64, 64), colour).save(place / "a.png")
+        found = go(tmp_path / "out", **asked, judge=Judge("corrected", only=("psnr-bg",)))
+        return found.session["edits"], [r["picture"] for r in found.rows]
+
+    red, blue = with_picture("red"), with_picture("blue")
+    again = with_picture("red")
+    assert red[0] == blue[0] == 3 and red[1] != blue[1] and again == (0, red[1])
+    assert with_picture("red") == again and len(lines(tmp_path / "out")) == 9
 
 
 def test_another_profile_scores_the_pictures_that_are_there(go, tmp_path):

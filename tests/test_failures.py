@@ -44,6 +44,42 @@ def test_register_finds_shift_and_scale_past_an_edit(edited, cat, shift, scale):
     assert abs(found.scale / scale - 1) < 0.001
 
 
+@pytest.fixture(scope="module")
+def half(cat):
+    "The cat whose left half is another photograph, and that half."
+    left = np.zeros(cat.shape[:2], bool)
+    left[:, :150] = True
+    return np.where(left[..., None], data.coffee()[100:340, 100:420], cat), left
+
+
+def test_an_edit_of_half_of_the_picture_is_sound_without_a_mask(cat, half):
+    found = diagnose(cat, half[0])
+    assert found.ok and found.evidence.drift.registration.reliable
+
+
+def test_a_movement_beside_an_edit_of_half_of_the_picture_is_found_without_a_mask(cat, half):
+    found = diagnose(cat, compress(tint(move(half[0], (3, -1)), b=6), 90))
+    assert {"shift", "colour"} <= set(found.found) and "overedited" not in found.found
+    assert np.abs(np.subtract(found.evidence.drift.registration.shift, (3, -1))).max() < 0.1
+
+
+def test_a_repair_beside_an_edit_of_half_of_the_picture_needs_no_mask(cat, half):
+    after = compress(tint(move(half[0], (3, -1)), b=6), 90)
+    away = np.zeros(cat.shape[:2], bool)
+    away[10:-10, 170:-10] = True
+    mended = np.asarray(repair(cat, after).image)
+    assert psnr(cat, mended, away) > psnr(cat, after, away) + 10
+
+
+def test_phase_correlation_leaves_its_picture_as_it_is(cat):
+    from fastedit.drift.registration import _shifted
+
+    grey = np.ascontiguousarray(cat[..., 0], np.float32)
+    kept = grey.copy()
+    _shifted(grey, grey, 1.0)
+    assert (grey == kept).all()
+
+
 def test_register_of_equal_pictures_is_no_movement(cat):
     found = register(cat, cat)
     assert np.abs(found.shift).max() < 1e-6 and abs(found.scale - 1) < 1e-6

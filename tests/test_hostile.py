@@ -402,6 +402,52 @@ def test_links_out_of_a_model_are_followed_in_the_hubs_cache_only(model, tmp_pat
     assert weight_files(snapshot)[1]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+    ],
+)
+def test_a_configuration_is_no_link_out_of_the_model(model, tmp_path, name):
+    "What is named may be another model's, or a file of whoever opens it."
+    file, outside = model / name, tmp_path / "elsewhere"
+    file.rename(outside)
+    file.symlink_to(outside)
+    with pytest.raises(ModelError, match=f"{file.name} is a link to .*, outside the model's"):
+        load_model(model, device="cpu")
+    file.unlink()
+    outside.rename(file.with_name("real"))
+    file.symlink_to("real")
+    assert load_model(model, device="cpu")
+
+
+def test_an_index_is_no_link_out_of_the_model(model, tmp_path):
+    (tmp_path / "elsewhere").write_text('{"weight_map": {}}')
+    for f in (model / "unet").glob("*.safetensors"):
+        f.unlink()
+    index = model / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.unlink(missing_ok=True)
+    index.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        weight_files(model / "unet")
+
+
+def test_a_whole_model_is_read_from_the_hubs_cache(model, tmp_path):
+    blobs, snapshot = tmp_path / "models--a/blobs", tmp_path / "models--a/snapshots/0"
+    blobs.mkdir(parents=True)
+    for i, f in enumerate(sorted(p for p in model.rglob("*") if p.is_file())):
+        (place := snapshot / f.relative_to(model)).parent.mkdir(parents=True, exist_ok=True)
+        (blobs / str(i)).write_bytes(f.read_bytes())
+        place.symlink_to(os.path.relpath(blobs / str(i), place.parent))
+    assert load_model(snapshot, device="cpu")
+
+
 def test_a_scheduler_is_one_of_those_that_are_known(model):
     from dataclasses import replace
 

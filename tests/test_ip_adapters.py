@@ -254,6 +254,11 @@ def test_it_can_be_typed(folder, tmp_path):
     assert done.exit_code == 0, done.output
     request = EditRequest.from_png(out)
     assert request.reference.startswith("picture:") and request.reference_scale == 0.5
+    again = ["reproduce", str(out), "--model", str(folder), *loaded, "-q"]
+    done = CliRunner().invoke(app, [*again, *seen])
+    assert done.exit_code == 0 and "bit-identical" in done.output
+    done = CliRunner().invoke(app, again)
+    assert done.exit_code and "--reference" in " ".join(done.stderr.split())
     for lost, match in ((seen, "nothing would see it"), (loaded, "wants to see a picture")):
         done = CliRunner().invoke(app, [*ask, *lost])
         assert done.exit_code == 2 and match in " ".join(done.stderr.split())

@@ -198,7 +198,7 @@ def test_what_cannot_see_is_said(pipe, editor, tmp_path):
         editor(A, "a cup", **SAME)
     with pytest.raises(OptionError, match="takes over the attention"):
         editor(A, "a cup", source_prompt="a ball", reference=B, method="p2p", steps=2)
-    with pytest.raises(OptionError, match="no IP-Adapter"):
+    with pytest.raises(OptionError, match="without an IP-Adapter"):
         FastEditor("mini", controlnet=False)(A, "a cup", reference=B, method="img2img")
     encoder = pipe.image_encoder
     pipe.image_encoder = None

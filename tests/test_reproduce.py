@@ -9,7 +9,14 @@ from PIL import Image
 from typer.testing import CliRunner
 from fastedit import picturebook as pb
 from fastedit.cli import app
-from fastedit.core import DataError, ImageError, MaskError
+from fastedit.core import (
+    DataError,
+    FastEditError,
+    ImageError,
+    MaskError,
+    OptionError,
+    PromptError,
+)
 from fastedit.denoise import Memo
 from fastedit.editor import EditRequest, FastEditor
 from fastedit.images import pack_mask, read_image, read_metadata, save_image, unpack_mask
@@ -408,3 +415,82 @@ def test_a_file_of_before_processors_were_named_is_no_change(ed, tmp_path):
     told = json.loads(json.dumps(edit.to_dict()))
     del told["machine"]["processor"]
     assert changes(told, edit) == ()
+
+
+# ---- what a saved edit names by a hash
+
+
+@pytest.fixture(scope="module")
+def encoded(ed):
+    "Words as tensors, as the editor takes them."
+    text = ed.denoiser().text("a blue ball")
+    return dict(prompt_embeds=text.states, pooled_prompt_embeds=text.pooled)
+
+
+@pytest.fixture
+def save(ed, tmp_path):
+    "Save an edit of the scene, with the scene beside it."
+
+    def saved(prompt=None, editor=ed, **how):
+        Image.fromarray(A).save(tmp_path / "scene.png")
+        how = dict(source_prompt="a red ball", method="img2img", steps=1) | how
+        return editor(A, prompt, **how).save(tmp_path / "edit.png")
+
+    return saved
+
+
+def test_it_is_repeated_with_its_control_picture(ed, save):
+    p = save("a cup", control=A)
+    assert reproduce(p, editor=ed, given=dict(control=A)).identical
+
+
+def test_it_is_repeated_with_its_encoded_words(ed, save, encoded):
+    p = save(**encoded)
+    assert reproduce(p, editor=ed, given=encoded).identical
+
+
+def test_it_is_repeated_with_its_reference_picture(folder, save):
+    import diffusers
+    from fastedit.models import quiet_libraries, random_ip_adapter
+
+    with quiet_libraries():
+        kind = diffusers.StableDiffusionXLImg2ImgPipeline
+        editor = FastEditor(random_ip_adapter(kind.from_pretrained(folder)))
+    p = save("a cup", editor=editor, reference=A)
+    assert reproduce(p, editor=editor, given=dict(reference=A)).identical
+
+
+def test_what_it_lacks_is_said_before_a_model_is_loaded(save):
+    p = save("a cup", control=A)
+    with pytest.raises(OptionError, match=r"does not hold all .* given=dict\(.* --control"):
+        reproduce(p)
+
+
+def test_words_that_it_lacks_are_said(save, encoded):
+    with pytest.raises(PromptError, match="does not hold all .* prompt_embeds"):
+        reproduce(save(**encoded))
+
+
+@pytest.mark.parametrize(
+    "given,words",
+    [
+        (dict(reference=A), "made without a reference picture: leave it out"),
+        (dict(control="canny"), "control='canny': give the picture"),
+        (dict(control="nowhere.png"), "nowhere.png"),
+        (dict(referense=A), "did you mean 'reference'"),
+        (dict(seed=1), "'seed' is unknown"),
+        (A, "give a dict"),
+        (dict(control=np.ascontiguousarray(A[::-1])), "edit.png: .* is not the one of the request"),
+    ],
+)
+def test_what_it_was_not_made_with_is_refused(save, given, words):
+    p = save("a cup", control=A)
+    with pytest.raises(FastEditError, match=words):
+        reproduce(p, given=given)
+
+
+def test_the_command_refuses_another_control_picture_before_it_loads(save, tmp_path):
+    p = save("a cup", control=A)
+    Image.fromarray(A[::-1]).save(tmp_path / "other.png")
+    r = CliRunner().invoke(app, ["reproduce", str(p), "--control", str(tmp_path / "other.png")])
+    assert r.exit_code == 2 and "is not the one of the request" in r.output

@@ -156,3 +156,111 @@ def test_the_command_line_knows_every_flag_that_is_exported():
     flags = {w for w in shlex.split(as_cli(full, mask="mask.png")) if w.startswith("-")}
     assert "--source-guidance" in flags
     assert flags <= known
+
+
+# ---- a step back says the same again
+
+
+def back(widget, result, asked, **given):
+    "Show an edit, turn to another one, and come back."
+    widget.show(result, asked, widget.image, given)
+    widget.c["live"].value, widget.c["method"].value = False, "ddcm"
+    widget.restore(widget.history[-1])
+    return widget
+
+
+EVERYTHING = dict(
+    negative_prompt="",
+    method="img2img",
+    steps=2,
+    strength=1.0,
+    guidance=1.0,
+    control="none",
+    scheduler="euler",
+    mask_crop=4,
+    clip_skip=1,
+    prompt_weights=True,
+    long_prompts=True,
+    size=(64, 64),
+    feather=40.0,
+    seed=2**60,
+    repair=True,
+)
+
+
+@pytest.fixture(scope="module")
+def made(editor):
+    "An edit by a request whose fields are given, all of them, and its request."
+    picture = world.render(world.sample_scene(3), 64)
+    mask = np.zeros((64, 64), np.float32)
+    mask[8:56, 8:56] = 1
+    asked = EditRequest(" a (blue:1.2) ball", **EVERYTHING)
+    return editor(picture, mask=mask, request=asked), asked, picture
+
+
+def test_a_step_back_asks_for_all_of_its_request(widget, made):
+    done, asked, picture = made
+    widget.open(picture)
+    assert back(widget, done, asked).request() == asked
+
+
+def test_a_step_back_run_again_is_the_same_edit(widget, made):
+    done, asked, picture = made
+    widget.open(picture)
+    again = run(back(widget, done, asked))
+    assert again.request == done.request
+    assert again.image.tobytes() == done.image.tobytes()
+
+
+def test_a_step_back_says_what_it_holds(widget, made):
+    words = back(widget, *made[:2]).c["words"].value
+    assert "scheduler=&#x27;euler&#x27;" in words and "clip_skip=1" in words
+
+
+@pytest.mark.parametrize("name,value", [("seed", 5), ("feather", 3.0), ("negative_prompt", "grey")])
+def test_what_is_put_in_counts_over_what_was_held(widget, made, name, value):
+    back(widget, *made[:2]).c[name].value = value
+    assert getattr(widget.request(), name) == value
+
+
+def test_a_knob_counts_over_what_was_held(widget, made):
+    back(widget, *made[:2]).knobs.controls["strength"].value = 0.7
+    assert widget.request().strength == 0.7
+
+
+def test_another_method_drops_what_was_held(widget, made):
+    back(widget, *made[:2]).c["method"].value = "ddcm"
+    assert (widget.request().scheduler, widget.request().clip_skip) == (None, None)
+
+
+def test_another_picture_drops_the_size(widget, made):
+    back(widget, *made[:2]).open(world.render(world.sample_scene(4), 64))
+    assert widget.request().size is None and widget.request().clip_skip == 1
+
+
+def test_another_model_keeps_what_was_held(widget, made):
+    back(widget, *made[:2]).c["model"].value = "mini-s"
+    assert widget.wait(120)
+    assert widget.request().scheduler == "euler" and widget.editor.spec.key == "mini-s"
+
+
+def test_a_step_back_brings_what_its_request_names_by_a_hash(widget, editor):
+    shape = world.render(world.sample_scene(9), 64)
+    done = editor(widget.image, "a ball", control=shape, method="img2img", steps=1)
+    again = run(back(widget, done, done.request, control=shape))
+    assert again.request.control == done.request.control
+    assert again.image.tobytes() == done.image.tobytes()
+
+
+def test_a_reference_picture_comes_back(widget, made):
+    done, asked, picture = made
+    asked = EditRequest("a ball", reference="picture:0123456789abcdef")
+    assert back(widget, done, asked, reference=picture)._wanted()[3] == dict(reference=picture)
+
+
+def test_switches_are_flags_without_a_value_on_a_command_line():
+    import shlex
+    from fastedit.widgets.exports import as_cli
+
+    words = shlex.split(as_cli(EditRequest("a ball", repair=True)))
+    assert words[words.index("--repair") + 1] == "-o"

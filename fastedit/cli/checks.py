@@ -56,16 +56,17 @@ def check_profile(name):
         raise OptionError(f"profile {name!r} is unknown{nearest(name, PROFILES)}: "
                           f"use one of {', '.join(PROFILES)}")
 
-# %% ../../nbs/cli/903_checks.ipynb #37ef9b16
+# %% ../../nbs/cli/903_checks.ipynb #f7f2e758
 def check_edit(prompt, model, settings, picture, device=None, precision=None,
                residency="resident") -> bool:
     "Refuse an edit that cannot work; tell whether lean imports are enough for it."
     from fastedit.editor import EditRequest, check_request, take_control
+    from fastedit.editor.flow import own_way
     from fastedit.models import PRECISIONS, find_spec
     check_machine(device, precision, residency)
     spec = find_spec(model)
     flow = spec.family == "flow"
-    default = dict(method="flow") if flow else {}
+    default = dict(method=own_way(spec)) if flow else {}
     named = {k: take_control(settings.get(k))[0] for k in ("control", "reference")}
     request = EditRequest(prompt=prompt, model=model, **default | settings | named)
     method = check_request(request, spec, picture)
@@ -97,9 +98,10 @@ def check_drawn(picture, path, named: bool):
                       "(--model ssd-1b; `fastedit fetch ssd-1b` gets it once), "
                       "or try all the same with --model mini or --anyway")
 
-# %% ../../nbs/cli/903_checks.ipynb #cb5fba9f
+# %% ../../nbs/cli/903_checks.ipynb #ee2921fd
 def check_sweep(image, dataset, model, method, metrics):
     "Refuse a sweep over a picture, model, method or profile that is not there."
+    from fastedit.editor.flow import FLOW_METHODS
     from fastedit.methods import find_method
     from fastedit.pictures import load_image
     if dataset is not None and not dataset.exists():
@@ -108,7 +110,7 @@ def check_sweep(image, dataset, model, method, metrics):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # said when it is read for good
             load_image(image)
-    if method not in (None, "flow"): find_method(method)
+    if method not in (None, *FLOW_METHODS): find_method(method)
     check_models([model])
     check_profile(metrics)
 

@@ -61,9 +61,11 @@ def calibrate_failures(out: option(Path, "Where to write the limits and the reco
                        =Path("thresholds.json"),
                        per_kind: option(int, "Cases of a kind for each photograph.", min=1)=3,
                        drawn: option(int, "Drawn cases of a kind.", min=0)=12,
+                       wide: option(int, "More for each photograph, of edits of half of it.",
+                                    min=0)=1,
                        quiet: Quiet=False):
-    "Find the limits of `diagnose` on tuning pictures and judge them on others; 10 minutes."
+    "Find the limits of `diagnose` on tuning pictures and judge them on others; 15 minutes."
     writable(out, (".json",))
     from fastedit.failures.calibration import calibrate, record
-    found = calibrate(out, per_kind, drawn, quiet)
+    found = calibrate(out, per_kind, drawn, quiet, wide)
     print(record(found))

@@ -27,9 +27,9 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #466476bf
+# %% ../../nbs/cli/904_editing.ipynb #fa85d610
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
-                "the registry, or FILE.py:NAME of your own; flow models have one way only.")
+                "the registry, or FILE.py:NAME of your own; flow models: flow, flowedit.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
@@ -41,12 +41,12 @@ ControlScale = option(list[str], "ControlNet scale, or a curve such as interval:
 ControlNets = option(list[str], "ControlNet instead of the model's own: a name (see `fastedit "
                      "doctor`) or a folder; may be repeated.", "--controlnet")
 
-IpAdapter = option(str, "IP-Adapter that sees a --reference: a name such as ip-sdxl, its .safetensors "
-                   "file, or a folder with one and its image_encoder.", "--ip-adapter",
-                   metavar="NAME|PATH")
+IpAdapter = option(str, "IP-Adapter that sees a --reference: a name such as ip-sdxl, its "
+                   ".safetensors file, or a folder with one and its image_encoder.",
+                   "--ip-adapter", metavar="NAME|PATH")
 Reference = option(Path, "Picture that the IP-Adapter is shown beside the prompt.", "--reference")
-ReferenceScale = option(float, "How strongly the reference speaks, 0 to 1 and more; 1 if not given.",
-                        "--reference-scale", min=0, max=10)
+ReferenceScale = option(float, "How strongly the reference speaks, 0 to 1 and more; 1 if not "
+                        "given.", "--reference-scale", min=0, max=10)
 
 def one_or_all(values):
     "What was given once as itself, several as a list, none as None."
@@ -113,7 +113,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #1fc82126
+# %% ../../nbs/cli/904_editing.ipynb #9f943243
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -136,10 +136,8 @@ def edit(image: Image,
          clip_skip: ClipSkip=None, prompt_weights: PromptWeights=False,
          long_prompts: LongPrompts=False,
          mask: Mask=None, feather: Feather=2., mask_crop: MaskCrop=None,
-         size: Size=None,
-         seed: Seed=0,
-         precision: Precision=None,
-         device: Device=None,
+         size: Size=None, seed: Seed=0,
+         precision: Precision=None, device: Device=None,
          residency: Residency="resident", budget: Budget=None,
          allow_smaller: AllowSmaller=False,
          option: MethodOptions=None,
@@ -177,7 +175,7 @@ def edit(image: Image,
     else: print(f"{out}: {result.summary}")
     tell_notes(result, quiet)
 
-# %% ../../nbs/cli/904_editing.ipynb #8c048e4c
+# %% ../../nbs/cli/904_editing.ipynb #5c597503
 @app.command()
 def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `edit.save` wrote."),
               image: option(Path, "Picture that it was made from; "
@@ -189,18 +187,24 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
               lora: Lora=None,
               control: option(list[Path], "Control pictures that it was made with.",
                               "--control")=None,
+              controlnet: ControlNets=None,
+              ip_adapter: IpAdapter=None,
+              reference: option(Path, "Reference picture that it was made with.",
+                                "--reference")=None,
               device: Device=None,
               as_json: option(bool, "Print what came out as JSON.", "--json")=False,
               quiet: Quiet=False):
     "Run a saved edit again: bit-identical, or what differs and why (exit code 1)."
     from fastedit.editor.again import compare, open_editor, prepare
-    told, request, source, region = prepare(saved, image, mask)
-    adapters = loras(lora)
+    own = dict(control=list(control)) if control else {}
+    if reference is not None: own["reference"] = reference
+    told, request, source, region = prepare(saved, image, mask, own)
+    adapters = loras(lora) | ({} if ip_adapter is None else dict(ip_adapter=ip_adapter))
+    if controlnet: adapters["controlnet"] = one_or_all(controlnet)
     bring(quiet)
     with waiting(f"loading {request.model}", quiet):
         editor = open_editor(request, device, None if model is None else str(model), **adapters)
     with steps_bar(request.steps, quiet) as on_step:
-        own = dict(control=list(control)) if control else {}
         result = editor(source, mask=region, request=request, on_step=on_step, **own)
     found = compare(saved, told, result)
     if as_json: print_json(found.to_dict())

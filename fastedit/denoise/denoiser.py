@@ -228,7 +228,7 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     shape = len(x), self.parts.unet.config.out_channels, *x.shape[-2:]
     return self.memo.ask("unet", question, len(x), run, shape)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #180eb65b
+# %% ../../nbs/denoise/057_denoiser.ipynb #6a80f0d1
 @patch
 def _keeps(self: Denoiser, kw) -> bool:
     return self.memo is not None and not kw and not torch.is_grad_enabled()
@@ -270,6 +270,7 @@ def _ask_unet(self: Denoiser, x, t, text, w, more):
             y = self._answer(unet, x, t, encoder_hidden_states=text.states, **more)[0]
         return ordinary_tensor(y)
 
+# %% ../../nbs/denoise/057_denoiser.ipynb #79fc8b60
 def _put_scale(unet, scale: float):
     "Have an IP-Adapter speak so strongly in every attention; gives the function that undoes it."
     own = [(p, p.scale) for p in unet.attn_processors.values() if hasattr(p, "scale")]

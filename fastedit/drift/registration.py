@@ -87,6 +87,13 @@ def _gain(x, y, w):
     g = np.clip(g, .5, 2)
     return g, my-g*mx
 
+def _commonest(change):
+    "The difference that most pixels share, also where the edit covers half of them."
+    near = 2.
+    counts, at = np.histogram(change.clip(-255, 255), np.arange(-256, 257, near))
+    peak = at[np.convolve(counts, (1, 2, 1), "same").argmax()]+near/2
+    return float(np.median(change[np.abs(change-peak) <= 2*near]))
+
 def _centred(i, size):
     "Coordinates of pixels about the centre, (2, n)."
     w, h = size
@@ -113,7 +120,7 @@ def _refine(before, after, t, lenient=4., steps=25, where=None):
     for k in range(steps):
         values, inside = _sampled(after, points, t)
         if inside.sum() < 30: return None
-        if gain is None: gain = 1, np.median((target-values)[inside])
+        if gain is None: gain = 1, _commonest((target-values)[inside])
         off = (gain[0]*values+gain[1]-target)/steep
         width = min(1.4826*np.median(np.abs(off[inside]))+.05, 1)*lenient
         weight = inside/(1+(off/width)**2)**2
@@ -156,7 +163,8 @@ def _shifted(before, after, scale):
     m = np.array([[scale, 0, (1-scale)*(w-1)/2], [0, scale, (1-scale)*(h-1)/2]])
     back = cv2.warpAffine(after, m, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                           borderMode=cv2.BORDER_REPLICATE)
-    (x, y), peak = cv2.phaseCorrelate(before, back, cv2.createHanningWindow((w, h), cv2.CV_32F))
+    window = cv2.createHanningWindow((w, h), cv2.CV_32F)
+    (x, y), peak = cv2.phaseCorrelate(before.copy(), back, window)   # it writes into its input
     return peak, np.array([[scale, 0, scale*x], [0, scale, scale*y], [0, 0, 1.]])
 
 # %% ../../nbs/drift/022_registration.ipynb #11ee2403
@@ -196,7 +204,7 @@ def _fit_as_it_is(before, after, where=None):
     i, gx, gy = _edges(before, where)
     if not len(i): return 0., 0.
     change = (after-before).ravel()[i]
-    off = np.abs(change-np.median(change))/(np.hypot(gx, gy)+2)
+    off = np.abs(change-_commonest(change))/(np.hypot(gx, gy)+2)
     return float(np.median(off)), float((off < .5).mean())
 
 # %% ../../nbs/drift/022_registration.ipynb #eac2cd17

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #20b204e4
+# %% ../../nbs/editor/209_editor.ipynb #1e30ab87
 import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
 from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
-from .flow.rules import check_flow
+from .flow.flowedit import run_flow
+from .flow.rules import check_flow, own_way
 from .bar import counted
 from .given import check_given, name_given, take_again
 from .mending import mended
@@ -100,7 +101,7 @@ def __repr__(self: FastEditor) -> str:
     return (f"FastEditor({self.spec.key!r}, device={str(where)!r}, "
             f"precision={self.parts.precision!r}{stays}): {side}x{side}")
 
-# %% ../../nbs/editor/209_editor.ipynb #e1687530
+# %% ../../nbs/editor/209_editor.ipynb #577f318f
 def _written_down(editor, prompt, settings) -> EditRequest:
     "Make a request of a prompt and settings."
     if unknown := set(settings)-_FIELDS:
@@ -110,7 +111,7 @@ def _written_down(editor, prompt, settings) -> EditRequest:
     own = dict(model=editor.spec.key, precision=editor.parts.precision)
     if isinstance(method := settings.get("method"), Method):
         settings = settings | dict(method=register_method(method).key)
-    if editor.flow is not None: own["method"] = "flow"
+    if editor.flow is not None: own["method"] = own_way(editor.spec)
     return EditRequest(prompt=prompt, **{**own, **settings})
 
 # %% ../../nbs/editor/209_editor.ipynb #2fee3fc4
@@ -361,7 +362,7 @@ def _variants(editor, asked: dict, seeds, num_images, at_once, on_step, settings
     for e in edits.errors.values(): raise e
     return edits
 
-# %% ../../nbs/editor/209_editor.ipynb #e3eb1b50
+# %% ../../nbs/editor/209_editor.ipynb #ab1f7769
 @patch
 def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     "Have diffusers' own pipeline make the edit, and give the same account of it."
@@ -375,8 +376,7 @@ def _edit_flow(self: FastEditor, source, mask, r, on_step) -> EditResult:
     fitted, frame = fit(source, spec.resolution, spec.multiple, size)
     cuda = flow.device.type == "cuda"
     if cuda: torch.cuda.reset_peak_memory_stats()
-    made = flow.edit(fitted, r.prompt, filled["steps"], filled["guidance"], r.seed,
-                     r.negative_prompt, on_step)
+    made = run_flow(flow, fitted, r, filled, on_step)
     image = unfit(made.image, frame)
     if r.repair: image = mended(source, image, mask, notes)
     if mask is not None: image = composite(source, image, mask, r.feather)

@@ -158,7 +158,7 @@ def _plain(name: str) -> str:
     "A name without what a file's name cannot hold."
     return "".join(c if c.isalnum() or c in "-_. " else "_" for c in name)[:120]
 
-# %% ../../nbs/editor/209d_many.ipynb #dd0165e8
+# %% ../../nbs/editor/209d_many.ipynb #ef089a0a
 ROWS = "edits.jsonl"
 _ROW = Schema("a row", dict(name=str, key=str, image=str, flags=list[str], picture=str, prompt=str,
                             method=str, seed=int, summary=str, nfe=int, control_nfe=int,
@@ -183,9 +183,13 @@ def is_done(p: Planned, rows: dict, out) -> bool:
     if row is None or row["key"] != p.key or not picture.is_file(): return False
     return row.get("picture") in (None, file_hash(picture))
 
+def _shown(path: Path) -> str:
+    "A path as a row may hold it, whatever bytes are in it."
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
 def _row_of(p: Planned, done) -> dict:
     "What is written down of an edit, or of its failure."
-    row = dict(name=p.name, key=p.key, image=str(p.image), flags=list(flags(done)))
+    row = dict(name=p.name, key=p.key, image=_shown(p.image), flags=list(flags(done)))
     if isinstance(done, BaseException): return row | dict(error=str(done))
     r = done.request
     return row | dict(prompt=r.prompt, method=r.method, seed=r.seed, summary=done.summary,

@@ -156,7 +156,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #568a3a7a
+# %% ../../nbs/editor/200_request.ipynb #c24a3077
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -180,15 +180,13 @@ class EditRequest:
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
                                  # None: the method's sampler, or that of a pipeline of yours
     reference: str=None          # "picture:" and the hash of what an IP-Adapter is shown
-    reference_scale: float=None  # how strongly it speaks beside the prompt; None: as the adapter
-                                 # was loaded, which is 1
+    reference_scale: float=None  # how strongly it speaks; None: as its adapter was loaded, 1
     mask_crop: int=None          # edit only the mask and so many pixels around it, at full size
     clip_skip: int=None          # layers of the text encoders to leave out, as diffusers counts
     prompt_weights: bool=False   # whether (word:1.3) in a prompt is a weight, and not text
     long_prompts: bool=False     # whether all of a prompt over 77 tokens is read, in pieces
-    size: tuple=None             # (width, height) that the model works at; None: the bucket
-                                 # nearest to the picture
-    precision: str=None          # of the networks; None: the one that the editor has loaded
+    size: tuple=None             # (width, height) to work at; None: nearest to the picture's
+    precision: str=None          # of the networks; None: the editor's
     feather: float=2.            # inward ramp of a pasted mask, pixels of the original
     seed: int=0                  # of the noise
     options: dict=field(default_factory=dict)  # the method's own options

@@ -13,7 +13,7 @@ from ..core import Later
 from ..drift.faults import smooth
 from ..drift.region import disc, excess, parts, region_of
 from ..drift.registration import onto_source
-from ..drift.repair import Drift, measure_drift
+from ..drift.repair import MOST, Drift, measure_drift
 from ..drift.seams import seam_score
 
 # %% ../../nbs/failures/361_evidence.ipynb #7007071b
@@ -246,10 +246,11 @@ def gather(before,                    # source picture, anything that `load_imag
     amount, plain = _left_over(drift, frame["smoothed"]/100, far & drift.covered)
     explained = _explained(drift, bent, writing)
     outside, found = _beside(drift, expected, amount, explained)
-    changed = (plain > CHANGED) & free & ~explained
+    beside = free if expected.mean() > MOST else far & drift.covered
+    changed = (plain > CHANGED) & beside & ~explained
     numbers = dict(broken=broken_share(drift.before, drift.after)*100,
                    **_of_the_edit(drift, expected, mask), **frame, structure=bent.amount,
-                   overedited=float(changed.sum()/max(1, free.sum()))*100, text=lost*100)
+                   overedited=float(changed.sum()/max(1, beside.sum()))*100, text=lost*100)
     if mask is not None:
         numbers |= dict(seam=seam_score(drift.before, drift.aligned, mask),
                         **_sizes(found, outside.size))

@@ -31,7 +31,7 @@ def _built_in(key: str=None) -> dict:
     pages = (key,) if key in PAGES else PAGES
     return {k: m for p in pages for k, m in page_methods(p).items()}
 
-# %% ../../nbs/methods/096_registry.ipynb #96a798d4
+# %% ../../nbs/methods/096_registry.ipynb #a110ea2a
 _OWN = {}   # methods and presets that were registered, by name
 
 def _check_method(m: Method):
@@ -47,12 +47,14 @@ def _check_method(m: Method):
             raise OptionError(f"method {in_words(m.key)}: option {k} is {in_words(o)}: give "
                               "an Option")
 
+_OF_FLOW_MODELS = "flow", "flowedit"   # see editor/flow
+
 def _check_name(key):
     "Refuse a name that cannot be typed, or that the package uses."
     if not isinstance(key, str) or not key or any(c in ",:=" or c.isspace() for c in key):
         raise OptionError(f"a method cannot be called {in_words(key)}: give a word without "
                           "spaces, commas, colons or equals signs")
-    if key in PRESETS or key in ("all", "flow") or key in _built_in():
+    if key in PRESETS or key in ("all", *_OF_FLOW_MODELS) or key in _built_in():
         raise OptionError(f"a method called {key!r} is there already: give yours another name")
 
 # %% ../../nbs/methods/096_registry.ipynb #8cffbe10
@@ -133,7 +135,7 @@ def find_preset(key: str) -> Preset|None:
     own = _OWN.get(key)
     return own if isinstance(own, Preset) else PRESETS.get(key)
 
-# %% ../../nbs/methods/096_registry.ipynb #9a52a740
+# %% ../../nbs/methods/096_registry.ipynb #1891a065
 def find_method(key: str) -> Method:
     """Find a method by name, by a preset's name, or as `path.py:NAME`, which runs that file.
 
@@ -144,6 +146,9 @@ def find_method(key: str) -> Method:
         if found := _built_in(key).get(key): return found
         path, name = _file_of(key)
         if path: return _from_file(path, name, key)
+    if key in _OF_FLOW_MODELS:
+        raise OptionError(f"method {key!r} is for flow models: name one of them too, such as "
+                          "model='flux2-klein'")
     names = method_names(presets=True)
     raise OptionError(f"method {in_words(key)} is unknown{nearest(key, names)}: use one of "
                       f"{', '.join(method_names())}; a preset: {', '.join(preset_names())}; or "

@@ -15,7 +15,7 @@ from .networks import own_memory
 __all__ = ['adapter_file', 'wanted_width', 'encoder_folder', 'image_reader', 'put_ip_adapter', 'adapter_numbers',
            'adapter_numbers_in']
 
-# %% ../../nbs/models/044e_ip_adapters.ipynb #ac27c1d2
+# %% ../../nbs/models/044e_ip_adapters.ipynb #5689d8f4
 _KINDS = {"proj.weight": ("proj.weight", "projection_dim"),   # tells it; what reads the encoder
           "latents": ("proj_in.weight", "hidden_size")}
 _SUCH = "give a file such as ip-adapter_sdxl.safetensors"
@@ -45,8 +45,8 @@ def wanted_width(file  # of an IP-Adapter
     for told, (first, entry) in _KINDS.items():
         if f"image_proj.{told}" in shapes and f"image_proj.{first}" in shapes:
             return entry, shapes[f"image_proj.{first}"][-1]
-    raise ModelError(f"{file} is an IP-Adapter that reads faces, not pictures: use another, such as "
-                     "ip-plus-sdxl or ip-plus-sd15")
+    raise ModelError(f"{file} is an IP-Adapter that reads faces, not pictures: use another, such "
+                     "as ip-plus-sdxl or ip-plus-sd15")
 
 # %% ../../nbs/models/044e_ip_adapters.ipynb #b9a4cc9e
 def encoder_folder(file: Path  # of an IP-Adapter
@@ -73,7 +73,7 @@ def image_reader(encoder  # a CLIP image encoder
     side = encoder.config.image_size
     return CLIPImageProcessor(size=side, crop_size=side)
 
-# %% ../../nbs/models/044e_ip_adapters.ipynb #67632067
+# %% ../../nbs/models/044e_ip_adapters.ipynb #b290cfd5
 def _wanted_shapes(unet) -> dict:
     "List the tensors that a UNet wants of an adapter, and their shapes."
     reads, found = unet.config.cross_attention_dim, {}
@@ -109,7 +109,8 @@ def put_ip_adapter(unet,  # UNet2DConditionModel, changed in place
         with quiet_libraries(): unet._load_ip_adapter_weights([tensors])
     except (KeyError, RuntimeError, ValueError) as e:
         why = str(e).strip().splitlines()[0]
-        raise ModelError(f"{file} cannot be put into this UNet ({why}): fetch or copy it again") from e
+        raise ModelError(f"{file} cannot be put into this UNet ({why}): fetch or copy it "
+                         "again") from e
     own_memory(unet.encoder_hid_proj)
     for p in unet.attn_processors.values():
         if hasattr(p, "scale"): own_memory(p)

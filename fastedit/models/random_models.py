@@ -127,7 +127,7 @@ def random_lora(path, unet, rank: int=4, seed: int=0, kohya: bool=False,
     save_file(tensors, path)
     return Path(path)
 
-# %% ../../nbs/models/049c_random_models.ipynb #b9f6bf26
+# %% ../../nbs/models/049c_random_models.ipynb #bd82c09b
 def _plain_projection(size: int, wide: int) -> dict:
     "Make what turns an image encoder's one vector into four tokens."
     import torch
@@ -162,6 +162,7 @@ def _ip_tensors(unet, proj: dict) -> dict:
         key += 2
     return dict(image_proj=proj, ip_adapter=ip)
 
+# %% ../../nbs/models/049c_random_models.ipynb #987f6012
 _SEEING = "CLIPVisionModelWithProjection", dict(hidden_size=32, intermediate_size=32,
                                                 projection_dim=16, num_hidden_layers=2,
                                                 num_attention_heads=2, image_size=32, patch_size=8)

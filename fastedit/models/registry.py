@@ -175,7 +175,7 @@ _UNDISTILLED = (
               notes="follows an instruction; 8-channel UNet",
               **{**_SD15, "arch": "sd15-instruct", "controlnet": None}))
 
-# %% ../../nbs/models/045b_registry.ipynb #7444f3d6
+# %% ../../nbs/models/045b_registry.ipynb #d26aa53a
 _FLOW = dict(family="flow", scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
              multiple=16, precisions=("bf16",), variants=(), confirmed=("licence", "size"))
 _KLEIN = Source("black-forest-labs/FLUX.2-klein-4B",
@@ -183,6 +183,8 @@ _KLEIN = Source("black-forest-labs/FLUX.2-klein-4B",
 _QWEN = Source("Qwen/Qwen-Image-Edit-2509", revision="d3968ef930e841f4c73640fb8afa3b306a78167e")
 _KONTEXT = Source("black-forest-labs/FLUX.1-Kontext-dev",
                   revision="af58063aa431f4d2bbc11ae46f57451d4416a170")
+
+_SD35 = Source("stabilityai/stable-diffusion-3.5-medium")
 
 _COMPARATORS = (
     ModelSpec("flux2-klein", base=_KLEIN, pipeline="Flux2KleinPipeline", licence="apache-2.0",
@@ -194,7 +196,11 @@ _COMPARATORS = (
     ModelSpec("flux-kontext", base=_KONTEXT, pipeline="FluxKontextPipeline",
               guidance="w-embedding", guidance_range=(1.0, 5.0), guidance_default=2.5,
               default_steps=28, licence="flux-1-dev-non-commercial", disk_gb=33.8,
-              notes="comparator; gated repository", **_FLOW))
+              notes="comparator; gated repository", **_FLOW),
+    ModelSpec("sd35-medium", base=_SD35, pipeline="StableDiffusion3Pipeline",
+              guidance_range=(1.0, 20.0), guidance_default=13.5, default_steps=50,
+              licence="stabilityai-ai-community", disk_gb=16.3,
+              notes="edits by flowedit; gated repository", **_FLOW | dict(confirmed=())))
 
 # %% ../../nbs/models/045b_registry.ipynb #d90b22c4
 _MINI = dict(family="sdxl", resolution=64, multiple=16, vae_factor=4, variants=(),

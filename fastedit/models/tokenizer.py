@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['load_tokenizer', 'openai_tokenizer', 'clip_tokenizer']
 
-# %% ../../nbs/models/044c_tokenizer.ipynb #dd8958af
+# %% ../../nbs/models/044c_tokenizer.ipynb #e6d776b3
 import json
 from pathlib import Path
 from ..core import ModelError, atomic_write
-from .files import read_json
+from .files import check_inside, read_json
 from .folders import cache_dir, seal, sealed
 
 # %% ../../nbs/models/044c_tokenizer.ipynb #5ba133b9
@@ -25,10 +25,11 @@ def write_tokenizer(folder, vocab: dict, merges, pad: str):
     atomic_write(folder/"merges.txt", ("#version: 0.2\n"+rules).encode())
     atomic_write(folder/"tokenizer_config.json", json.dumps(config).encode())
 
-# %% ../../nbs/models/044c_tokenizer.ipynb #809015cb
+# %% ../../nbs/models/044c_tokenizer.ipynb #67684365
 def check_tokenizer(folder):
     "Raise `ModelError` unless a CLIP tokenizer's vocabulary is there and readable."
     folder = Path(folder)
+    for f in folder.iterdir() if folder.is_dir() else (): check_inside(f)   # those of its reader
     if (folder/"tokenizer.json").is_file():
         read_json(folder/"tokenizer.json", plain=False)
         return

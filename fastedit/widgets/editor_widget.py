@@ -5,30 +5,31 @@
 # %% auto #0
 __all__ = ['EditorWidget']
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #1fd3b546
+# %% ../../nbs/widgets/709_editor_widget.ipynb #faeb7aa1
 import random, warnings
 from dataclasses import replace
 from html import escape
 from fastcore.basics import patch
 from ..core import FastEditError, ImageError
 from ..editor import EditRequest, FastEditor
-from ..methods import find_method, register_preset
+from ..methods import find_method
 from ..pictures import encode_png, read_image
 from ..show import before_after
 from .brush import viewed
-from .exports import as_cli, as_json, as_preset, as_python, preset_of, write_export
 from .history import History, compared
 from .knobs import KnobPanel, flow_knobs, knobs
 from .layout import arranged, controls, named_methods, put
 from .mask_panel import MaskPanel
 from .previews import Previews, still
 from .regions import found_region
+from .restoring import held_note, still_named, unsaid
 from .worker import Worker
+from .written import Written
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #af8d7503
+# %% ../../nbs/widgets/709_editor_widget.ipynb #282b4e93
 _TEXTS = ("prompt", "source_prompt", "negative_prompt")
 
-class EditorWidget:
+class EditorWidget(Written):
     "A notebook editor for one loaded model at a time."
     def __init__(self,
                  editor="mini",     # `FastEditor`, or what one is made with
@@ -37,7 +38,7 @@ class EditorWidget:
                  source_prompt: str="",
                  delay: float=.2):  # seconds that a change waits for another one
         self.editor = editor if isinstance(editor, FastEditor) else FastEditor(editor)
-        self.image, self.result, self.asked, self.quiet = None, None, None, False
+        self.quiet, self.along = False, {}   # beside a request: pictures, encoded words
         self.given, self.loading, self.later = self.editor, None, None
         self.c = controls(self.editor.spec.key)
         self.worker = Worker(self._done, self._failed, self._stopped, delay)
@@ -57,15 +58,18 @@ class EditorWidget:
         "The mask, float32 (H,W); None where the edit may go everywhere."
         return self.masks.mask
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #a120277f
+# %% ../../nbs/widgets/709_editor_widget.ipynb #2febc6a2
 @patch
 def _use(self: EditorWidget, editor):
     "Work with a loaded model: its previews, and its knobs where those of another one stood."
     self.editor, self.previews = editor, Previews(editor)
     self.c["method"].disabled = editor.flow is not None
-    stood = EditRequest("x", **self.knobs.settings)
+    held, had = self.knobs.held, set(self.knobs.controls)
+    stood = EditRequest(**{"prompt": "x", **self.knobs.settings})
     self._show_knobs()
     self.knobs.restore(stood)
+    gone = had-set(self.knobs.controls) | {"precision", "loras"}
+    self.knobs.held |= {k: v for k, v in held.items() if k not in gone}
 
 @patch
 def _show_knobs(self: EditorWidget):
@@ -83,7 +87,8 @@ def _method_changed(self: EditorWidget, change=None):
 def _wire(self: EditorWidget):
     "Connect controls with what they do."
     c = self.c
-    for name in (*_TEXTS, "seed", "feather"): c[name].observe(self._changed, "value")
+    for name in (*_TEXTS, "seed", "feather"):
+        c[name].observe(lambda change, name=name: self._typed(name), "value")
     c["method"].observe(self._method_changed, "value")
     c["model"].observe(lambda change: self._load(change["new"]), "value")
     c["upload"].observe(self._uploaded, "value")
@@ -117,7 +122,7 @@ def _busy(self: EditorWidget, on: bool):
     self.c["cancel"].disabled = not on
     if not on: self.c["progress"].value = 0
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #932110cb
+# %% ../../nbs/widgets/709_editor_widget.ipynb #d81eafb1
 @patch
 def open(self: EditorWidget, source):
     "Open a picture, anything that `read_image` takes; what cannot be read is said in words."
@@ -127,6 +132,7 @@ def open(self: EditorWidget, source):
     except FastEditError as e: return self._error(e)
     if self.loading is None: self.worker.cancel()
     self.image, self.result = read.rgba or read.image, None
+    self.knobs.held.pop("size", None)
     quiet, self.quiet = self.quiet, True
     try: self.masks.show(read.image)
     finally: self.quiet = quiet
@@ -139,24 +145,30 @@ def open(self: EditorWidget, source):
 def _uploaded(self: EditorWidget, change):
     for given in change["new"]: self.open(bytes(given["content"]))
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #5c9508e0
+# %% ../../nbs/widgets/709_editor_widget.ipynb #a28037d3
 @patch
 def request(self: EditorWidget) -> EditRequest:
     "Write down what the controls ask for; raises what `EditRequest` raises."
     c, editor = self.c, self.editor
     texts = {k: c[k].value.strip() or None for k in _TEXTS[1:]}
     method = "flow" if editor.flow is not None else c["method"].value
-    return EditRequest(prompt=c["prompt"].value.strip(), **texts, method=method,
-                       model=editor.spec.key, seed=c["seed"].value, feather=c["feather"].value,
-                       **self.knobs.settings)
+    said = dict(texts, prompt=c["prompt"].value.strip(), method=method, model=editor.spec.key,
+                seed=c["seed"].value, feather=c["feather"].value)
+    return EditRequest(**said | self.knobs.settings)
+
+@patch
+def _wanted(self: EditorWidget) -> tuple:
+    "What an edit is made of: request, mask, picture, and what the request names by a hash."
+    asked = self.request()
+    return asked, self.mask, self.image, still_named(asked, self.along)
 
 @patch
 def run(self: EditorWidget, delay: float=0.) -> int:
     "Ask for the edit that the controls say; returns the number of the job."
     if self.image is None: raise ImageError("there is no picture yet: open one first")
     if self._not_yet(self.run): return self.worker.number
-    asked, mask, image = self.request(), self.mask, self.image
-    return self._submit(lambda job: self._edit(job, asked, mask, image), delay)
+    wanted = self._wanted()
+    return self._submit(lambda job: self._edit(job, *wanted), delay)
 
 @patch
 def _submit(self: EditorWidget, work, delay=0.) -> int:
@@ -170,6 +182,12 @@ def _changed(self: EditorWidget, change=None):
     self._try(lambda: self.run(self.worker.delay))
 
 @patch
+def _typed(self: EditorWidget, name: str):
+    "A text or number was put in: it counts, and no longer what was held."
+    self.knobs.held.pop(name, None)
+    self._changed()
+
+@patch
 def _follow(self: EditorWidget, job, step: dict):
     "After a step: stop if nobody wants the edit any more, else show how far it is."
     job.check()
@@ -180,16 +198,16 @@ def _follow(self: EditorWidget, job, step: dict):
     job.tell(show)
 
 @patch
-def _edit(self: EditorWidget, job, asked, mask, image):
+def _edit(self: EditorWidget, job, asked, mask, image, along):
     "Make an edit, in the worker's thread."
     self.previews.begin(image)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # what they say is among the result's notes
-        result = self.editor(image, mask=mask, request=asked,
+        result = self.editor(image, mask=mask, request=asked, **along,
                              on_step=lambda step: self._follow(job, step))
-    return lambda: self.show(result, asked, image)
+    return lambda: self.show(result, asked, image, along)
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #4c0cac58
+# %% ../../nbs/widgets/709_editor_widget.ipynb #e9f62eca
 @patch
 def _done(self: EditorWidget, job, deliver):
     self._busy(False)
@@ -221,17 +239,18 @@ def wait(self: EditorWidget, timeout: float=None) -> bool:
     return self.worker.wait(timeout)
 
 @patch
-def show(self: EditorWidget, result, asked, image):
+def show(self: EditorWidget, result, asked, image,
+         given={}):  # what the request names by a hash, as the editor takes it
     "Show an edit and keep it."
-    self.history.add(result, asked, image)
+    self.history.add(result, asked, image, given)
     self._have(result, asked)
     self._keep()
 
 @patch
-def _have(self: EditorWidget, result, asked):
+def _have(self: EditorWidget, result, asked, notes=()):
     self.result, self.asked = result, asked
     self._show_after()
-    self._say(result.summary, (*result.notes, *result.fallbacks))
+    self._say(result.summary, (*result.notes, *result.fallbacks, *notes))
     self._write_down()
 
 # %% ../../nbs/widgets/709_editor_widget.ipynb #b81d0959
@@ -276,7 +295,7 @@ def _blank():
     from PIL import Image
     return Image.new("RGB", (64, 64), (240, 240, 240))
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #7f93a188
+# %% ../../nbs/widgets/709_editor_widget.ipynb #ba9f32aa
 @patch
 def restore(self: EditorWidget, entry):
     "Bring back an edit: its model, picture, prompts, settings, mask and result."
@@ -289,13 +308,16 @@ def restore(self: EditorWidget, entry):
         if entry.image is not self.image: self.open(entry.image)
         for name in _TEXTS: c[name].value = getattr(r, name) or ""
         if self.editor.flow is None:
-            if r.method not in c["method"].options: c["method"].options = named_methods()
+            if r.method not in c["method"].options:
+                c["method"].options = tuple(dict.fromkeys((*named_methods(), r.method)))
             c["method"].value = r.method
         c["seed"].value, c["feather"].value = r.seed, float(r.feather)
         self.knobs.restore(r)
+        self.knobs.held |= unsaid(r, self.request())
+        self.along = entry.given
         self.masks.set(entry.result.mask)
     finally: self.quiet = False
-    self._have(entry.result, r)
+    self._have(entry.result, r, held_note(self.knobs.held, self.knobs.controls))
     self._keep()
 
 @patch
@@ -303,11 +325,11 @@ def vary(self: EditorWidget) -> int:
     "Make the same edit with several seeds, one after the other; all of them are kept."
     if self.image is None: raise ImageError("there is no picture yet: open one first")
     if self._not_yet(self.vary): return self.worker.number
-    asked, mask, image, n = self.request(), self.mask, self.image, self.c["seeds"].value
+    (asked, *rest), n = self._wanted(), self.c["seeds"].value
     def work(job):
         for i in range(n-1):
-            job.tell(self._edit(job, replace(asked, seed=asked.seed+i), mask, image))
-        return self._edit(job, replace(asked, seed=asked.seed+n-1), mask, image)
+            job.tell(self._edit(job, replace(asked, seed=asked.seed+i), *rest))
+        return self._edit(job, replace(asked, seed=asked.seed+n-1), *rest)
     return self._submit(work)
 
 # %% ../../nbs/widgets/709_editor_widget.ipynb #a4d348b9
@@ -366,34 +388,3 @@ def _stay(self: EditorWidget):
     "Keep the model that is loaded."
     self.loading = self.later = None
     self.c["model"].value = self.editor.spec.key
-
-# %% ../../nbs/widgets/709_editor_widget.ipynb #862453b9
-@patch
-def _write_down(self: EditorWidget):
-    "Say the last edit as Python, command line, JSON and preset."
-    if self.asked is None: return
-    c, r = self.c, self.asked
-    mask = None if self.result.mask is None else "mask.png"
-    c["python"].value, c["cli"].value = as_python(r, mask=mask), as_cli(r, mask=mask)
-    c["json"].value = as_json(self.result.request)
-    name = c["name"].value.strip() or "mine"
-    c["preset"].value = "" if self.editor.flow is not None else as_preset(r, name)
-
-@patch
-def _register(self: EditorWidget):
-    "Have the settings of the last edit as a preset, and in the menu."
-    if self.asked is None: raise ImageError("there is no edit yet: run one first")
-    preset, _ = preset_of(self.asked, self.c["name"].value.strip(), "from the notebook editor")
-    register_preset(preset.key, preset.method, preset.doc, **preset.settings)
-    method, self.quiet = self.c["method"].value, True
-    try: self.c["method"].options = named_methods()
-    finally: self.quiet = False
-    self.c["method"].value = method
-    self._say(f"{preset.key} is a method now, in this session.")
-
-@patch
-def _export(self: EditorWidget):
-    "Write the last edit, and what makes it again, into a folder."
-    if self.asked is None: raise ImageError("there is no edit yet: run one first")
-    name = self.c["folder"].value.strip() or "fastedit-export"
-    self._say(f"Written to {write_export(name, self.result, self.asked, self.image)}.")

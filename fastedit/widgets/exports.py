@@ -44,7 +44,7 @@ def as_python(request: EditRequest,
     return (f"from fastedit import FastEditor\n\neditor = FastEditor({', '.join(loads)})\n"
             f"edit = editor({str(image)!r}, {request.prompt!r}{lines})\nedit.save({str(out)!r})\n")
 
-# %% ../../nbs/widgets/704_exports.ipynb #523d2bad
+# %% ../../nbs/widgets/704_exports.ipynb #6f22198d
 def _word(value) -> str:
     "One value as a command line has it."
     if isinstance(value, tuple): return ",".join(map(_word, value))
@@ -58,7 +58,8 @@ def _flags(request) -> list:
             for name, o in v.items(): out += ["--option", f"{name}={json.dumps(o)}"]
             continue
         flag = f"--{k.replace('_', '-')}"
-        out += [flag, "x".join(map(str, v)) if k == "size" else _word(v)]
+        if v is True: out.append(flag)
+        else: out += [flag, "x".join(map(str, v)) if k == "size" else _word(v)]
     for path, weight in _loras(request): out += ["--lora", f"{path}:{weight:g}"]
     return out
 

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Entry', 'thumbnail', 'History', 'compared', 'differences']
 
-# %% ../../nbs/widgets/705_history.ipynb #43fa494f
+# %% ../../nbs/widgets/705_history.ipynb #506462f9
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from PIL import Image
 from ..editor import EditRequest, EditResult
 from ..pictures import load_image
 from ..show import before_after
 
-# %% ../../nbs/widgets/705_history.ipynb #10ebd7ed
+# %% ../../nbs/widgets/705_history.ipynb #3f588dd4
 @dataclass(frozen=True)
 class Entry:
     "One edit of a session."
@@ -21,6 +21,7 @@ class Entry:
     result: EditResult
     asked: EditRequest     # before defaults were filled in
     image: object          # the picture as it was given
+    given: dict=field(default_factory=dict)   # what the request names by a hash: pictures, ...
 
     @property
     def title(self) -> str:
@@ -58,7 +59,7 @@ class History:
 # %% ../../nbs/widgets/705_history.ipynb #249a0fe5
 from fastcore.basics import patch
 
-# %% ../../nbs/widgets/705_history.ipynb #2125027a
+# %% ../../nbs/widgets/705_history.ipynb #0389f110
 @patch
 def _cell(self: History, entry: Entry):
     "The widgets of one entry: its picture, the way back, the choice for comparing."
@@ -86,10 +87,12 @@ def _choose(self: History, entry: Entry, on: bool):
     if self.compare: self.compare(*self.chosen)
 
 @patch
-def add(self: History, result: EditResult, asked: EditRequest, image) -> Entry:
+def add(self: History, result: EditResult, asked: EditRequest, image,
+        given={}   # what the request names by a hash
+       ) -> Entry:
     "Keep an edit; the newest comes first."
     number = self.entries[-1].number+1 if self.entries else 1
-    entry = Entry(number, result, asked, image)
+    entry = Entry(number, result, asked, image, dict(given))
     self.entries.append(entry)
     self.view.children = (self._cell(entry), *self.view.children)
     if len(self.entries) > self.most:

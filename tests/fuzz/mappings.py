@@ -313,10 +313,12 @@ class Stub:
 
 
 def done_row(p):
+    from fastedit.editor.many import _shown
+
     return dict(
         name=p.name,
         key=p.key,
-        image=str(p.image),
+        image=_shown(p.image),
         flags=[],
         prompt="a",
         method="ddcm",

@@ -2,4 +2,4 @@
 from ...core import pages_on_demand
 
 __getattr__, __dir__ = pages_on_demand(__name__, ".rules", ".tiny", ".pipeline", ".loading",
-                                       ".sizes")
+                                       ".sizes", ".flowedit")

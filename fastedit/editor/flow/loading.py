@@ -49,7 +49,7 @@ def _flow_files(folder, spec) -> list:
     for name in parts:
         files += [f for f in sorted((folder/name).iterdir()) if f.suffix in _ENDINGS]
     for f in files:
-        check_inside(f, f.parent)
+        check_inside(f)
         if f.suffix == ".safetensors": read_header(f)
     return files
 

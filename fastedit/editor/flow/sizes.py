@@ -32,7 +32,7 @@ _QWEN = dict(
     text_encoder=("Qwen2_5_VLForConditionalGeneration", dict(
         text_config=_QWEN_TEXT, vision_config=_QWEN_VISION, tie_word_embeddings=False)))
 
-# %% ../../../nbs/editor/flow/204_sizes.ipynb #ddcac9ec
+# %% ../../../nbs/editor/flow/204_sizes.ipynb #0c0b607d
 _CLIP_L = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                num_attention_heads=12, projection_dim=768)
 _T5_XXL = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
@@ -45,7 +45,21 @@ _KONTEXT = dict(
         up_block_types=("UpDecoderBlock2D",)*4, layers_per_block=2, latent_channels=16,
         use_quant_conv=False, use_post_quant_conv=False)))
 
-FLOW_PARTS = {"flux2-klein": _KLEIN, "qwen-image-edit": _QWEN, "flux-kontext": _KONTEXT}
+# %% ../../../nbs/editor/flow/204_sizes.ipynb #1e0a5c0a
+_CLIP_G = dict(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
+               num_attention_heads=20, projection_dim=1280, hidden_act="gelu")
+_SD35 = dict(
+    transformer=("SD3Transformer2DModel", dict(
+        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24,
+        attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
+        caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)), qk_norm="rms_norm")),
+    text_encoder=("CLIPTextModelWithProjection", _CLIP_L),
+    text_encoder_2=("CLIPTextModelWithProjection", _CLIP_G),
+    text_encoder_3=_KONTEXT["text_encoder_2"], vae=_KONTEXT["vae"])
+
+FLOW_PARTS = {"flux2-klein": _KLEIN, "qwen-image-edit": _QWEN, "flux-kontext": _KONTEXT,
+              "sd35-medium": _SD35}
 
 # %% ../../../nbs/editor/flow/204_sizes.ipynb #33e40f36
 def _on_meta(name, config):

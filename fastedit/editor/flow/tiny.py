@@ -84,25 +84,27 @@ def _qwen():
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return QwenImageEditPlusPipeline(scheduler, vae, text, tokenizer, seeing, net)
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #ae97c499
-def _clip_encoder():
-    "A tiny CLIP text encoder and the tokenizer that it reads with."
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #d8d3b340
+def _clip_encoder(projected=False):
+    "A tiny CLIP text encoder, its last state projected or not, and its tokenizer."
+    from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection,
+                              CLIPTokenizer)
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     with tempfile.TemporaryDirectory() as folder:
         n = clip_tokenizer(folder)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
-    return tokenizer, CLIPTextModel(CLIPTextConfig(
+    return tokenizer, kind(CLIPTextConfig(
         vocab_size=n, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
         num_attention_heads=2, max_position_embeddings=77, projection_dim=16, bos_token_id=n-2,
         eos_token_id=n-1, pad_token_id=n-1))
 
-def _t5_encoder():
+def _t5_encoder(width=16):
     "A tiny T5 encoder and a tokenizer of letters."
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
     letters = [(c, -3.) for c in "abcdefghijklmnopqrstuvwxyz ,."]
     start = [("<pad>", 0.), ("</s>", 0.), ("<unk>", 0.), ("\u2581", -2.)]
     tokenizer = T5Tokenizer(vocab=[*start, *letters], extra_ids=0)
-    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8,
+    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8,
                                               d_ff=16, num_layers=1, num_heads=2))
 
 def _kontext():
@@ -119,9 +121,26 @@ def _kontext():
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return FluxKontextPipeline(scheduler, vae, clip, clip_tokens, t5, t5_tokens, net)
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #0969a9f6
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #039f871b
+def _sd3():
+    from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel,
+                           StableDiffusion3Pipeline)
+    (tokens, clip), (tokens_2, clip_2) = (_clip_encoder(projected=True) for _ in range(2))
+    t5_tokens, t5 = _t5_encoder(width=32)
+    vae = _tiny_vae(AutoencoderKL, use_quant_conv=False, use_post_quant_conv=False,
+                    shift_factor=.06, scaling_factor=1.5)
+    net = SD3Transformer2DModel(
+        sample_size=32, patch_size=2, in_channels=4, out_channels=4, num_layers=2,
+        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=32,
+        caption_projection_dim=16, pooled_projection_dim=32, pos_embed_max_size=96,
+        dual_attention_layers=(0,), qk_norm="rms_norm")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.)
+    return StableDiffusion3Pipeline(net, scheduler, vae, clip, tokens, clip_2, tokens_2, t5,
+                                    t5_tokens)
+
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #b5ee5660
 _MAKERS = dict(Flux2KleinPipeline=_klein, QwenImageEditPlusPipeline=_qwen,
-               FluxKontextPipeline=_kontext)
+               FluxKontextPipeline=_kontext, StableDiffusion3Pipeline=_sd3)
 
 def random_flow(folder,                  # where to write it
                 key: str="flux2-klein",  # row of the registry whose pipeline it is for

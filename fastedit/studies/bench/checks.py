@@ -48,7 +48,7 @@ def field_error(d: dict, fields: dict) -> str:
             return f"{name} is '{printable(v, 60)}', not {words}"
     return ""
 
-# %% ../../../nbs/studies/bench/372b_checks.ipynb #8e27545b
+# %% ../../../nbs/studies/bench/372b_checks.ipynb #08e079e6
 _LINE = dict(label="text", method="text", model="text", settings="an object",
              knob="text or nothing", value="a plain value or nothing", oracle="yes or no",
              control="yes or no")
@@ -60,7 +60,7 @@ _ROW = dict(row="text", key="text", id="text", entry="text", type="text", seed="
             steps="a whole number or nothing", timesteps="a list of numbers",
             image="text or nothing", error="text or nothing", notes="a list of texts",
             shard="text", session="text or nothing", threads="a whole number",
-            failures="a list of texts or nothing", **_LINE)
+            failures="a list of texts or nothing", turn="a whole number", **_LINE)
 
 def checksum(row: dict) -> str:
     "Hash everything in a row but its checksum and the folder that it was read from."
@@ -80,11 +80,11 @@ def parse_row(line: bytes) -> tuple:
         return None, "holds what no row can hold"
     if "check" in r and r["check"] != right:
         return None, "does not fit its checksum: it was edited or damaged"
-    r.setdefault("failures", None)   # of before there were diagnoses
+    r = dict(failures=None, turn=0) | r   # of before there were diagnoses and turns
     why = field_error(r, _ROW)
     return (None, why) if why else (r, "")
 
-# %% ../../../nbs/studies/bench/372b_checks.ipynb #271d43f5
+# %% ../../../nbs/studies/bench/372b_checks.ipynb #eb4c9002
 _ABOUT = ("name", "what", "region", "backbone", "better", "source", "state")
 _RUN = dict(dataset="text", data="text", size="a whole number or nothing",
             skipped="a whole number", problems="a list of lists of texts", profile="a profile",
@@ -92,9 +92,9 @@ _RUN = dict(dataset="text", data="text", size="a whole number or nothing",
             runs="a list of objects", refused="a list of objects",
             unavailable="an object of texts", metrics="a list of objects",
             versions="an object of texts", revisions="an object of texts",
-            diagnosed="yes or no")
+            diagnosed="yes or no", given="an object or nothing")
 _LATER = dict(problems=[], skipped=0, refused=[], unavailable={}, metrics=[], size=None,
-              diagnosed=False)
+              diagnosed=False, given=None)
 _PARTS = dict(runs=_LINE, metrics=dict.fromkeys(_ABOUT, "text"),
               refused=dict(label="text", model="text or nothing", reason="text"))
 

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['read_rows', 'read_run', 'tell_damage', 'RowFile', 'merge_runs']
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #4fc635c4
+# %% ../../../nbs/studies/bench/373_rows.ipynb #45312370
 import os
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from warnings import warn
 from fastcore.basics import patch
-from ...core import DataError, FastEditError, OptionError, atomic_write, canonical_json
+from ...core import (DataError, FastEditError, OptionError, atomic_write, canonical_json,
+                           content_hash)
 from ...measure.folders import (PICTURES, inside, open_file, picture_bytes, place_inside,
                                        printable)
 from .checks import checksum, parse_row, read_run_json
@@ -19,7 +20,7 @@ from .checks import checksum, parse_row, read_run_json
 try: import fcntl
 except ImportError: fcntl = None   # no such locks on Windows
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #ef29a691
+# %% ../../../nbs/studies/bench/373_rows.ipynb #6989b5d0
 _LONGEST = 1 << 24   # bytes of a row
 
 def _lines_of(file):
@@ -31,11 +32,14 @@ def _lines_of(file):
         while cut and (more := file.readline(_LONGEST)) and not more.endswith(b"\n"): pass
         yield n, b"" if cut else line, whole or cut
 
+def check_merged(folder):
+    "Refuse what has no rows to give; raises `DataError`."
+    if Path(folder).is_dir(): return
+    raise DataError(f"{folder} is no results folder: give one that `fastedit bench --out` wrote")
+
 def _rows_in(folder, bad):
     "Yield the rows of all files of a folder; what is damaged is added to `bad`."
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no results folder: give one that `fastedit bench --out` "
-                        "wrote")
+    check_merged(folder)
     for name in sorted(p.name for p in folder.glob("rows*.jsonl")):
         with open_file(inside(folder, name)) as file:
             for n, line, whole in _lines_of(file):
@@ -43,6 +47,17 @@ def _rows_in(folder, bad):
                 row, why = parse_row(line) if line else (None, "is longer than any row")
                 if row: yield dict(row, folder=str(folder))
                 elif whole: bad.append(f"{printable(name)} line {n} {why}")
+
+_JOB = ("label", "model", "method", "id", "seed", "profile", "entry", "revision", "settings")
+
+def job_of(r) -> str:
+    "What a row is about; of several rows of one job the one of the last turn counts."
+    return content_hash(*(r[k] for k in _JOB), r["failures"] is None,
+                        r["versions"].get("fastedit"), r["request"].get("precision"))
+
+def turn_of(r) -> tuple:
+    "When a row was written; of rows of before there were turns, whose request says more."
+    return r["turn"], len(r["request"])
 
 def _holds(r) -> bool:
     "Whether a row's picture is there as it was written."
@@ -56,7 +71,12 @@ def _counts_more(new, old) -> bool:
     if new["error"] or new.get("picture") == old.get("picture"): return False
     return _holds(new) and not _holds(old)
 
-# %% ../../../nbs/studies/bench/373_rows.ipynb #6eca9cbf
+def _later(new, old) -> bool:
+    "Whether a row says the same as another, and was written again later."
+    same = new["error"] == old["error"] and new.get("picture") == old.get("picture")
+    return same and turn_of(new) > turn_of(old)
+
+# %% ../../../nbs/studies/bench/373_rows.ipynb #07e50285
 def read_rows(*folders,
               bad: list=None # takes in a line of text for each damaged row
              ) -> list:
@@ -66,7 +86,8 @@ def read_rows(*folders,
     found, bad = {}, [] if bad is None else bad
     for folder in map(Path, folders):
         for r in _rows_in(folder, bad):
-            if _counts_more(r, found.get(r["row"])): found[r["row"]] = r
+            old = found.get(r["row"])
+            if _counts_more(r, old) or _later(r, old): found[r["row"]] = r
     def place(r): return r["label"], r["model"], r["id"], r["seed"], r["row"]
     return sorted(found.values(), key=place)
 

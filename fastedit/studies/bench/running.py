@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #0854e540
+# %% ../../../nbs/studies/bench/377_running.ipynb #dfbdaa6d
 import json, os, sys, threading, time
 from contextlib import closing
 from dataclasses import replace
@@ -24,8 +24,8 @@ from ...pictures import save_image
 from ...schema import Give, Schema, Then, check_plain, read_toml
 from .curves import draw_trade_off
 from .judging import HEADLINE, PROFILES, Judge
-from .rows import (RowFile, merge_runs, read_run, refuse_if_held,
-                                         starting_in)
+from .rows import (RowFile, check_merged, merge_runs, read_run,
+                                         refuse_if_held, starting_in)
 from .runs import make_list, make_runs
 from .sources import entry_hash, is_drawn, open_dataset
 from .tables import TIMES, Bench, read_bench, without_times
@@ -109,7 +109,7 @@ def _in_notebook() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #0f50f1e8
+# %% ../../../nbs/studies/bench/377_running.ipynb #493c5439
 def _about_data(dataset, data, out, size) -> dict:
     "Which data set, where it lies, and what of it was skipped."
     drawn, inside = str(dataset) == "picturebook", data.root.is_relative_to(out.resolve())
@@ -123,19 +123,24 @@ def _about_jobs(data, share) -> dict:
                 diagnosed=share.diagnose,
                 entries={e.id: entry_hash(e) for e in data})
 
-def _about_runs(good, refused, judge, editors, loras) -> dict:
+def _about_runs(good, refused, judge, editors) -> dict:
     "What runs, what does not and why, what is measured, and by which weights."
-    models = dict.fromkeys(r.model for r in good)
-    found = dict(runs=[r.to_dict() for r in good],
-                 refused=[dict(label=r.label, method=r.method, model=r.model, reason=why)
-                          for r, why in refused],
-                 unavailable=judge.unavailable, metrics=judge.describe(), versions=versions(),
-                 revisions={m: editors(m).parts.revision for m in models})
-    return dict(found, loras=list(editors(good[0].model).loras)) if loras else found
+    weights = {m: _weights_of(editors(m)) for m in dict.fromkeys(r.model for r in good)}
+    return dict(runs=[r.to_dict() for r in good],
+                refused=[dict(label=r.label, method=r.method, model=r.model, reason=why)
+                         for r, why in refused],
+                unavailable=judge.unavailable, metrics=judge.describe(), versions=versions(),
+                revisions={m: revision for m, (revision, _) in weights.items()},
+                given={m: loras for m, (_, loras) in weights.items() if loras})
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #88397fee
+def _weights_of(editor) -> tuple:
+    "An editor's weights, and the LoRAs beside the model's own, as a row's request has them."
+    return editor.parts.revision, list(getattr(editor, "loras", None) or ())
+
+# %% ../../../nbs/studies/bench/377_running.ipynb #99179d2a
 # which rows count
-_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions", "diagnosed")
+_DECIDES = ("profile", "precision", "seeds", "entries", "runs", "revisions", "diagnosed",
+            "given")
 
 def _asks_otherwise(out, run) -> bool:
     "Whether the folder's last command asked for something else."
@@ -144,11 +149,11 @@ def _asks_otherwise(out, run) -> bool:
     if not isinstance(last, dict): return False
     return any(last.get(k) != json.loads(json.dumps(run[k])) for k in _DECIDES)
 
-def _refuse_other_data(out, ours, drawn):
+def _refuse_other_data(out, ours, which):
     "Refuse to draw another benchmark where somebody works; what they look at is drawn by then."
     try: _refuse_if_others_work(out, ours)
     except OptionError:
-        if not drawn(): raise
+        if not is_drawn(out, *which): raise
 
 def _rows_of_team(out, team, index, of) -> list:
     return [rows_path(out, i, of) for i in range(index-team.rank, index-team.rank+team.size)]
@@ -245,7 +250,7 @@ def _finish(out, team, begun, loading, **account) -> Bench:
     team.close()
     return found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #fe847200
+# %% ../../../nbs/studies/bench/377_running.ipynb #9078e636
 def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or JSONL
               methods="all",            # see `make_runs`
               models=None,              # names or folders; None: for each method its embedded one
@@ -281,17 +286,19 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
     refuse_if_held(rows_path(out, index, of))
     for m in dict.fromkeys(r.model for r in runs): find_spec(m)
     loras = _check_loras(loras, make_editor)
-    if str(dataset) == "picturebook":
-        _refuse_other_data(out, _rows_of_team(out, team, index, of),
-                           lambda: is_drawn(out, per_type, seed, size))
-    data = open_dataset(dataset, out, per_type, seed, size, skip_bad, types, ids, sample, limit)
+    for folder in make_list(merge): check_merged(folder)
+    drawn, which = str(dataset) == "picturebook", (per_type, seed, size)
+    if drawn: _refuse_other_data(out, _rows_of_team(out, team, index, of), which)
+    opened = dataset, out, *which, skip_bad, types, ids, sample, limit
+    data = None if drawn else open_dataset(*opened)
     profile, device = profile or _profile_for(data), team.device or device
     judge = judge or Judge(profile, device="cpu" if profile == "drawn" else device or "cpu")
     editors = Editors(make_editor or _editor_maker(device, precision, loras))
     good, refused = possible_runs(runs, editors, methods != "all")
+    data = data or open_dataset(*opened)   # drawn when nothing else is left to be refused
     share = Share(list(data)[index-1::of], seeds, profile, precision, index, of, diagnose)
     run = dict(**_about_data(dataset, data, out, size), **_about_jobs(data, share),
-               **_about_runs(good, refused, judge, editors, loras))
+               **_about_runs(good, refused, judge, editors))
     with closing(_claim(out, run, team, index, of)) as file:
         clear_leftovers(out, out/"images", *(out/"images").glob("*"))
         taken = merge_runs(out, *make_list(merge)) if merge and not team.rank else 0
@@ -302,7 +309,8 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
         account = _do_share(worker, good, live)
         return _finish(out, team, loading=loading, merged=taken, **account)   # before others write
 
-def _profile_for(data) -> str: return "drawn" if data.kind == "drawn" else "corrected"
+def _profile_for(data) -> str:
+    return "drawn" if data is None or data.kind == "drawn" else "corrected"
 
 # %% ../../../nbs/studies/bench/377_running.ipynb #7444127d
 def _whole(least: int, most: int=10**9):

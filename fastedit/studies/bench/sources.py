@@ -37,23 +37,33 @@ def _clear_half_drawn(data):
         with _held(p, wait=False) as mine:
             if mine: shutil.rmtree(p, ignore_errors=True)
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #d9764658
-def _draw(out, per_type, seed, size) -> Path:
-    "Write a drawn benchmark once; raises `FastEditError` if there is no room."
+# %% ../../../nbs/studies/bench/372_sources.ipynb #925f1006
+def _draw(out, per_type, seed, size, pick) -> Path:
+    "Write a drawn benchmark once, if `pick` takes it; raises `FastEditError` if there is no room."
     folder = out/"data"/f"picturebook-{seed}-{per_type}-{size}"
     _clear_half_drawn(folder.parent)
     if _is_whole(folder): return folder
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    new = [p for p in (folder.parent, *folder.parent.parents) if not p.exists()]
     try:
         part.mkdir(parents=True)
         with _held(part):
             write_benchmark(part, per_type, seed, size, quiet=True)
+            pick(read_data(part))
             _rename(part, folder)
     except OSError as e:
         raise FastEditError(f"cannot write {folder}: {e.strerror or e}. Free some space or "
                             "choose another folder.") from e
-    finally: shutil.rmtree(part, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        _remove_empty(new)
     return folder
+
+def _remove_empty(folders):
+    "Remove folders, the innermost first, as far as they are empty."
+    try:
+        for p in folders: p.rmdir()
+    except OSError: pass
 
 def is_drawn(out, per_type, seed, size) -> bool:
     "Whether a results folder has a drawn benchmark already."
@@ -67,7 +77,7 @@ def _rename(part, folder):
     except OSError:
         if not _is_whole(folder): raise
 
-# %% ../../../nbs/studies/bench/372_sources.ipynb #2518285f
+# %% ../../../nbs/studies/bench/372_sources.ipynb #813f64fc
 def open_dataset(dataset="picturebook",  # "picturebook", a folder, or a CSV or JSONL
                  out="fastedit-bench",   # results folder; the drawn benchmark is written below it
                  per_type: int=10,       # with "picturebook": edits of each type
@@ -77,10 +87,9 @@ def open_dataset(dataset="picturebook",  # "picturebook", a folder, or a CSV or 
                  types=None, ids=None, sample: int=None, limit: int=None  # see `DataSet.pick`
                 ) -> DataSet:
     "Open and check a data set; raises `DataError` that lists every bad entry."
-    if str(dataset) == "picturebook":
-        data = read_data(_draw(Path(out), per_type, seed, size or 64))
-    else: data = read_data(dataset, skip_bad=skip_bad, size=size)
-    return data.pick(types, ids, sample, seed, limit)
+    def pick(data): return data.pick(types, ids, sample, seed, limit)
+    if str(dataset) != "picturebook": return pick(read_data(dataset, skip_bad=skip_bad, size=size))
+    return pick(read_data(_draw(Path(out), per_type, seed, size or 64, pick)))
 
 # %% ../../../nbs/studies/bench/372_sources.ipynb #d4a84aed
 def entry_hash(e) -> str:

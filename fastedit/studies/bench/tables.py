@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['current_rows', 'flat_rows', 'summarise', 'Bench', 'read_bench']
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #abe7c939
+# %% ../../../nbs/studies/bench/375_tables.ipynb #7c855ace
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -17,17 +17,21 @@ from ...measure import DataSet, Table, read_data, scores
 from ...measure.folders import folder_picture, inside
 from ...pictures import image_grid
 from .judging import HEADLINE
-from .rows import read_rows, read_run
+from .rows import read_rows, read_run, turn_of
 from .sources import entry_hash
 from ...world import EDIT_TYPES
 
-# %% ../../../nbs/studies/bench/375_tables.ipynb #d7e2290c
+# %% ../../../nbs/studies/bench/375_tables.ipynb #19770c2f
 def current_rows(rows,     # from `read_rows`
                  run: dict # from `read_run`
                 ) -> list:
-    "Keep the rows that belong to what `run` asks for; others may lie in the folder."
-    lines = {(r["label"], r["model"]): r for r in run["runs"]}
-    return [r for r in rows if _belongs(r, lines.get((r["label"], r["model"])), run)]
+    "Keep the rows that belong to what `run` asks for, one a job; others may lie in the folder."
+    lines, last = {(r["label"], r["model"]): r for r in run["runs"]}, {}
+    for r in rows:
+        if not _belongs(r, lines.get((r["label"], r["model"])), run): continue
+        job = r["label"], r["model"], r["id"], r["seed"]
+        if job not in last or turn_of(r) > turn_of(last[job]): last[job] = r
+    return list(last.values())
 
 _OF_LINE = ("method", "settings", "knob", "value", "oracle", "control")
 
@@ -40,7 +44,13 @@ def _belongs(r, line, run) -> bool:
             and r["entry"] == run["entries"].get(r["id"])
             and r["revision"] == run["revisions"][r["model"]]
             and r["versions"].get("fastedit") == run["versions"].get("fastedit")
-            and r["request"].get("precision", run["precision"]) == run["precision"])
+            and r["request"].get("precision", run["precision"]) == run["precision"]
+            and _has_loras(r, run["given"]))
+
+def _has_loras(r, given) -> bool:
+    "Whether a row was made with the LoRAs that a run gave; None: of before that was written down."
+    if given is None or "prompt" not in r["request"]: return True   # it failed before it was asked
+    return (r["request"].get("loras") or []) == given.get(r["model"], [])
 
 # %% ../../../nbs/studies/bench/375_tables.ipynb #296e2854
 _TOLD = ("type", "seed", "label", "method", "model", "knob", "value", "nfe", "control_nfe",

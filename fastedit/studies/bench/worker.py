@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['Sink']
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #569b90ee
+# %% ../../../nbs/studies/bench/374_worker.ipynb #df2c8be7
 import io, json, secrets, threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 from ...core import (Cancelled, DataError, FastEditError, Later, MaskError, ModelError,
                            OptionError, canonical_json, content_hash)
-from ...editor import versions
+from ...editor import EditRequest, versions
 from ...methods import check_model, check_options, find_method
 from ...models import diagnose
 from ...pictures import load_image, pixel_hash, save_image
 from ...measure.folders import (file_hash, folder_picture, picture_bytes, place_inside,
                                        printable)
 from .judging import failures_of
-from .rows import RowFile, read_rows, tell_damage
+from .rows import RowFile, job_of, read_rows, tell_damage, turn_of
 from .sources import bench_request, entry_hash
 
 # %% ../../../nbs/studies/bench/374_worker.ipynb #c6eba86a
@@ -125,7 +125,7 @@ def rows_path(out, index, of) -> Path:
     "The file of rows of the `index`-th of `of` shares."
     return Path(out)/("rows.jsonl" if of == 1 else f"rows-{index:04}-of-{of:04}.jsonl")
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #2ca56a11
+# %% ../../../nbs/studies/bench/374_worker.ipynb #08103792
 torch = Later("torch")
 
 class Worker:
@@ -144,6 +144,7 @@ class Worker:
         self.versions, self.session = versions(), secrets.token_hex(4)
         self.threads = torch.get_num_threads()
         self.done, self.pictures, self.busy, self.warm = {}, {}, set(), set()
+        self.turn, self.last = 1, {}   # of this process; {job: turn and row that count}
         self.network, self.edits = 0., 0   # seconds inside the networks, edits made here
         self._look_around(retry)
 
@@ -151,11 +152,19 @@ class Worker:
         "Take up what lies in the folder; damaged rows and pictures are told, and done again."
         bad = []
         for r in read_rows(self.out, bad=bad):
+            self._take_turn(r)
             try:
                 if r["image"]: picture_bytes(self.out, r["image"], r.get("picture"))
             except DataError as e: bad.append(str(e))
             else: self._know(r, retry)
         tell_damage(self.out, bad, "what is missing now is done again")
+
+    def _take_turn(self, r):
+        "Remember which row of a job counts (None: undecided), and come after all."
+        job, new = job_of(r), (turn_of(r), r["row"])
+        old = self.last.get(job, new)
+        self.last[job] = max(old, new) if old[0] != new[0] or old == new else (old[0], None)
+        self.turn = min(max(self.turn, r["turn"]+1), 1 << 62)
 
     def _know(self, r, retry=False):
         "Remember a row whose picture, if it has one, is there."
@@ -199,7 +208,15 @@ def _request(self: Worker, run, entry, source, seed) -> tuple:
                    loras=getattr(self.editors(run.model), "loras", ()))
     return ask, full, mask
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #18617674
+# %% ../../../nbs/studies/bench/374_worker.ipynb #7829ac63
+def _said(request) -> dict:
+    "A request without what is at its default: a field that is new leaves keys as they are."
+    if isinstance(request, dict): return request
+    plain = EditRequest(prompt="-")
+    given = {f.name: getattr(request, f.name) for f in fields(request)}
+    return {k: v for k, v in given.items() if k == "prompt" or v != getattr(plain, k)}
+
+# %% ../../../nbs/studies/bench/374_worker.ipynb #403b3aaf
 _MADE = dict(seconds=None, network_seconds=None, nfe=None, control_nfe=None, steps=None,
              timesteps=[], image=None, picture=None, notes=[])   # what an edit fills in
 
@@ -211,7 +228,7 @@ def _between(settings) -> dict:
 @patch
 def _row(self: Worker, run, entry, seed, request, revision, error=None) -> dict:
     "A job's row before it is done, or with the error why it cannot be."
-    key = content_hash(entry.id, request, _between(run.settings), revision,
+    key = content_hash(entry.id, _said(request), _between(run.settings), revision,
                        self.versions["fastedit"])
     profile = self.share.profile
     asked = ("diagnosed",) if self.share.diagnose else ()
@@ -220,9 +237,10 @@ def _row(self: Worker, run, entry, seed, request, revision, error=None) -> dict:
                 id=entry.id, entry=entry_hash(entry), type=entry.edit_type, seed=seed,
                 profile=profile, request=json.loads(canonical_json(request)),
                 revision=revision, versions=self.versions, shard=self.share.name,
-                session=self.session, threads=self.threads, error=error, **run.to_dict(), **told)
+                session=self.session, threads=self.threads, turn=self.turn, error=error,
+                **run.to_dict(), **told)
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #53bd9749
+# %% ../../../nbs/studies/bench/374_worker.ipynb #856c972d
 def _error_text(e) -> str:
     return f"{type(e).__name__}: {printable(str(e), 2000)}"
 
@@ -237,7 +255,7 @@ def _one(self: Worker, run, entry, seed, source):
     except FastEditError as e:
         request = dict(entry=entry_hash(entry), run=run.to_dict(), seed=seed)
         return self._fail(self._row(run, entry, seed, request, revision, _error_text(e)))
-    if row["row"] in self.done: return self.on_row(self.done[row["row"]], False)
+    if row["row"] in self.done: return self._again(row)
     if row["key"] in self.busy: self.sink.wait()
     if twin := self.pictures.get(row["key"]):
         same = {k: twin.get(k) for k in (*_MADE, "request", "session", "threads")}
@@ -246,8 +264,18 @@ def _one(self: Worker, run, entry, seed, source):
 
 @patch
 def _fail(self: Worker, row):
-    if row["row"] in self.done: self.on_row(self.done[row["row"]], False)
+    if row["row"] in self.done: self._again(row)
     else: self.sink.put(row, None, None)
+
+@patch
+def _again(self: Worker, row):
+    "Take the row that is there; where another of the same job came later, write it anew."
+    r = self.done[row["row"]]
+    if self.last.get(job_of(r), (turn_of(r), r["row"])) != (turn_of(r), r["row"]):
+        self.sink.wait()   # nobody else writes meanwhile
+        r = {k: v for k, v in r.items() if k != "folder"} | dict(turn=self.turn)
+        self.file.add(r, sign="check" in r)
+    self.on_row(r, False)
 
 # %% ../../../nbs/studies/bench/374_worker.ipynb #eff58cb4
 @patch
