@@ -288,4 +288,3 @@ def test_an_adapter_counts_in_every_plan(residency):
     assert more.required >= plain.required and more.moved >= plain.moved
     if residency == "resident":
         assert more.required > plain.required + 2e9
-

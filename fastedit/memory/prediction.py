@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Margin', 'StageMemory', 'Prediction', 'residual_numbers', 'predict_memory', 'measure_peak']
 
-# %% ../../nbs/memory/064_prediction.ipynb #48ce796d
+# %% ../../nbs/memory/064_prediction.ipynb #97aa9e01
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from functools import cached_property
 from fastcore.basics import patch
 from ..core import OptionError
 from .costs import arch_key, call_cost
-from .residency import (RESIDENCIES, STAGES, configurations, find_residency,
-                                       leaf_bytes, network_bytes, vae_precision)
+from .residency import (RESIDENCIES, STAGES, adapter_size, configurations,
+                                       find_residency, leaf_bytes, network_bytes, part_of,
+                                       vae_precision)
 from .trace import Trace, import_torch
 from .work import Work, default_work
 from ..models import ARCHITECTURES, PRECISIONS, Components, compute_dtype, find_spec
@@ -123,15 +124,15 @@ def residual_numbers(config: dict,  # a UNet's configuration
     for i, c in enumerate(channels): total += layers*c*area(i)+(c*area(i+1) if i < last else 0)
     return total+channels[-1]*area(last)
 
-# %% ../../nbs/memory/064_prediction.ipynb #5c838bcc
+# %% ../../nbs/memory/064_prediction.ipynb #7f3e20b8
 class Estimate:
     "Numbers of one edit, from which its stages are made."
     def __init__(self, model, precision, residency, size, controlnet, vae_tile, device, work,
                  ip_adapter=None):
         self.model, self.precision, self.device = model, precision, device
         self.spec = model.spec if isinstance(model, Components) else find_spec(model)
-        self.policy = find_residency(residency)
-        self.nets = configurations(model, controlnet, ip_adapter)
+        self.policy, self.nets = (find_residency(residency),
+                                  configurations(model, controlnet, ip_adapter))
         self.adapter = adapter_size(model, ip_adapter)   # numbers more in the UNet
         self.w, self.h = size or (self.spec.resolution,)*2
         self.tile = vae_tile and min(vae_tile, max(self.w, self.h))
@@ -175,9 +176,7 @@ class Estimate:
     def latent(self) -> tuple: return self.h//self.spec.vae_factor, self.w//self.spec.vae_factor
 
     @property
-    def controls(self) -> list:
-        "Components that are ControlNets."
-        return [k for k in self.nets if part_of(k) == "controlnet"]
+    def controls(self) -> list: return [k for k in self.nets if part_of(k) == "controlnet"]
 
     def cost(self, name, part, batch=1, number=None, height=None, width=None) -> Trace:
         "One call of a network; nothing where it is not there."
@@ -219,7 +218,7 @@ def borrowed(self: Estimate) -> dict:
     return dict(encode=2*channels[0]*self.h*self.w*self.vae_number,
                 decode=2*second*h*w*self.vae_number)
 
-# %% ../../nbs/memory/064_prediction.ipynb #54f53d35
+# %% ../../nbs/memory/064_prediction.ipynb #d6a5e440
 @patch
 def coming(self: Estimate, away: list, leaves: bool) -> int:
     "Most bytes of weights on the device at once, of the networks that come for a stage."
@@ -247,6 +246,7 @@ def stage(self: Estimate, name: str, activations: int, flops: int, calls: int=1)
                        sum(self.weights[k] for k in asked), borrows.get(name, 0), number == 4,
                        leaves)
 
+# %% ../../nbs/memory/064_prediction.ipynb #e479369f
 @patch
 def seeing(self: Estimate) -> tuple:
     "The stage in which an IP-Adapter is shown its picture, if there is one."
