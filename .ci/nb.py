@@ -128,6 +128,8 @@ def check_executed(root: Path) -> list:
         ]
         if errors:
             bad.append(f"{name}: holds an error output ({', '.join(errors)})")
+        if any(is_bar(o) for c in code_cells(nb) for o in c.get("outputs", [])):
+            bad.append(f"{name}: holds a progress bar")
         elif "executed" not in nb["metadata"]:
             bad.append(f"{name}: was not executed by `.ci/nb.py execute`")
         elif nb["metadata"]["executed"] != stamp(nb):
@@ -505,6 +507,30 @@ def ran(seconds: float, cuda: bool = False) -> dict:
     )
 
 
+BAR = re.compile(r"\d+%\|")  # in the text of a progress bar, which stays where it was drawn first
+STATE = "application/vnd.jupyter.widget-state+json"
+
+
+def is_bar(output: dict) -> bool:
+    "Whether an output is a progress bar: what it counted is over when the page is read."
+    return bool(BAR.search("".join(output.get("data", {}).get("text/plain", ""))))
+
+
+def without_bars(nb: dict):
+    "Take progress bars out of a notebook's outputs, and what they are made of out of its widgets."
+    state, gone = nb["metadata"].get("widgets", {}).get(STATE, {}).get("state", {}), []
+    for c in code_cells(nb):
+        bars = [o for o in c.get("outputs", []) if is_bar(o)]
+        views = [o["data"].get("application/vnd.jupyter.widget-view+json", {}) for o in bars]
+        gone += [v["model_id"] for v in views if v]
+        c["outputs"] = [o for o in c.get("outputs", []) if o not in bars]
+    while gone:
+        model = json.dumps(state.pop(gone.pop(), {}))
+        gone += re.findall(r"IPY_MODEL_(\w+)", model)
+    if "widgets" in nb["metadata"] and not state:
+        del nb["metadata"]["widgets"]
+
+
 def execute(path: Path, cuda: bool = False, timeout: int = CELL_TIMEOUT) -> float:
     """Run a notebook in a fresh kernel in its own folder, save outputs and stamp, clean it, and
     return the seconds; on an error nothing is saved."""
@@ -527,6 +553,7 @@ def execute(path: Path, cuda: bool = False, timeout: int = CELL_TIMEOUT) -> floa
             if cell.cell_type == "code" and not skipped(cell, cuda):
                 client.execute_cell(cell, i)
         client.set_widgets_metadata()
+    without_bars(nb)
     seconds = time.time() - start
     nb.metadata["executed"], nb.metadata["ran"] = stamp(nb), ran(seconds, cuda)
     tmp = path.with_name(f".{path.name}.tmp")

@@ -712,6 +712,27 @@ def test_a_signal_ends_a_command_in_words(model, tmp_path, number):
     )
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_for_the_row_at_work_and_a_second_one_does_not(
+    go, tmp_path, monkeypatch, times
+):
+    from fastedit.studies.bench.worker import Worker
+
+    edit, begun, before = Worker._edit, [], signal.getsignal(signal.SIGINT)
+
+    def interrupted(self, *a):
+        begun.append(a)
+        for _ in range(times * (len(begun) == 2)):
+            signal.raise_signal(signal.SIGINT)
+        return edit(self, *a)
+
+    monkeypatch.setattr(Worker, "_edit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, workers=0)
+    assert len(begun) == 2 and len(lines(tmp_path)) == 3 - times
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 # --- failures
 
 

@@ -289,7 +289,7 @@ def test_what_several_take_is_what_was_predicted(folders, n):
     how = dict(control=maps if n > 1 else RAMP, size=(128, 128), control_scale=0.5)
     found = weigh_edit(editor, A, "a cup", method="img2img", steps=2, **how)
     denoise = next(s for s in found["stages"] if s["stage"] == "denoise")
-    assert 0.9 < denoise["ratio"] < 1.25
+    assert 0.95 < denoise["ratio"] < 1.25
 
 
 def test_a_budget_holds_for_several(folders):
@@ -303,10 +303,10 @@ def test_a_budget_holds_for_several(folders):
 def test_a_plan_names_each(capsys):
     done = CliRunner().invoke(
         app,
-        ["plan", "--model", "sdxl", "--budget", "10", "--precision", "fp16", "--json"]
+        ["plan", "--model", "sdxl", "--budget", "24", "--precision", "fp16", "--json"]
         + ["--controlnet", "canny-sdxl-small", "--controlnet", "depth-sdxl", "-q"],
     )
-    alone = CliRunner().invoke(app, ["plan", "--model", "sdxl", "--budget", "10", "--json", "-q"])
+    alone = CliRunner().invoke(app, ["plan", "--model", "sdxl", "--budget", "24", "--json", "-q"])
     a, b = (json.loads(d.stdout)["chosen"] for d in (done, alone))
     assert a["stages"][2]["weights"] - b["stages"][2]["weights"] == 2 * 1_251_014_160
     done = CliRunner().invoke(app, ["plan", "--controlnet", "canny-sdx", "-q"])

@@ -1,6 +1,7 @@
 "Drift, repair and diagnosis: invariants on small pictures, and bad input."
 
 import json
+import cv2
 import numpy as np
 import pytest
 from fastedit import ImageError, MaskError, OptionError
@@ -18,6 +19,7 @@ from fastedit.drift import (
     tint,
 )
 from fastedit.failures import KINDS, diagnose, limits
+from fastedit.failures.calibration import drawn_base
 from fastedit.measure import psnr
 from skimage import data
 
@@ -69,15 +71,6 @@ def test_a_repair_beside_an_edit_of_half_of_the_picture_needs_no_mask(cat, half)
     away[10:-10, 170:-10] = True
     mended = np.asarray(repair(cat, after).image)
     assert psnr(cat, mended, away) > psnr(cat, after, away) + 10
-
-
-def test_phase_correlation_leaves_its_picture_as_it_is(cat):
-    from fastedit.drift.registration import _shifted
-
-    grey = np.ascontiguousarray(cat[..., 0], np.float32)
-    kept = grey.copy()
-    _shifted(grey, grey, 1.0)
-    assert (grey == kept).all()
 
 
 def test_register_of_equal_pictures_is_no_movement(cat):
@@ -233,6 +226,34 @@ def test_edges_inside_the_edit_are_not_asked(cat):
     after[box] = data.coffee()[100:340, 100:420][box]
     r = register(before, after, where=~box)
     assert np.allclose(r.shift, (2, -1), atol=0.1)
+
+
+@pytest.mark.parametrize("seed", (11, 16, 18))
+def test_a_drawing_moved_past_an_edit_that_holds_most_edges_is_brought_back(seed):
+    base = drawn_base(7_000_500 + seed)
+    rng = np.random.default_rng(seed)
+    grain = (base.edited + rng.normal(0, 8, base.edited.shape)).clip(0, 255).astype(np.uint8)
+    edit = np.where(base.mask[..., None], grain, base.before)
+    moved = compress(tint(move(edit, (-4.5, 2.3), 1.012), a=3, b=-4), 92)
+    found, mended = register(base.before, moved), repair(base.before, moved)
+    assert np.abs(np.subtract(found.shift, (-4.5, 2.3))).max() < 0.3
+    far = cv2.dilate(base.mask.astype(np.uint8), np.ones((9, 9))) == 0
+    assert psnr(base.before, np.asarray(mended.image), far) > 35
+    assert found.reliable and not register(base.before, moved[::-1, ::-1]).reliable
+
+
+def test_a_start_that_fits_nothing_is_no_error():
+    flat = np.full((120, 160, 3), 90, np.uint8)
+    dot = flat.copy()
+    dot[40:60, 40:60] = 200
+    nothing = np.zeros(flat.shape[:2], bool)
+    assert not register(dot, flat).reliable and not register(flat, dot).reliable
+    assert register(dot, move(dot, (3, 1)), where=nothing).shift == (0, 0)
+
+
+def test_a_cast_and_a_blur_are_no_movement(cat):
+    for after in (tint(cat, lightness=-6, a=8), smooth(cat, 2)):
+        assert register(cat, after).shift == (0, 0)
 
 
 def test_a_colour_change_forwards_and_back(cat):

@@ -5,6 +5,7 @@ import json, shutil
 from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
+from skimage import data
 from fastedit import FastEditor, flow as F, models as M, world as pb
 from fastedit.core import Cancelled, MemoryPlanError, ModelError, NumericalError, OptionError
 
@@ -367,3 +368,20 @@ def test_encoded_prompts_are_refused(field):
     asked = dict(prompt="a cup", model=spec.key, method="flow") | {field: "embeds:0123456789abcdef"}
     with pytest.raises(OptionError, match=f"{field}_embeds: .* reads words"):
         F.check_flow(spec, EditRequest(**asked))
+
+
+def test_a_drifted_picture_is_said_to_be_so(editors, monkeypatch):
+    from fastedit.drift import move
+
+    e, flow = editors["flux2-klein"], editors["flux2-klein"].flow
+    cat = Image.fromarray(data.chelsea()[:256, 60:316])
+    made = flow.edit(cat.resize((64, 64)), "a dog", 1, 1.0)
+
+    def drifted(self, image, *_, **__):
+        return replace(made, image=Image.fromarray(np.asarray(move(image, (3, 0)))))
+
+    monkeypatch.setattr(F.FlowModel, "edit", drifted)
+    moved = e(cat, "a dog", steps=1, size=(256, 256))
+    assert any("drifted (shift (+3.0" in n for n in moved.notes)
+    back = e(cat, "a dog", steps=1, size=(256, 256), repair=True)
+    assert not any("drifted" in n for n in back.notes) and any("repair: " in n for n in back.notes)

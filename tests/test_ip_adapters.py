@@ -7,8 +7,8 @@ from PIL import Image
 from typer.testing import CliRunner
 from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
-from fastedit.core import MemoryPlanError, ModelError, OptionError
-from fastedit.memory import RESIDENCIES, plan, predict_memory
+from fastedit.core import ModelError, OptionError
+from fastedit.memory import RESIDENCIES, predict_memory
 from fastedit.models import (
     IMAGE_ENCODERS,
     IP_ADAPTERS,

@@ -489,6 +489,30 @@ def test_execute_saves_outputs_and_stamp_and_keeps_gpu_cells(project):
     assert nb_tool.check_executed(root) == [] and nb_tool.check_clean(root) == []
 
 
+def test_execute_keeps_no_progress_bar(project):
+    loop = "from tqdm.notebook import tqdm\nfor i in tqdm(range(3)): pass\nprint('done')"
+    slider = "import ipywidgets\nipywidgets.IntSlider(7)"
+    p = project(_00_bar=notebook(code(loop), code(slider), stamped=False)) / "nbs" / "00_bar.ipynb"
+    assert nb_tool.execute_all([p]) == 0
+    nb = nb_tool.load(p)
+    first, second = (c["outputs"] for c in nb["cells"])
+    assert [o["output_type"] for o in first] == ["stream"] and len(second) == 1
+    models = nb["metadata"]["widgets"][nb_tool.STATE]["state"].values()
+    assert {m["model_name"] for m in models} == {
+        "IntSliderModel",
+        "LayoutModel",
+        "SliderStyleModel",
+    }
+
+
+def test_a_progress_bar_is_found(project):
+    bar = dict(
+        output_type="display_data", data={"text/plain": ["  0%|     | 0/4 [00:00<?]"]}, metadata={}
+    )
+    root = project(_00_bar=notebook(code("f()", [bar])), _01_good=notebook(code("1+1", SHOWN)))
+    assert nb_tool.check_executed(root) == ["nbs/00_bar.ipynb: holds a progress bar"]
+
+
 def test_execute_fails_on_an_error_and_changes_nothing(project, capsys):
     p = (
         project(_00_bad=notebook(code("print(1)"), code("1/0"), stamped=False))

@@ -264,3 +264,23 @@ def test_switches_are_flags_without_a_value_on_a_command_line():
 
     words = shlex.split(as_cli(EditRequest("a ball", repair=True)))
     assert words[words.index("--repair") + 1] == "-o"
+
+
+def test_a_flow_models_ways_stand_in_the_menu(tmp_path):
+    from dataclasses import replace
+    from fastedit import FastEditor, models as M
+    from fastedit.editor import flow as F
+
+    folder = F.random_flow(tmp_path / "klein", "flux2-klein")
+    spec = replace(M.MODELS["flux2-klein"], base=M.Source(str(folder)), resolution=64)
+    w = EditorWidget(editor=FastEditor(spec, device="cpu"), prompt="a blue ball")
+    menu = w.c["method"]
+    assert menu.options == ("flow", "flowedit") and not menu.disabled
+    assert w.request().method == "flow" and set(w.knobs.controls) == {"steps"}
+    menu.value = "flowedit"
+    assert set(w.knobs.controls) == {"steps", "strength", "n_avg", "n_min"}
+    w.knobs.controls["strength"].value = 0.5
+    r = w.request()
+    assert (r.method, r.strength) == ("flowedit", 0.5)
+    w._offer(None)
+    assert "ddcm" in menu.options and menu.value == "edit_friendly-4"

@@ -62,7 +62,7 @@ class ColourChange:
 NO_COLOUR_CHANGE = ColourChange(((1., 0., 0., 0.), (0., 1., 0., 0.), (0., 0., 1., 0.)),
                                 0., 0., 0., 1.)
 
-# %% ../../nbs/drift/021_colours.ipynb #cb26a4bf
+# %% ../../nbs/drift/021_colours.ipynb #0eebf7e3
 def _weights(r, where):
     "Weights of residuals (n, 3): 1 for those that fit, towards 0 for those that do not."
     size = np.sqrt((r**2).sum(1))
@@ -80,17 +80,19 @@ def _samples(before, after, where, side=96):
     if counts.sum() < 30: counts = small(where) > .99
     return small(before).reshape(-1, 3), small(after).reshape(-1, 3), counts.ravel()
 
+_MISFIT, _USUAL = 1., .2   # of the fit, in 0..255; size of the entries of A-1
+
 def _fit_affine(x, y, where, rounds=8):
-    "Robust least squares y = [x 1] m, drawn towards no change: (4, 3), and the weights."
-    design, w = np.hstack([x, np.full((len(x), 1), 64)]), where.astype(float)
-    w = _weights(y-x-np.median((y-x)[where], axis=0), where)
-    stay = np.vstack([np.eye(3), np.zeros((1, 3))])
+    "Robust least squares y = [x 1] m, drawn towards a mere shift: (4, 3), and the weights."
+    pull, w = (_MISFIT/_USUAL)**2*np.eye(3), _weights(y-x-np.median((y-x)[where], axis=0), where)
     for _ in range(rounds):
-        d = design*w[:, None]
-        pull = np.diag([50, 50, 50, 1e-3])*w.sum()*.02
-        m = np.linalg.solve(d.T@design+pull, d.T@y+pull@stay)
-        w = _weights(y-design@m, where)
-    return m*np.array([1, 1, 1, 64])[:, None], w
+        mx, my = ((w[:, None]*v).sum(0)/w.sum() for v in (x, y))
+        z = x-mx
+        d = z*w[:, None]
+        a = np.eye(3)+np.linalg.solve(d.T@z+w.sum()*pull, d.T@(y-my-z))
+        m = np.vstack([a, my-mx@a])
+        w = _weights(y-x@a-m[3], where)
+    return m, w
 
 # %% ../../nbs/drift/021_colours.ipynb #ef6c53b1
 def _in_words(x, y, w) -> dict:

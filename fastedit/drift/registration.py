@@ -16,7 +16,7 @@ from .faults import pixels
 # %% ../../nbs/drift/022_registration.ipynb #7007071b
 cv2 = Later("cv2")
 
-# %% ../../nbs/drift/022_registration.ipynb #f254a5e6
+# %% ../../nbs/drift/022_registration.ipynb #1b59f9a6
 @dataclass(frozen=True)
 class Registration:
     "Where a source picture's content lies in an edited one, about the centre."
@@ -24,7 +24,7 @@ class Registration:
     scale: float=1.          # above 1: larger
     rotation: float=0.       # degrees, clockwise
     residual: float=0.       # median misfit of the edges, pixels
-    share: float=1.          # of the edges that fit within half a pixel
+    share: float=1.          # of edges that fit within half a pixel; 0: as many as by chance
     stretch: float=1.        # width over height that a change of the frame added
 
     @property
@@ -35,8 +35,8 @@ class Registration:
         return np.array([[c, -s, self.shift[0]], [s, c, self.shift[1]], [0, 0, 1.]])
     @property
     def reliable(self) -> bool:
-        "Whether most edges of the source were found again."
-        return self.share >= .35
+        "Whether far more of the source's edges were found again than by chance."
+        return self.share >= .2
     def __str__(self):
         return (f"shift ({self.shift[0]:+.2f}, {self.shift[1]:+.2f}) px, scale {self.scale:.4f}, "
                 f"rotation {self.rotation:+.2f} degrees")
@@ -68,10 +68,21 @@ def onto_source(after: np.ndarray,           # uint8 (H, W, 3), of the source's 
     inside = cv2.warpAffine(np.ones((h, w), np.float32), m, (w, h), flags=flags)
     return back, inside > .999
 
-# %% ../../nbs/drift/022_registration.ipynb #a50992b2
+# %% ../../nbs/drift/022_registration.ipynb #1f5f20ee
+def _ready(grey, where=None):
+    "Blur a picture a little and take away what varies slowly, as casts do; edges stay."
+    fine = cv2.GaussianBlur(grey, (0, 0), .8)
+    if where is None: return fine-cv2.GaussianBlur(fine, (0, 0), 4)
+    w = where.astype(np.float32)   # what does not count has no part in its neighbours' mean
+    mean, of = (cv2.GaussianBlur(x, (0, 0), 4) for x in (fine*w, w))
+    return fine-mean/np.maximum(of, 1e-3)
+
+def _gradients(grey):
+    return (cv2.Sobel(grey, cv2.CV_32F, *d, scale=1/8) for d in ((1, 0), (0, 1)))
+
 def _edges(grey, where=None, most=20_000):
     "Indices and gradients of the pixels with the steepest gradients, of those that count."
-    gx, gy = (cv2.Sobel(grey, cv2.CV_32F, *d, scale=1/8) for d in ((1, 0), (0, 1)))
+    gx, gy = _gradients(grey)
     size = np.hypot(gx, gy)
     size[[0, 1, -2, -1]] = size[:, [0, 1, -2, -1]] = 0
     if where is not None: size[~where] = 0
@@ -82,17 +93,10 @@ def _edges(grey, where=None, most=20_000):
 
 def _gain(x, y, w):
     "Brightness and contrast that bring x to y."
-    mx, my = ((w*v).sum()/w.sum() for v in (x, y))
+    mx, my = ((w*v).sum()/max(w.sum(), 1e-9) for v in (x, y))
     g = (w*(x-mx)*(y-my)).sum()/max((w*(x-mx)**2).sum(), 1e-9)
     g = np.clip(g, .5, 2)
     return g, my-g*mx
-
-def _commonest(change):
-    "The difference that most pixels share, also where the edit covers half of them."
-    near = 2.
-    counts, at = np.histogram(change.clip(-255, 255), np.arange(-256, 257, near))
-    peak = at[np.convolve(counts, (1, 2, 1), "same").argmax()]+near/2
-    return float(np.median(change[np.abs(change-peak) <= 2*near]))
 
 def _centred(i, size):
     "Coordinates of pixels about the centre, (2, n)."
@@ -104,11 +108,12 @@ def _small(p): return np.array([[1+p[2], -p[3], p[0]], [p[3], 1+p[2], p[1]], [0,
 def _sampled(grey, points, t):
     "Values of a picture at mapped points, and which of them lie inside."
     h, w = grey.shape
+    if not points.size: return np.zeros(0, np.float32), np.zeros(0, bool)
     x, y = (t[:2, :2]@points+t[:2, 2:]+[[(w-1)/2], [(h-1)/2]]).astype(np.float32)
     values = cv2.remap(grey, x[None], y[None], cv2.INTER_LINEAR)[0]
     return values, (x >= 1) & (y >= 1) & (x < w-2) & (y < h-2)
 
-# %% ../../nbs/drift/022_registration.ipynb #d4fd7844
+# %% ../../nbs/drift/022_registration.ipynb #e4a2d956
 def _refine(before, after, t, lenient=4., steps=25, where=None):
     "Improve a map on one scale: (map, median misfit in pixels, share of edges that fit) or None."
     h, w = before.shape
@@ -116,11 +121,10 @@ def _refine(before, after, t, lenient=4., steps=25, where=None):
     if len(i) < 30: return None
     points, target = _centred(i, (w, h)), before.ravel()[i]
     jacobian = np.stack([gx, gy, gx*points[0]+gy*points[1], gy*points[0]-gx*points[1]], 1)
-    steep, reach, gain = np.hypot(gx, gy)+2, max(h, w)/2, None
+    steep, reach, gain = np.hypot(gx, gy)+2, max(h, w)/2, (1, 0)
     for k in range(steps):
         values, inside = _sampled(after, points, t)
         if inside.sum() < 30: return None
-        if gain is None: gain = 1, _commonest((target-values)[inside])
         off = (gain[0]*values+gain[1]-target)/steep
         width = min(1.4826*np.median(np.abs(off[inside]))+.05, 1)*lenient
         weight = inside/(1+(off/width)**2)**2
@@ -128,13 +132,14 @@ def _refine(before, after, t, lenient=4., steps=25, where=None):
         r = gain[0]*values+gain[1]-target
         d = np.linalg.lstsq(jacobian.T@(weight[:, None]*jacobian), jacobian.T@(weight*r), 1e-10)[0]
         t = t@np.linalg.inv(_small(d))
-        if not .6 < t[0, 0] < 1.6 or abs(t[1, 0]) > .15: return None   # no editor does that
+        turned = abs(t[1, 0]) > .15 or not .6 < t[0, 0] < 1.6   # no editor does that
+        if turned or np.abs(t[:2, 2]).max() > reach/2: return None
         if lenient <= 1.5 and max(np.abs(d[:2]).max(), np.abs(d[2:]).max()*reach) < .002: break
         lenient = max(min(1.5, lenient), lenient*.8)
     off = np.abs(off[inside])
     return t, float(np.median(off)), float((off < .5).mean())
 
-# %% ../../nbs/drift/022_registration.ipynb #5c0a2d2a
+# %% ../../nbs/drift/022_registration.ipynb #58d9de61
 def _shrunk(where, size):
     "A region at another size; None is everywhere."
     if where is None or where.shape == size[::-1]: return where
@@ -145,29 +150,58 @@ def _scaled(t, by):
     out[:2, 2] *= by
     return out
 
-def _pyramid(before, after, t, fine=1, where=None):
-    "Improve a map from small copies of the pictures to those shrunk by `fine`."
-    best, f = None, 2**max(0, int(np.log2(min(before.shape)/40)))
-    while f >= fine:
+_SEARCH = 128   # shorter side of the copies on which starts are looked for, pixels
+
+def _pyramid(before, after, t, where=None):
+    "Improve a map from small copies of the pictures to the pictures themselves."
+    best, f = None, 2**max(0, round(np.log2(min(before.shape)/_SEARCH)))
+    while f >= 1:
         size = (round(before.shape[1]/f), round(before.shape[0]/f))
-        small = [cv2.GaussianBlur(cv2.resize(g, size, interpolation=cv2.INTER_AREA), (0, 0), .8)
+        counts = _shrunk(where, size)
+        small = [_ready(cv2.resize(g, size, interpolation=cv2.INTER_AREA), counts)
                  for g in (before, after)]
-        if found := _refine(*small, _scaled(t, 1/f), where=_shrunk(where, size)):
+        if found := _refine(*small, _scaled(t, 1/f), where=counts):
             t, best = _scaled(found[0], f), (_scaled(found[0], f), found[1]*f, found[2])
         f //= 2
     return best
 
-def _shifted(before, after, scale):
-    "Start of a given scale with the shift that phase correlation finds."
-    h, w = before.shape
+# %% ../../nbs/drift/022_registration.ipynb #498c7fc9
+_FAR = 6   # a picture moves by no more than a side over this
+_SCALES = (1., .98, 1.02, .99, 1.01, .97, 1.03, .96, 1.04, .94, 1.06, .91, 1.09, .88, 1.12,
+           .85, 1.16, 1.2)
+
+def _directions(grey, where=None):
+    "Fourier transform of the way edges run, as complex numbers no longer than 1."
+    gx, gy = _gradients(_ready(grey, where))
+    g = gx+1j*gy
+    g /= np.abs(g)+2
+    g[[0, 1, -2, -1]] = g[:, [0, 1, -2, -1]] = 0
+    if where is not None: g[~where] = 0
+    return np.fft.fft2(g)
+
+def _peak(source, after, scale):
+    "Shift by which most edges of a scale lie on edges that run alike: how many, and the map."
+    h, w = after.shape
     m = np.array([[scale, 0, (1-scale)*(w-1)/2], [0, scale, (1-scale)*(h-1)/2]])
     back = cv2.warpAffine(after, m, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                           borderMode=cv2.BORDER_REPLICATE)
-    window = cv2.createHanningWindow((w, h), cv2.CV_32F)
-    (x, y), peak = cv2.phaseCorrelate(before.copy(), back, window)   # it writes into its input
-    return peak, np.array([[scale, 0, scale*x], [0, scale, scale*y], [0, 0, 1.]])
+    agree = np.fft.fftshift(np.fft.ifft2(source.conj()*_directions(back)).real)
+    far = w//_FAR, h//_FAR
+    near = agree[h//2-far[1]:h//2+far[1]+1, w//2-far[0]:w//2+far[0]+1]
+    y, x = np.unravel_index(near.argmax(), near.shape)
+    by = x-far[0], y-far[1]
+    return near.max(), np.array([[scale, 0, scale*by[0]], [0, scale, scale*by[1]], [0, 0, 1.]])
 
-# %% ../../nbs/drift/022_registration.ipynb #11ee2403
+def _searched(before, after, where=None, most=3):
+    "Maps by which most edges agree, best first."
+    f = max(1, min(before.shape)/_SEARCH)
+    size = (round(before.shape[1]/f), round(before.shape[0]/f))
+    a, b = (cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in (before, after))
+    source = _directions(a, _shrunk(where, size))
+    found = sorted((_peak(source, b, s) for s in _SCALES), key=lambda one: -one[0])
+    return [_scaled(t, f) for _, t in found[:most]]
+
+# %% ../../nbs/drift/022_registration.ipynb #017b0405
 def _matched(before, after):
     "Start on which most SIFT matches agree, or None."
     sift = cv2.SIFT_create(1500)
@@ -183,15 +217,13 @@ def _matched(before, after):
     centre = (np.array(before.shape[::-1])-1)/2
     return np.vstack([np.hstack([m[:, :2], (m[:, :2]@centre+m[:, 2]-centre)[:, None]]), [0, 0, 1]])
 
-def _starts(before, after):
+def _starts(before, after, where=None):
     "Yield maps to start from, cheapest first."
     yield np.eye(3)
-    yield _shifted(before, after, 1.)[1]
+    yield from _searched(before, after, where)
     if (found := _matched(before, after)) is not None: yield found
-    scaled = [_shifted(before, after, s) for s in (.85, .9, .95, .98, 1.02, 1.05, 1.1, 1.15, 1.2)]
-    for _, t in sorted(scaled, key=lambda found: -found[0])[:3]: yield t
 
-# %% ../../nbs/drift/022_registration.ipynb #00601f08
+# %% ../../nbs/drift/022_registration.ipynb #10f33d7c
 def _grey(a, side):
     "Float grey picture of at most `side` pixels, and the factor to it."
     grey = cv2.cvtColor(a, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -199,15 +231,7 @@ def _grey(a, side):
     size = (round(grey.shape[1]*f), round(grey.shape[0]*f))
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if f < 1 else grey, f
 
-def _fit_as_it_is(before, after, where=None):
-    "Median misfit and share of edges that fit if nothing moved."
-    i, gx, gy = _edges(before, where)
-    if not len(i): return 0., 0.
-    change = (after-before).ravel()[i]
-    off = np.abs(change-_commonest(change))/(np.hypot(gx, gy)+2)
-    return float(np.median(off)), float((off < .5).mean())
-
-# %% ../../nbs/drift/022_registration.ipynb #eac2cd17
+# %% ../../nbs/drift/022_registration.ipynb #cd484032
 def _misfits(after, target, steep, points, t):
     "Misfit of each edge under a map, 0..1 of a pixel, and which of them lie inside."
     values, inside = _sampled(after, points, t)
@@ -218,36 +242,90 @@ def _misfits(after, target, steep, points, t):
         weight = inside/(1+(2*off)**2)**2
     return off.clip(0, 1), inside
 
-CELLS, MOST_CELLS = 4, .6   # of each side; share of those with edges in which a map must do better
+def _fit(before, after, t, where=None):
+    "Median misfit under a map, and share of edges that fit, 0 for as many as fit by chance."
+    h, w = before.shape
+    i, gx, gy = _edges(before, where)
+    if not len(i): return 0., 0.
+    steep, points = np.hypot(gx, gy)+2, _centred(i, (w, h))
+    def offs(m): return _misfits(after, before.ravel()[i], steep, points, m)
+    elsewhere = [t+[[0, 0, x], [0, 0, y], [0, 0, 0]] for x, y in
+                 ((w/7, h/9), (-w/9, h/7), (w/8, -h/8), (-w/7, -h/10))]
+    off, *others = (o[ok] for o, ok in map(offs, (t, *elsewhere)))
+    chance = np.median([(o < .5).mean() for o in others if o.size] or 0)
+    share = ((off < .5).mean()-chance)/max(1-chance, .1) if off.size else 0
+    return float(np.median(off)) if off.size else 1., float(max(0, share))
+
+_CELLS = 4   # of each side
 
 def _moves_everywhere(before, after, t, where=None) -> bool:
-    "Whether a map fits better than none in most parts of the picture, not in one thing alone."
+    "Whether a map fits better than none in many parts of the picture and worse in few."
     h, w = before.shape
     i, gx, gy = _edges(before, where)
     if not len(i): return False
     points, target, steep = _centred(i, (w, h)), before.ravel()[i], np.hypot(gx, gy)+2
     (still, a), (moved, b) = (_misfits(after, target, steep, points, m) for m in (np.eye(3), t))
-    cell = (i//w)*CELLS//h*CELLS+(i % w)*CELLS//w
-    better = [still[c].mean()-moved[c].mean() for c in
-              ((cell == k) & a & b for k in range(CELLS**2)) if c.sum() >= max(12, .01*len(i))]
-    return len(better) >= 3 and np.mean(np.array(better) > .01) >= MOST_CELLS
+    cell = (i//w)*_CELLS//h*_CELLS+(i % w)*_CELLS//w
+    won = np.array([still[c].mean()-moved[c].mean() for c in
+                    ((cell == k) & a & b for k in range(_CELLS**2))
+                    if c.sum() >= max(12, .01*len(i))])
+    better, worse = (won > .01).sum(), (won < -.01).sum()
+    return better >= max(3, .4*len(won), 2*worse)
 
-# %% ../../nbs/drift/022_registration.ipynb #9c483177
+# %% ../../nbs/drift/022_registration.ipynb #9336477b
+def _agreeing(before, after, t, where=None):
+    "Pixels around which most edges fit: what was edited is left out."
+    h, w = before.shape
+    i, gx, gy = _edges(before, where)
+    off, inside = _misfits(after, before.ravel()[i], np.hypot(gx, gy)+2, _centred(i, (w, h)), t)
+    fit, all_of = np.zeros((2, h*w), np.float32)
+    fit[i], all_of[i] = inside & (off < .5), inside
+    fit, all_of = (cv2.GaussianBlur(x.reshape(h, w), (0, 0), min(h, w)/_AROUND)
+                   for x in (fit, all_of))
+    return (fit > .5*all_of) if where is None else (fit > .5*all_of) & where
+
+_AROUND = 24   # an edge is asked together with those within the shorter side over this
+
+def _settled(before, after, t, where=None, rounds=1):
+    "Improve a map by the edges whose neighbours agree with it: map, misfit and share."
+    for _ in range(rounds):
+        found = _refine(before, after, t, 1.5, where=_agreeing(before, after, t, where))
+        if found is None: break
+        t = found[0]
+    return (t, *_fit(before, after, t, where))
+
+# %% ../../nbs/drift/022_registration.ipynb #b15771a0
+def _fine(grey):
+    "Energy of the fine detail in blocks of a picture."
+    band = cv2.GaussianBlur(grey, (0, 0), .7)-cv2.GaussianBlur(grey, (0, 0), 1.6)
+    return cv2.resize(band**2, [max(2, n//16) for n in grey.shape[::-1]],
+                      interpolation=cv2.INTER_AREA)
+
+def _as_soft(before, after):
+    "Blur the source until a fifth of its blocks hold no more detail than the edited picture."
+    there = _fine(after)
+    for sigma in (0, .6, .8, 1., 1.3, 1.6, 2., 2.5, 3.):
+        soft = cv2.GaussianBlur(before, (0, 0), sigma) if sigma else before
+        counts = (was := _fine(soft)) > .5
+        if counts.sum() < 4 or np.quantile(there[counts]/was[counts], .8) > .5: return soft
+    return soft
+
+_ENOUGH = .6   # share of edges from which on no other start is tried
+
 def _best_map(before, after, where=None):
     "Map with the least misfit, from several starts."
-    def blurred(): return [cv2.GaussianBlur(g, (0, 0), .8) for g in (before, after)]
-    tries = [lambda: _refine(*blurred(), np.eye(3), 1., where=where)]
-    found = []
+    before = _as_soft(before, after)
+    ready, found = [_ready(g, where) for g in (before, after)], []
+    tries = [lambda: _refine(*ready, np.eye(3), 1., where=where)]
     for one in (run() for run in chain(tries, (partial(_pyramid, before, after, t, where=where)
-                                               for t in _starts(before, after)))):
+                                               for t in _starts(before, after, where)))):
         if one is None: continue
-        found.append(one)
-        if one[2] > .67: break
+        found.append(_settled(*ready, one[0], where))
+        if found[-1][2] > _ENOUGH: break
     best = max(found, key=lambda one: one[2], default=None)
-    misfit, share = _fit_as_it_is(*blurred(), where)
-    little = best is None or best[2] < share+.03 and best[1] > .7*misfit
-    if little or not _moves_everywhere(*blurred(), best[0], where): best = np.eye(3), misfit, share
-    return best
+    if best is None or not _moves_everywhere(*ready, best[0], where):
+        return np.eye(3), *_fit(*ready, np.eye(3), where)
+    return _settled(*ready, best[0], where, 2)
 
 def framed(before, after) -> tuple:
     "Both pictures as uint8, the second in the frame of the first, and the stretch of that."

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['EditorWidget']
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #faeb7aa1
+# %% ../../nbs/widgets/709_editor_widget.ipynb #4393259c
 import random, warnings
 from dataclasses import replace
 from html import escape
 from fastcore.basics import patch
 from ..core import FastEditError, ImageError
 from ..editor import EditRequest, FastEditor
-from ..methods import find_method
+from ..editor.flow import FLOW_METHODS
+from ..methods import DEFAULT_METHOD, find_method
 from ..pictures import encode_png, read_image
 from ..show import before_after
 from .brush import viewed
@@ -58,12 +59,12 @@ class EditorWidget(Written):
         "The mask, float32 (H,W); None where the edit may go everywhere."
         return self.masks.mask
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #2febc6a2
+# %% ../../nbs/widgets/709_editor_widget.ipynb #f9399f11
 @patch
 def _use(self: EditorWidget, editor):
     "Work with a loaded model: its previews, and its knobs where those of another one stood."
     self.editor, self.previews = editor, Previews(editor)
-    self.c["method"].disabled = editor.flow is not None
+    self._offer(None if editor.flow is None else editor.flow.rule.methods)
     held, had = self.knobs.held, set(self.knobs.controls)
     stood = EditRequest(**{"prompt": "x", **self.knobs.settings})
     self._show_knobs()
@@ -72,11 +73,19 @@ def _use(self: EditorWidget, editor):
     self.knobs.held |= {k: v for k, v in held.items() if k not in gone}
 
 @patch
+def _offer(self: EditorWidget, ways: tuple|None):
+    "Fill the menu of methods with a flow model's ways; None: those of all other models."
+    menu, quiet, self.quiet = self.c["method"], self.quiet, True
+    if ways: menu.options = ways
+    elif menu.value in FLOW_METHODS: menu.options, menu.value = named_methods(), DEFAULT_METHOD
+    menu.disabled, self.quiet = bool(ways) and len(ways) == 1, quiet
+
+@patch
 def _show_knobs(self: EditorWidget):
-    spec = self.editor.spec
-    if self.editor.flow is not None: return self.knobs.show(flow_knobs(spec))
+    spec, flow, method = self.editor.spec, self.editor.flow, self.c["method"].value
+    if flow is not None: return self.knobs.show(flow_knobs(spec, method, flow.distilled))
     control = self.editor.parts.controlnet is not None
-    self.knobs.show(knobs(find_method(self.c["method"].value), spec, control))
+    self.knobs.show(knobs(find_method(method), spec, control))
 
 @patch
 def _method_changed(self: EditorWidget, change=None):
@@ -145,15 +154,14 @@ def open(self: EditorWidget, source):
 def _uploaded(self: EditorWidget, change):
     for given in change["new"]: self.open(bytes(given["content"]))
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #a28037d3
+# %% ../../nbs/widgets/709_editor_widget.ipynb #c7871727
 @patch
 def request(self: EditorWidget) -> EditRequest:
     "Write down what the controls ask for; raises what `EditRequest` raises."
     c, editor = self.c, self.editor
     texts = {k: c[k].value.strip() or None for k in _TEXTS[1:]}
-    method = "flow" if editor.flow is not None else c["method"].value
-    said = dict(texts, prompt=c["prompt"].value.strip(), method=method, model=editor.spec.key,
-                seed=c["seed"].value, feather=c["feather"].value)
+    said = dict(texts, prompt=c["prompt"].value.strip(), method=c["method"].value,
+                model=editor.spec.key, seed=c["seed"].value, feather=c["feather"].value)
     return EditRequest(**said | self.knobs.settings)
 
 @patch
@@ -295,7 +303,7 @@ def _blank():
     from PIL import Image
     return Image.new("RGB", (64, 64), (240, 240, 240))
 
-# %% ../../nbs/widgets/709_editor_widget.ipynb #ba9f32aa
+# %% ../../nbs/widgets/709_editor_widget.ipynb #49f313ef
 @patch
 def restore(self: EditorWidget, entry):
     "Bring back an edit: its model, picture, prompts, settings, mask and result."
@@ -307,10 +315,9 @@ def restore(self: EditorWidget, entry):
     try:
         if entry.image is not self.image: self.open(entry.image)
         for name in _TEXTS: c[name].value = getattr(r, name) or ""
-        if self.editor.flow is None:
-            if r.method not in c["method"].options:
-                c["method"].options = tuple(dict.fromkeys((*named_methods(), r.method)))
-            c["method"].value = r.method
+        if r.method not in c["method"].options:
+            c["method"].options = tuple(dict.fromkeys((*named_methods(), r.method)))
+        c["method"].value = r.method
         c["seed"].value, c["feather"].value = r.seed, float(r.feather)
         self.knobs.restore(r)
         self.knobs.held |= unsaid(r, self.request())

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Knob', 'knobs', 'flow_knobs', 'turned', 'fits', 'positions', 'control', 'KnobPanel']
 
-# %% ../../nbs/widgets/701_knobs.ipynb #facb6144
+# %% ../../nbs/widgets/701_knobs.ipynb #ed35388e
 from dataclasses import dataclass
 from ..editor import default_control, default_guidance, EditRequest
+from ..editor.flow import FLOW, FLOWEDIT
 from ..methods import Method
 from ..pictures import CONDITIONS
 
@@ -55,7 +56,7 @@ def _control_knobs(method) -> list:
                  choices=("none", *(k for k in CONDITIONS if k != "none"))),
             Knob("control_scale", float(scale), "how strongly the map holds", 0., 2., .05)]
 
-# %% ../../nbs/widgets/701_knobs.ipynb #dbc5fdf9
+# %% ../../nbs/widgets/701_knobs.ipynb #2d10aebf
 def _option_knob(name, o) -> Knob:
     "Make the knob of a method's own option."
     step = None
@@ -78,13 +79,26 @@ def knobs(method: Method,
                           choices=tuple(method.schedules)))
     return found+[_option_knob(k, o) for k, o in method.options.items()]
 
-def flow_knobs(spec) -> list:
+def _flowedit_knobs(spec, guided) -> list:
+    "What only FlowEdit hears."
+    found = [Knob("strength", FLOWEDIT.strength, "share of the steps that run: more changes more",
+                  .05, 1., .01)]
+    if guided:
+        found.append(_scale("source_guidance", FLOW[spec.pipeline].source_guidance, 0., 20.,
+                            "how strongly the source prompt pulls"))
+    return found+[_option_knob(k, o) for k, o in FLOWEDIT.options.items()]
+
+def flow_knobs(spec,                # `models.ModelSpec`
+               method: str="flow",  # or "flowedit"
+               distilled: bool=True # whether guidance is distilled away
+              ) -> list:
     "List the knobs of a model that a pipeline of diffusers runs."
-    steps = Knob("steps", spec.default_steps, "denoising steps", 1, max(12, 2*spec.default_steps))
-    low, high = spec.guidance_range
-    if spec.guidance == "none": return [steps]
-    return [steps, _scale("guidance", spec.guidance_default, low, high, "how strongly the prompt "
-                          "pulls")]
+    found = [Knob("steps", spec.default_steps, "denoising steps", 1, max(12, 2*spec.default_steps))]
+    if spec.guidance != "none":
+        found.append(_scale("guidance", spec.guidance_default, *spec.guidance_range,
+                            "how strongly the prompt pulls"))
+    guided = spec.guidance != "none" or not distilled
+    return found + (_flowedit_knobs(spec, guided) if method == "flowedit" else [])
 
 # %% ../../nbs/widgets/701_knobs.ipynb #2cb0c5fb
 def turned(knobs: list,   # `Knob`s

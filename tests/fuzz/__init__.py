@@ -120,13 +120,16 @@ BUSY = 6  # times as long may a case take where the machine gives the time to ot
 @contextlib.contextmanager
 def _alarm(seconds):
     """Raise `Hang` in the main thread after `seconds` of this process's own time, or `BUSY` times
-    as long on the clock; C code that never returns is the parent's to kill."""
-    own, wall = time.process_time() + seconds, time.monotonic() + BUSY * seconds
+    as long on the clock; C code that never returns is the parent's to kill. The clock is counted
+    in rings, so that a machine that stands still for minutes takes one of them and not all."""
+    own, every = time.process_time() + seconds, max(0.05, seconds / 10)
+    left = [round((BUSY - 1) * seconds / every)]
 
     def ring(*_):
-        if time.process_time() >= own or time.monotonic() >= wall:
+        left[0] -= 1
+        if time.process_time() >= own or left[0] < 0:
             raise Hang
-        signal.setitimer(signal.ITIMER_REAL, max(0.05, seconds / 10))
+        signal.setitimer(signal.ITIMER_REAL, every)
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

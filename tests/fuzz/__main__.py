@@ -49,10 +49,10 @@ def _start(kind, seed, first, last):
 
 
 def _lines(process, seconds):
-    "Yield the child's lines; None when it says nothing for `seconds()`."
+    "Yield the child's lines; None when it says nothing for `seconds()`, counted one by one."
     fd, rest = process.stdout.fileno(), b""
     while True:
-        if not select.select([fd], [], [], seconds())[0]:
+        if not any(select.select([fd], [], [], 1)[0] for _ in range(seconds())):
             yield None
             return
         if not (data := os.read(fd, 65536)):

@@ -1,10 +1,11 @@
 """kill -9 of a benchmark, at a random time or at a random write, and the same command again: no row
 is lost or doubled, and the tables are those of a run that nobody disturbed."""
 
-import atexit, os, shutil, signal, tempfile, time
+import atexit, os, shutil, signal, tempfile, time, traceback
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from fastedit.core import FastEditError
 from tests.fuzz import Case
 from tests.fuzz.tables import TABLES, bench, rows_of
 
@@ -77,23 +78,36 @@ def dying(n):
 
 def killed(out, after, at):
     "Run in a child that is killed after some seconds or at a write (None: not); whether it was."
+    said = out.parent / "said"
     child = os.fork()
     if child == 0:
-        try:
-            with dying(at or 10**9):
-                run(out, workers=1)
-            os._exit(0)
-        finally:
-            os._exit(3)
-    begun = time.monotonic()
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if after is not None and time.monotonic() - begun > after:
+        _die(out, said, at)
+    begun, ended = time.monotonic(), None
+    try:
+        while not (found := os.waitpid(child, os.WNOHANG))[0]:
+            if after is not None and time.monotonic() - begun > after:
+                os.kill(child, signal.SIGKILL)
+                after = None
+            time.sleep(0.002)
+        ended = os.waitstatus_to_exitcode(found[1])
+    finally:
+        if ended is None:  # this process is told to give up
             os.kill(child, signal.SIGKILL)
-            after = None
-        time.sleep(0.002)
-    status = os.waitstatus_to_exitcode(ended[1])
-    assert status in (0, -signal.SIGKILL), f"the killed run ended with {status}"
-    return status != 0
+            os.waitpid(child, 0)
+    assert ended in (0, -signal.SIGKILL), f"the killed run ended by itself: {said.read_text()}"
+    return ended != 0
+
+
+def _die(out, said, at):
+    "What the child does; it says what else went wrong, and never returns."
+    try:
+        with dying(at or 10**9):
+            run(out, workers=1)
+        os._exit(0)
+    except BaseException:
+        said.write_text(traceback.format_exc())
+    finally:
+        os._exit(3)
 
 
 def compare(out, root):
@@ -118,7 +132,10 @@ def case(rng, folder, index):
 
     def go():
         kills = sum(killed(folder / "out", *end) for end in ends)
-        run(folder / "out")
+        try:
+            run(folder / "out")
+        except FastEditError as e:  # a refusal is no way to go on
+            raise AssertionError("the same command does not go on") from e
         return {"kills": kills, **compare(folder / "out", root)}
 
     return Case(f"killed at {said}", go, seconds=SECONDS)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['read_shard', 'write_tables', 'run_bench', 'read_config']
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #dfbdaa6d
-import json, os, sys, threading, time
-from contextlib import closing
+# %% ../../../nbs/studies/bench/377_running.ipynb #fc563231
+import json, os, signal, sys, threading, time
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -230,12 +230,35 @@ def _editor_maker(device, precision, loras):
     more = dict(loras=loras) if loras else {}
     return lambda m: FastEditor(m, device=device, precision=precision, **more)
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #c4f37d88
+# %% ../../../nbs/studies/bench/377_running.ipynb #2be19cab
+@contextmanager
+def ends_with_a_row():
+    "Put off the first signal that ends a program; gives a function that lets it happen."
+    asked, known = [], {}
+    def back():
+        for n, handler in known.items(): signal.signal(n, handler)
+    def put_off(number, frame):
+        asked.append(number)
+        back()   # the next one ends at once
+    def now():
+        if asked: known[asked[0]](asked[0], None)
+    if threading.current_thread() is threading.main_thread():
+        ending = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+        known |= {n: h for n in ending if n and callable(h := signal.getsignal(n))}
+    for n in known: signal.signal(n, put_off)
+    try: yield now
+    finally: back()
+
+# %% ../../../nbs/studies/bench/377_running.ipynb #5ae64753
 def _do_share(worker, runs, live) -> dict:
     "Do a share to its end or to an interruption; gives the session's account."
     begun = time.perf_counter()
     try:
-        for _ in worker.run(runs): live.tick()
+        with ends_with_a_row() as end_if_asked:
+            for _ in worker.run(runs):
+                live.tick()
+                end_if_asked()
+        end_if_asked()   # that came with the last row
     finally:
         worker.close()
         live.close()
