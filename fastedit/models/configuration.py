@@ -236,7 +236,7 @@ no effect: transformers_version name_or_path: say where the file comes from
 no effect: dtype torch_dtype: `precision` says in which type a network computes
 """)
 
-# %% ../../nbs/models/041_configuration.ipynb #8160617f
+# %% ../../nbs/models/041_configuration.ipynb #131a9653
 _TOKENIZER = _read("""
 followed: model_max_length: prompts are cut and padded to it; more than the text encoder has
   places for is refused
@@ -280,8 +280,8 @@ no effect: is_cosxl_edit: belongs to a pipeline that is not used
 """)
 
 CONFIGURATION = dict(scheduler=_SCHEDULER, unet=_UNET, controlnet=_CONTROLNET, vae=_VAE,
-                     controlnet_union=_UNION, text_encoder=_TEXT, image_encoder=_VISION, tokenizer=_TOKENIZER,
-                     model_index=_INDEX)
+                     controlnet_union=_UNION, text_encoder=_TEXT, image_encoder=_VISION,
+                     tokenizer=_TOKENIZER, model_index=_INDEX)
 
 # %% ../../nbs/models/041_configuration.ipynb #91172f59
 def _refuse(where, name, value, why):
