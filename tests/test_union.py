@@ -1,4 +1,4 @@
-"""ControlNet-Union: one network for several kinds of maps, each named, as stock's pipeline has it."""
+"""ControlNet-Union: one network for several kinds of maps, each named, as in stock's pipeline."""
 
 import inspect
 import diffusers, numpy as np, pytest, torch
