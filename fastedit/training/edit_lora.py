@@ -135,9 +135,9 @@ def edit_loss(d: Denoiser, given: Lessons, batch: int):
         return each.mean(), {}
     return loss
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #fdb2c595
+# %% ../../nbs/training/612b_edit_lora.ipynb #9a69b8ef
 def train_edit_lora(state,                # folder of checkpoint, log and the finished LoRA
-                    steps: int=700,       # in all
+                    steps: int=900,       # in all
                     batch: int=24,        # pairs a step
                     model: str="mini",    # any Stable Diffusion model, by name or folder
                     pairs=None,           # folder with `pairs.jsonl`, or a list of `Pair`; None: drawn
