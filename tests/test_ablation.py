@@ -2,16 +2,7 @@
 pictures alone."""
 
 import pytest
-from fastedit.adaptive import (
-    STRENGTHS,
-    change_share,
-    edit_and_check,
-    edit_by_change,
-    edit_kind,
-    resolve_auto,
-)
 from fastedit.core import DataError, OptionError
-from fastedit.editor import EditRequest
 from fastedit.studies.ablation import (
     SETS,
     THEMES,
@@ -140,45 +131,3 @@ def test_the_rows_that_the_pages_read_are_whole():
         head, lines = read_rows(f)
         assert len(head["types"]) == len(head["set"]) == 20 * head["rounds"]
         assert all(len(x[k]) == len(head["types"]) for x in lines for k in FIGURES)
-
-
-# --- adaptive
-
-
-def test_kinds_are_read_from_words_and_unknown_outside_of_the_drawn_world():
-    said = [
-        ("a red ball", "a blue ball", "looks"),
-        ("a red ball", "a red cup", "thing"),
-        ("a red ball", "a red ball", "same"),
-        (None, "a red ball", "unknown"),
-        ("", "a red ball", "unknown"),
-        ("my aunt", "my uncle", "unknown"),
-    ]
-    for was, want, kind in said:
-        assert edit_kind(was, want) == kind, (was, want)
-
-
-def test_a_stated_strength_and_other_methods_stay_as_they_are():
-    for more in (dict(method="ddcm", strength=0.45), dict(method="turbo")):
-        r = EditRequest("a blue ball", "a red ball", **more)
-        assert resolve_auto(r) == r
-    assert (
-        resolve_auto(EditRequest("a blue ball", "a red ball", method="ddcm")).strength
-        == STRENGTHS["looks"]
-    )
-
-
-@pytest.mark.parametrize("change", [0, 1, -0.1, "much", None, True])
-def test_a_change_that_is_no_share_is_refused(change):
-    with pytest.raises(OptionError, match="change="):
-        edit_by_change(None, None, change, prompt="a cup")
-
-
-def test_what_cannot_be_tried_is_refused():
-    with pytest.raises(OptionError, match="tries"):
-        edit_by_change(None, None, 0.2, tries=0, prompt="a cup")
-    with pytest.raises(OptionError, match="strengths"):
-        edit_and_check(None, None, None, ())
-    with pytest.raises(OptionError, match="mask is empty"):
-        change_share([[[0, 0, 0]]], [[[9, 9, 9]]], [[0]])
-    assert change_share([[[0, 0, 0], [0, 0, 0]]], [[[255] * 3, [0] * 3]], [[1, 0]]) == 1

@@ -1,13 +1,15 @@
 """Control: own pictures as maps, several ControlNets as stock's lists have them, and what does not
 go together."""
 
+import json
 import numpy as np, pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
 from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
-from fastedit.core import FastEditError, ImageError, ModelError, OptionError
-from fastedit.editor import take_control
+from fastedit.core import FastEditError, ImageError, MemoryPlanError, ModelError, OptionError
+from fastedit.editor import take_control, weigh_edit
+from fastedit.memory import predict_memory
 from fastedit.models import joined, random_model
 from fastedit.pictures import canny
 from fastedit.world import render, sample_scene
@@ -195,8 +197,6 @@ def test_what_does_not_go_together_is_said(folders):
     for bad in ([], ["own", None], ["own", folders[3] / "controlnet"]):
         with pytest.raises(ModelError):
             FastEditor(a, controlnet=bad)
-    with pytest.raises(OptionError, match="not planned"):
-        FastEditor(a, controlnet=["own", b], budget_gb=4)
 
 
 def test_names_stay_and_pictures_become_hashes(tmp_path):
@@ -265,3 +265,51 @@ def test_the_command_takes_pictures_and_several(folders, tmp_path, monkeypatch):
     assert r.exit_code == 0 and "bit-identical" in r.stdout, r.output
     r = run("edit", "a.png", "a cup", "-o", "d.png", "--model", a, "--control", "rmap.png")
     assert r.exit_code == 2 and "rmap.png" in r.output
+
+
+# --- memory of several
+def test_each_one_is_planned(folders):
+    a, b = two(folders, "sdxl")
+    one, more = (predict_memory(a, "fp32", controlnet=c) for c in (True, ["own", b]))
+    assert more.weights == one.weights | dict(controlnet_2=one.weights["controlnet"])
+    loaded = FastEditor(a, controlnet=["own", b])
+    assert predict_memory(loaded.parts, "fp32").weights == more.weights
+    total = sum(more.weights[k] for k in ("controlnet", "controlnet_2"))
+    assert loaded.parts.weight_bytes()["controlnet"] == total
+    denoise = [p.stages[-2] for p in (one, more)]
+    assert denoise[1].weights - denoise[0].weights == one.weights["controlnet"]
+    assert denoise[1].carried > denoise[0].carried
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_what_several_take_is_what_was_predicted(folders, n):
+    a, b = two(folders, "sdxl")
+    editor = FastEditor(a, controlnet=["own", b, b][:n] if n > 1 else True, residency="resident")
+    maps = [RAMP, B, canny(B)][:n]
+    how = dict(control=maps if n > 1 else RAMP, size=(128, 128), control_scale=0.5)
+    found = weigh_edit(editor, A, "a cup", method="img2img", steps=2, **how)
+    denoise = next(s for s in found["stages"] if s["stage"] == "denoise")
+    assert 0.95 < denoise["ratio"] < 1.25
+
+
+def test_a_budget_holds_for_several(folders):
+    a, b = two(folders, "sdxl")
+    editor = FastEditor(a, controlnet=["own", b], residency="auto", budget_gb=4)
+    assert editor(A, "a cup", control=["canny", RAMP], control_scale=0.5, **SAME).control_nfe
+    with pytest.raises(MemoryPlanError, match="needs"):
+        FastEditor(a, controlnet=["own", b], residency="resident", budget_gb=0.5)
+
+
+def test_a_plan_names_each(capsys):
+    done = CliRunner().invoke(
+        app,
+        ["plan", "--model", "sdxl", "--budget", "24", "--precision", "fp16", "--json"]
+        + ["--controlnet", "canny-sdxl-small", "--controlnet", "depth-sdxl", "-q"],
+    )
+    alone = CliRunner().invoke(app, ["plan", "--model", "sdxl", "--budget", "24", "--json", "-q"])
+    a, b = (json.loads(d.stdout)["chosen"] for d in (done, alone))
+    assert a["stages"][2]["weights"] - b["stages"][2]["weights"] == 2 * 1_251_014_160
+    done = CliRunner().invoke(app, ["plan", "--controlnet", "canny-sdx", "-q"])
+    assert "did you mean" in done.stderr and done.exit_code
+    done = CliRunner().invoke(app, ["plan", "--controlnet", "canny-sdxl", "--no-controlnet", "-q"])
+    assert "give one of them" in done.stderr and done.exit_code

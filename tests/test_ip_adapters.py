@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
 from fastedit.core import ModelError, OptionError
+from fastedit.memory import RESIDENCIES, predict_memory
 from fastedit.models import (
     IMAGE_ENCODERS,
     IP_ADAPTERS,
@@ -261,3 +262,29 @@ def test_it_can_be_typed(folder, tmp_path):
     for lost, match in ((seen, "nothing would see it"), (loaded, "wants to see a picture")):
         done = CliRunner().invoke(app, [*ask, *lost])
         assert done.exit_code == 2 and match in " ".join(done.stderr.split())
+
+
+# --- memory
+def test_its_memory_is_planned_before_it_is_loaded(folder):
+    home = folder / "ip" / "plain"
+    parts = load_model(folder, ip_adapter=home)
+    before = predict_memory(folder, "fp32", "model-offload", ip_adapter=home)
+    loaded = predict_memory(parts, "fp32", "model-offload")
+    assert before.weights == loaded.weights
+    assert [s.stage for s in before.stages] == [s.stage for s in loaded.stages]
+    assert before.stages[0].stage == "reference" and before.moved == loaded.moved
+    own = {k: n for k, n in before.weights.items() if k in ("unet", "ip_adapter", "image_encoder")}
+    real = parts.weight_bytes()
+    assert own["unet"] + own["ip_adapter"] == real["unet"]
+    assert own["image_encoder"] == real["image_encoder"]
+
+
+@pytest.mark.parametrize("residency", list(RESIDENCIES))
+def test_an_adapter_counts_in_every_plan(residency):
+    kw = dict(precision="fp16", residency=residency)
+    plain, more = (predict_memory("sdxl", ip_adapter=k, **kw) for k in (None, "ip-plus-sdxl"))
+    assert more.weights["ip_adapter"] == IP_ADAPTERS["ip-plus-sdxl"].disk_bytes()
+    assert more.weights["image_encoder"] == pytest.approx(2 * 632_076_800, rel=1e-5)
+    assert more.required >= plain.required and more.moved >= plain.moved
+    if residency == "resident":
+        assert more.required > plain.required + 2e9

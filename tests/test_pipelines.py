@@ -272,3 +272,16 @@ def test_a_saved_edit_is_repeated_with_the_pipeline(folders, tmp_path):
         reproduce(tmp_path / "b.png")
     with pytest.raises(ModelError):
         FastEditor(EditRequest.from_png(tmp_path / "b.png").model)
+
+
+def test_an_edit_is_made_again_from_the_folder_that_the_pipeline_was_saved_in(folders, tmp_path):
+    pipe = load(folders, "StableDiffusionXLImg2ImgPipeline")
+    A.save(tmp_path / "a.png")
+    edit = FastEditor(pipe)(tmp_path / "a.png", "a blue ball", control="none", **SAME)
+    edit.save(tmp_path / "b.png")
+    pipe.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ModelError, match="save_pretrained"):
+        reproduce(tmp_path / "b.png")
+    again = reproduce(tmp_path / "b.png", model=str(tmp_path / "saved"), device="cpu")
+    assert again.identical
+    assert any("the request's model was pipeline:" in c for c in again.changed)

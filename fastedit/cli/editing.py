@@ -27,10 +27,12 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #fa85d610
+# %% ../../nbs/cli/904_editing.ipynb #02f7d57d
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, or FILE.py:NAME of your own; flow models: flow, flowedit.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
+Change = option(float, "Instead of a strength, how much shall change: mean difference inside the "
+                "mask or the region found, as a share of full scale, such as 0.2.")
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
 Control = option(list[str], "Control map: canny, canny-auto, none, ..., or a picture that is the "
@@ -113,7 +115,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #9f943243
+# %% ../../nbs/cli/904_editing.ipynb #941b9f01
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -123,8 +125,7 @@ def edit(image: Image,
          model: Model="mini",
          lora: Lora=None,
          method: Method=None,
-         steps: Steps=None,
-         strength: Strength=None,
+         steps: Steps=None, strength: Strength=None, change: Change=None,
          guidance: Guidance=None,
          source_guidance: SourceGuidance=None,
          control: Control=None,
@@ -150,8 +151,9 @@ def edit(image: Image,
     check_words(prompt)
     writable(out, SUFFIXES, picture=image, mask=mask)
     settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                    strength=strength, guidance=number(guidance), size=sides(size), seed=seed,
-                    source_guidance=source_guidance, schedule=schedule, scheduler=scheduler,
+                    strength=strength, change=change, guidance=number(guidance),
+                    size=sides(size), seed=seed, source_guidance=source_guidance,
+                    schedule=schedule, scheduler=scheduler,
                     feather=feather, repair=repair, options=named_values(option),
                     mask_crop=mask_crop, clip_skip=clip_skip, long_prompts=long_prompts,
                     prompt_weights=prompt_weights,
@@ -175,7 +177,7 @@ def edit(image: Image,
     else: print(f"{out}: {result.summary}")
     tell_notes(result, quiet)
 
-# %% ../../nbs/cli/904_editing.ipynb #5c597503
+# %% ../../nbs/cli/904_editing.ipynb #314edbf4
 @app.command()
 def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `edit.save` wrote."),
               image: option(Path, "Picture that it was made from; "
@@ -195,7 +197,7 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
               as_json: option(bool, "Print what came out as JSON.", "--json")=False,
               quiet: Quiet=False):
     "Run a saved edit again: bit-identical, or what differs and why (exit code 1)."
-    from fastedit.editor.again import compare, open_editor, prepare
+    from fastedit.editor.again import compare, for_editor, open_editor, prepare
     own = dict(control=list(control)) if control else {}
     if reference is not None: own["reference"] = reference
     told, request, source, region = prepare(saved, image, mask, own)
@@ -204,6 +206,7 @@ def reproduce(saved: argument(Path, "EDIT", "Picture that `fastedit edit` or `ed
     bring(quiet)
     with waiting(f"loading {request.model}", quiet):
         editor = open_editor(request, device, None if model is None else str(model), **adapters)
+    request = for_editor(request, editor)
     with steps_bar(request.steps, quiet) as on_step:
         result = editor(source, mask=region, request=request, on_step=on_step, **own)
     found = compare(saved, told, result)

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['plan', 'bench_memory']
 
-# %% ../../nbs/cli/908_planning.ipynb #b1bb8502
+# %% ../../nbs/cli/908_planning.ipynb #6e3ca4b6
 from .checks import check_plan
+from .editing import ControlNets, IpAdapter, one_or_all
 from .options import (JsonFile, Model, Quiet, Steps, deliver, option, print_json,
                                   sides, writable_json)
 from .terminal import app
 from .waiting import bring, waiting
+from ..core import OptionError
 
 # %% ../../nbs/cli/908_planning.ipynb #9bb0b9fb
 COLUMNS = ("GiB free", "precision", "residency", "decoded", "needs GiB", "peak in", "GB moved",
@@ -52,7 +54,7 @@ Method = option(str, "Whose work is counted; ddcm, or for an instruction model i
 Card = option(str, "Card whose times are compared, such as 'RTX 4060 8GB'; "
               "the smallest that has the memory if not given.")
 
-# %% ../../nbs/cli/908_planning.ipynb #0090d88a
+# %% ../../nbs/cli/908_planning.ipynb #ad05101e
 @app.command()
 def plan(model: Model="ssd-1b",
          budget: Budget=None,
@@ -60,8 +62,9 @@ def plan(model: Model="ssd-1b",
          size: Size=None,
          method: Method=None,
          steps: Steps=None,
-         controlnet: option(bool, "With the model's ControlNet, if it has one.",
-                            "--controlnet/--no-controlnet")=True,
+         controlnet: ControlNets=None,
+         no_controlnet: option(bool, "Without the model's ControlNet.", "--no-controlnet")=False,
+         ip_adapter: IpAdapter=None,
          card: Card=None,
          as_json: option(bool, "Print JSON, in bytes and seconds.", "--json")=False,
          quiet: Quiet=False):
@@ -74,8 +77,10 @@ def plan(model: Model="ssd-1b",
     shape = sides(size)
     bring(quiet)
     asked = None if method is None else work(find_method(method), find_spec(model), steps)
-    kw = dict(size=shape, steps=steps, precision=precision, controlnet=controlnet,
-              work=asked, card=card)
+    if controlnet and no_controlnet:
+        raise OptionError("--controlnet and --no-controlnet: give one of them")
+    kw = dict(size=shape, steps=steps, precision=precision, ip_adapter=ip_adapter,
+              controlnet=one_or_all(controlnet) or not no_controlnet, work=asked, card=card)
     with waiting("planning", quiet):
         chosen = None if budget is None else memory.plan(model, budget, **kw)
         rows = memory.plan_table(model, **kw)

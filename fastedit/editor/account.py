@@ -50,7 +50,7 @@ def _kept(result) -> dict:
         told["mask: white may change"] = mask_picture(result.mask)
     return told
 
-# %% ../../nbs/editor/206d_account.ipynb #3f201080
+# %% ../../nbs/editor/206d_account.ipynb #ec9cf0dd
 def _table(rows) -> str:
     "Two columns; the second is HTML already."
     told = "".join(f'<tr><td style="text-align:left;vertical-align:top">{escape(str(k))}</td>'
@@ -95,7 +95,8 @@ def _cost(result) -> list:
     if result.reused: asked += f"; {result.reused} of them known from earlier edits"
     times = ", ".join(map(str, result.timesteps)) or "none"
     return [("timesteps that ran", escape(times)), ("evaluations (NFE)", asked),
-            *_stages(result.seconds),
+            *[(f"try at strength {t.strength:g}", f"change {t.change:.3f}, {t.nfe} evaluations")
+              for t in result.tries], *_stages(result.seconds),
             ("of it in networks, s", f"{result.network_seconds:.3f}"), *_memory(result)]
 
 def _computed_by(result) -> list:

@@ -12,7 +12,7 @@ from ..methods import Method, check_options, find_method, method_names
 from ..pictures import plan_fit
 
 # %% auto #0
-__all__ = ['visited_times', 'check_request']
+__all__ = ['visited_times', 'refuse_change', 'check_request']
 
 # %% ../../nbs/editor/206_checks.ipynb #4dcfb668
 def visited_times(r: EditRequest,    # what is asked for
@@ -44,7 +44,23 @@ def _check_scheduler(r, m):
         raise OptionError(f"scheduler={r.scheduler!r} and option sampler="
                           f"{r.options['sampler']!r} both say who steps: give one of them")
 
-# %% ../../nbs/editor/206_checks.ipynb #e92632a5
+# %% ../../nbs/editor/206_checks.ipynb #2c3e52c7
+def _check_change(r, m):
+    "Refuse an amount of change beside a strength, and where no strength can reach one."
+    if r.change is None: return
+    if r.strength is not None:
+        raise OptionError(f"change={r.change:g} and strength={r.strength:g}: a change is what a "
+                          "strength is found for; give one of them")
+    if not m.edits:
+        raise OptionError(f"change={r.change:g}: method {m.key!r} edits nothing; leave change "
+                          "out, or use another method")
+
+def refuse_change(r: EditRequest):
+    "Refuse an amount of change where one edit is made, and no search."
+    if r.change is None: return
+    raise OptionError(f"change={r.change:g} is found by several edits, and only an editor makes "
+                      "them: give a strength here")
+
 def check_request(r: EditRequest,      # what is asked for
                   spec,                # row of the model, see `models.find_spec`
                   picture: tuple=None  # (width, height) of the picture
@@ -61,6 +77,7 @@ def check_request(r: EditRequest,      # what is asked for
         raise OptionError(f"method {m.key!r} has no schedule {schedule!r}"
                           f"{nearest(schedule, m.schedules)}: it has {', '.join(m.schedules)}")
     _check_scheduler(r, m)
+    _check_change(r, m)
     visited_times(r, m, spec.scheduler == "LCMScheduler", check_options(m, r.options))
     if picture is not None: plan_fit(picture, spec.resolution, spec.multiple, r.size)
     return m

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FastEditor']
 
-# %% ../../nbs/editor/209_editor.ipynb #1e30ab87
+# %% ../../nbs/editor/209_editor.ipynb #cad27195
 import time, weakref
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -19,6 +19,7 @@ from .flow.loading import open_flow
 from .flow.flowedit import run_flow
 from .flow.rules import check_flow, own_way
 from .bar import counted
+from .change import edit_by_change
 from .given import check_given, name_given, take_again
 from .mending import drift_note, mended
 from .notes import made_for, transparency_notes
@@ -219,7 +220,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts), counted(on_step) as told:
         return _accounted(self, image, mask, r, told, pictures)
 
-# %% ../../nbs/editor/209_editor.ipynb #6d6bea94
+# %% ../../nbs/editor/209_editor.ipynb #6dd8fae4
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
@@ -248,9 +249,10 @@ def _account_of(self, draft, moved, peak) -> EditResult:
                   moved=mover.moved-moved if mover else 0, packed=packs(self.parts))
     return EditResult(draft.image, draft.source, draft.request, draft.job.grid, count.nfe,
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
-                      self.parts.revision, versions(), draft.latents, memory, count.reused)
+                      self.parts.revision, versions(), draft.latents, memory, count.reused,
+                      region=draft.region)
 
-# %% ../../nbs/editor/209_editor.ipynb #4fd1b8d4
+# %% ../../nbs/editor/209_editor.ipynb #5b98f8f9
 @patch
 def _with_fallbacks(self: FastEditor, r, run) -> tuple:
     "Run an edit, down the ladder where it must be; gives (result, rungs)."
@@ -263,6 +265,12 @@ def _with_fallbacks(self: FastEditor, r, run) -> tuple:
 
 @patch
 def _edit(self: FastEditor, source, mask, request, on_step, pictures={}) -> EditResult:
+    "Run a request once, or as often as it takes to find the strength of a stated change."
+    def once(r): return self._edit_once(source, mask, r, on_step, pictures)
+    return once(request) if request.change is None else edit_by_change(self, request, once)
+
+@patch
+def _edit_once(self: FastEditor, source, mask, request, on_step, pictures={}) -> EditResult:
     "Fill in the request and run it."
     start = time.perf_counter()
     mask = None if mask is None else load_mask(mask, source.size)

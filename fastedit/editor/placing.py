@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PlacedStages']
 
-# %% ../../nbs/editor/208c_placing.ipynb #96fca9a4
+# %% ../../nbs/editor/208c_placing.ipynb #d988c7bf
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch
@@ -18,8 +18,8 @@ from ..memory import (RESIDENCIES, MemorySettings, Mover, free_caches, out_of_me
                              settings_for, widened)
 from ..memory import advice as planners_advice
 from ..models import (PRECISIONS, Components, borrow, check_device, check_precision,
-                             check_speed, chosen_precision, controlnets, default_device,
-                             find_spec, is_pipeline, load_model, renew, speed_up)
+                             check_speed, chosen_precision, default_device, find_spec,
+                             is_pipeline, load_model, renew, speed_up)
 
 # %% ../../nbs/editor/208c_placing.ipynb #c5d3940a
 def check_values(device, cache_bytes, meter, **switches):
@@ -72,7 +72,7 @@ class PlacedStages(Stages):
         "Whether the networks compute in fp16, which can overflow."
         return PRECISIONS[self.parts.precision].compute == "float16"
 
-# %% ../../nbs/editor/208c_placing.ipynb #75cd0c53
+# %% ../../nbs/editor/208c_placing.ipynb #e109fdfc
 def _borrowed(pipe, device, load: dict) -> Components:
     "Take a pipeline apart; takes `controlnet` out of `load`, and refuses to move the networks."
     control = load.pop("controlnet", True)
@@ -100,24 +100,12 @@ def _known_model(model, precision, device, residency, load) -> tuple:
     parts = load_model(model, device=place, precision=precision, **load)
     return parts, parts, precision
 
-def _first(controlnet):
-    "Of several ControlNets the first."
-    return controlnet[0] if isinstance(controlnet, (list, tuple)) and controlnet else controlnet
-
-def _check_several(controlnet, parts, residency, budget_gb):
-    "Refuse a plan for several ControlNets, whose memory is not reckoned."
-    several = isinstance(controlnet, (list, tuple)) and len(controlnet) > 1
-    if parts is not None: several = len(controlnets(parts.controlnet)) > 1
-    if several and (budget_gb is not None or residency == "auto"):
-        raise OptionError("the memory of several ControlNets is not planned: leave budget_gb out, "
-                          "and choose a residency such as 'model-offload' yourself")
-
 def _waits_outside(residency, precision) -> bool:
     "Whether weights are loaded on the CPU, and come to the device when they are needed."
     kind = PRECISIONS.get(precision)
     return RESIDENCIES[residency].moves and not (kind and kind.weights)
 
-# %% ../../nbs/editor/208c_placing.ipynb #429c3ce1
+# %% ../../nbs/editor/208c_placing.ipynb #c895610d
 _SETTLED = "graphs", "joined", "pinned"   # options of `speed_up` for where the networks compute
 
 @patch
@@ -138,10 +126,9 @@ def load(self: PlacedStages,
     quick = {} if loaded else {k: load.pop(k) for k in _SETTLED if k in load}
     check_speed(self.device, **{k: v for k, v in quick.items() if k != "joined"})
     parts, known, precision = _known_model(model, precision, self.device, residency, load)
-    _check_several(load.get("controlnet"), parts, residency, budget_gb)
     self.planned = dict(model=known, precision=parts.precision if parts else precision,
-                        controlnet=_first(load.get("controlnet", True)) if parts is None
-                        else parts.controlnet is not None)
+                        controlnet=load.get("controlnet", True) if parts is None
+                        else parts.controlnet is not None, ip_adapter=load.get("ip_adapter"))
     self.memory = settings_for(**self.planned, residency=residency, budget_gb=budget_gb,
                                device=self.device)
     place = "cpu" if _waits_outside(self.memory.residency, precision) else self.device

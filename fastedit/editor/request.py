@@ -22,10 +22,12 @@ from ..schema import (Give, Schema, Then, check_plain, parse_json, refuse_names,
 # %% auto #0
 __all__ = ['REQUEST', 'EditRequest']
 
-# %% ../../nbs/editor/200_request.ipynb #ef820022
+# %% ../../nbs/editor/200_request.ipynb #fb2d15f9
 Number = int | float
 Steps = Annotated[int|None, Interval(ge=1, le=1000), Give("a whole number from 1 to 1000")]
 Strength = Annotated[Number|None, Interval(gt=0, le=1), Give("a number above 0 and up to 1")]
+Change = Annotated[Number|None, Interval(gt=0, lt=1),
+                   Give("a share between 0 and 1, such as .2")]
 Seed = Annotated[int, Interval(ge=0, lt=2**63), Give("a whole number from 0 to 2**63-1")]
 Feather = Annotated[Number, Interval(ge=0, le=1_000_000),
                     Give("a number of pixels from 0 to 1,000,000")]
@@ -125,7 +127,7 @@ Side = Annotated[int, Interval(ge=1, lt=2**31)]
 Size = Annotated[tuple[Side, Side]|Annotated[list[Side], Len(2, 2)]|None, Then(_as_tuple),
                  Give("(width, height) in pixels")]
 
-# %% ../../nbs/editor/200_request.ipynb #8fe942e1
+# %% ../../nbs/editor/200_request.ipynb #28b86a30
 REQUEST = Schema("a request", dict(
     method=_name("the name of a method, such as 'edit_friendly-4'", str),
     model=Model,
@@ -146,6 +148,7 @@ REQUEST = Schema("a request", dict(
     source_prompt=Words,
     steps=Steps,
     strength=Strength,
+    change=Change,
     seed=Seed,
     guidance=Guidance,
     source_guidance=SourceGuidance,
@@ -156,7 +159,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #c24a3077
+# %% ../../nbs/editor/200_request.ipynb #11dc5950
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -169,13 +172,13 @@ class EditRequest:
     model: str="mini"            # registry name or local folder
     steps: int=None              # denoising steps; all of them run, but for schedule="stock"
     strength: float=None         # start time as a share of the schedule, 0..1
+    change: float=None           # instead of a strength: how much shall change, see `editor.change`
     guidance: object=None        # guidance scale, a number or a curve such as "linear:3:1"
     source_guidance: float=None  # guidance scale of the source branch
     control: object=None         # control map: "canny", "canny-auto", "none", ..., or
                                  # "picture:" and a hash; of several ControlNets one each
-    control_scale: object=None   # ControlNet scale, a number >= 0 or a curve; or several, one per
-                                 # UNet block (see `denoise.spread`); of several ControlNets one
-                                 # of these each
+    control_scale: object=None   # ControlNet scale, a number >= 0 or a curve; one per UNet block
+                                 # (see `denoise.spread`); of several ControlNets one of these each
     schedule: str=None           # "continuous" or, for img2img, "stock"
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
                                  # None: the method's sampler, or that of a pipeline of yours
@@ -192,8 +195,8 @@ class EditRequest:
     options: dict=field(default_factory=dict)  # the method's own options
     image: str=None              # hash of the source's pixels, filled in by the editor
     mask: str=None               # hash of the mask, filled in by the editor
-    loras: tuple=None            # LoRAs beside the model's own, as `models.named_loras` writes
-                                 # them; None: those that the editor has
+    loras: tuple=None            # LoRAs beside the model's own, see `models.named_loras`; None:
+                                 # those that the editor has
     repair: bool=False           # undo what should not have changed, see `editor.mending`
 
     def __new__(cls, *values, **given):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EditResult', 'versions']
 
-# %% ../../nbs/editor/207_result.ipynb #38601741
+# %% ../../nbs/editor/207_result.ipynb #e82fd49e
 import base64, json, platform, warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
@@ -16,7 +16,7 @@ from .request import EditRequest
 from ..pictures import encode_png, pack_mask, save_image
 from ..show import Shown, side_by_side
 
-# %% ../../nbs/editor/207_result.ipynb #33126874
+# %% ../../nbs/editor/207_result.ipynb #7888b03a
 @dataclass(repr=False)
 class EditResult:
     "An edited picture and the account of how it came to be."
@@ -39,8 +39,10 @@ class EditResult:
     reused: int=0           # of the UNet evaluations, those whose answer was kept from earlier
     machine: dict=field(default_factory=dict)   # what computed it, see `machine`
     mask: object=None       # float32 (H,W) in steps of 1/255, as it was used
+    region: object=None     # float32 (H,W), where it could change; None: everywhere
+    tries: tuple=()         # for a stated change: the edits by which its strength was found
 
-# %% ../../nbs/editor/207_result.ipynb #17b4af66
+# %% ../../nbs/editor/207_result.ipynb #656face4
 @patch(as_prop=True)
 def editor(self: EditResult):
     "The editor that made this edit, while that is alive; None otherwise."
@@ -60,6 +62,7 @@ _TOLD = ("timesteps", "nfe", "control_nfe", "reused", "seconds", "network_second
 def to_dict(self: EditResult) -> dict:
     "Everything but the pictures, as plain data."
     told = {k: getattr(self, k) for k in _TOLD}
+    if self.tries: told["tries"] = [asdict(t) for t in self.tries]
     return dict(request=json.loads(self.request.json), **told)
 
 # %% ../../nbs/editor/207_result.ipynb #56c21ec0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #244db4ad
+# %% ../../nbs/editor/208b_stages.ipynb #cbd85353
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
-from .checks import check_request, visited_times
+from .checks import check_request, refuse_change, visited_times
 from .defaults import control_at, default_control, default_guidance, guidance_at
 from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
@@ -31,7 +31,7 @@ from ..pictures import (control_map, load_image, looks_photographic, mask_box, p
                                plan_fit, to_image, to_tensor)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #574a1596
+# %% ../../nbs/editor/208b_stages.ipynb #5f2bade0
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -68,6 +68,7 @@ class Draft:
     given: dict=field(default_factory=dict)  # pictures and encoded prompts by their names in the
                                  # request
     said: list=field(default_factory=list)   # what a reader should know, in words
+    region: np.ndarray=None      # float32 (H,W), where the edit could change; None: everywhere
 
     @property
     def seen(self) -> tuple:
@@ -186,7 +187,7 @@ def _fill_in(stages, r, method, source, region, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #f53528f2
+# %% ../../nbs/editor/208b_stages.ipynb #cb2cb879
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -195,6 +196,7 @@ def resolve(self: Stages,
            ) -> tuple:
     "Fill in every default: (request, method, notes)."
     method, seen = check_request(r, self.spec, source.size), pixel_hash(source)
+    refuse_change(r)
     options, schedule = check_options(method, r.options), r.schedule or method.schedules[0]
     check_reference(r, method, self.parts)
     scheduler, said = _who_steps(self, r, method)
@@ -355,12 +357,13 @@ def decode(self: Stages, draft: Draft) -> Draft:
         draft.decoded = draft.clock("decode", lambda: to_image(pixels()))
     return draft
 
-# %% ../../nbs/editor/208b_stages.ipynb #70053949
+# %% ../../nbs/editor/208b_stages.ipynb #8ce36ce1
 @patch
 def finish(self: Stages, draft: Draft) -> Draft:
     """Bring the edited picture back to the source's size, repair it if that was asked for, and
     keep what lies outside the region that may change."""
     back, region = draft.clock("finish", lambda: brought_back(draft))
+    draft.region = region
     if draft.request.repair and back is not None:
         raw = back
         back = draft.clock("repair", lambda: mended(draft.source, raw, region, draft.said))

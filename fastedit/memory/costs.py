@@ -10,7 +10,7 @@ import json
 from functools import lru_cache
 from .trace import Trace, trace
 
-# %% ../../nbs/memory/061_costs.ipynb #f6e24c24
+# %% ../../nbs/memory/061_costs.ipynb #318c50ba
 TRACES = {  # (architecture, part, side in pixels): (peak in bytes at fp16, FLOPs), batch 1
     ("vae-sdxl", "encode", 1024): (1342177280, 4878950727680),
     ("vae-sdxl", "decode", 1024): (1610743808, 10470392594432),
@@ -23,6 +23,8 @@ TRACES = {  # (architecture, part, side in pixels): (peak in bytes at fp16, FLOP
     ("clip-l", "text", 0): (3075072, 13298503680),
     ("clip-bigg", "text", 0): (8279040, 97863106560),
     ("clip-h", "text", 0): (5203968, 45127233536),
+    ("clip-vision-h", "reference", 0): (27632640, 334590279680),
+    ("clip-vision-bigg", "reference", 0): (51186176, 967496032256),
     ("controlnet-sdxl-small", "control", 1024): (125846676, 565970042880),
     ("controlnet-sdxl-mid", "control", 1024): (126162068, 780325191680),
     ("controlnet-sd15", "control", 512): (63036040, 283291975680),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Margin', 'StageMemory', 'Prediction', 'residual_numbers', 'predict_memory', 'measure_peak']
 
-# %% ../../nbs/memory/064_prediction.ipynb #48ce796d
+# %% ../../nbs/memory/064_prediction.ipynb #97aa9e01
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from functools import cached_property
 from fastcore.basics import patch
 from ..core import OptionError
 from .costs import arch_key, call_cost
-from .residency import (RESIDENCIES, STAGES, configurations, find_residency,
-                                       leaf_bytes, network_bytes, vae_precision)
+from .residency import (RESIDENCIES, STAGES, adapter_size, configurations,
+                                       find_residency, leaf_bytes, network_bytes, part_of,
+                                       vae_precision)
 from .trace import Trace, import_torch
 from .work import Work, default_work
 from ..models import ARCHITECTURES, PRECISIONS, Components, compute_dtype, find_spec
@@ -123,13 +124,16 @@ def residual_numbers(config: dict,  # a UNet's configuration
     for i, c in enumerate(channels): total += layers*c*area(i)+(c*area(i+1) if i < last else 0)
     return total+channels[-1]*area(last)
 
-# %% ../../nbs/memory/064_prediction.ipynb #27649803
+# %% ../../nbs/memory/064_prediction.ipynb #7f3e20b8
 class Estimate:
     "Numbers of one edit, from which its stages are made."
-    def __init__(self, model, precision, residency, size, controlnet, vae_tile, device, work):
+    def __init__(self, model, precision, residency, size, controlnet, vae_tile, device, work,
+                 ip_adapter=None):
         self.model, self.precision, self.device = model, precision, device
         self.spec = model.spec if isinstance(model, Components) else find_spec(model)
-        self.policy, self.nets = find_residency(residency), configurations(model, controlnet)
+        self.policy, self.nets = (find_residency(residency),
+                                  configurations(model, controlnet, ip_adapter))
+        self.adapter = adapter_size(model, ip_adapter)   # numbers more in the UNet
         self.w, self.h = size or (self.spec.resolution,)*2
         self.tile = vae_tile and min(vae_tile, max(self.w, self.h))
         self.work = work or default_work(self.spec, self._channels())
@@ -160,7 +164,8 @@ class Estimate:
         def one(k, a):
             precision = vae_precision(self.model, k, self.precision)
             return network_bytes(arch_key(a), precision, self.device)
-        return {k: one(k, a) for k, a in self.nets.items()}
+        found = {k: one(k, a) for k, a in self.nets.items()}
+        return found | (dict(ip_adapter=self.adapter*self.number) if self.adapter else {})
 
     @cached_property
     def tokens(self) -> int:
@@ -171,7 +176,7 @@ class Estimate:
     def latent(self) -> tuple: return self.h//self.spec.vae_factor, self.w//self.spec.vae_factor
 
     @property
-    def controlled(self) -> bool: return "controlnet" in self.nets
+    def controls(self) -> list: return [k for k in self.nets if part_of(k) == "controlnet"]
 
     def cost(self, name, part, batch=1, number=None, height=None, width=None) -> Trace:
         "One call of a network; nothing where it is not there."
@@ -180,7 +185,7 @@ class Estimate:
         return call_cost(self.nets[name], part, h, w, batch, number or self.number,
                          self.spec.vae_factor, self.tokens)
 
-# %% ../../nbs/memory/064_prediction.ipynb #2bfc8d04
+# %% ../../nbs/memory/064_prediction.ipynb #2fd93f4d
 @patch
 def decoding(self: Estimate) -> Trace:
     "Decoding, whole or in tiles: finished ones wait while the next is decoded, then are joined."
@@ -196,8 +201,9 @@ def carried(self: Estimate) -> dict:
     "Bytes that are carried along in each stage."
     (h, w), n, unet = self.latent, self.number, self.config("unet")
     said = self.work.prompts*self.tokens*unet["cross_attention_dim"]*n
-    pictures = 3*self.h*self.w*n*(2 if self.controlled else 1)   # the source, and its control map
-    stem = unet["block_out_channels"][0]*h*w*n if self.controlled else 0
+    maps = len(self.controls)
+    pictures = 3*self.h*self.w*n*(1+maps)   # the source, and its control maps
+    stem = unet["block_out_channels"][0]*h*w*n*maps
     base, latents = pictures+said, 4*h*w*n
     return dict(reference=base, text=base, encode=base, denoise=base+stem+3*self.work.rows*latents,
                 decode=base+stem+3*latents)
@@ -212,12 +218,13 @@ def borrowed(self: Estimate) -> dict:
     return dict(encode=2*channels[0]*self.h*self.w*self.vae_number,
                 decode=2*second*h*w*self.vae_number)
 
-# %% ../../nbs/memory/064_prediction.ipynb #2a02a445
+# %% ../../nbs/memory/064_prediction.ipynb #d6a5e440
 @patch
 def coming(self: Estimate, away: list, leaves: bool) -> int:
     "Most bytes of weights on the device at once, of the networks that come for a stage."
     if not leaves: return sum(self.weights[k] for k in away)
     def most(k):
+        if k not in self.nets: return 0   # an IP-Adapter's layers are smaller than the UNet's
         sizes = leaf_bytes(arch_key(self.nets[k]), self.precision, self.device)
         if not self.policy.overlap: return max(sizes)
         return max(a+b for a, b in zip(sizes, sizes[1:]+(0,)))
@@ -227,10 +234,10 @@ def coming(self: Estimate, away: list, leaves: bool) -> int:
 def stage(self: Estimate, name: str, activations: int, flops: int, calls: int=1) -> StageMemory:
     "One stage of the edit."
     leaves = self.policy.moves == "leaves" and name in ("reference", "text", "denoise")
-    need = [k for k in STAGES[name] if k in self.weights]
-    asked = [k for k in need if k != "controlnet" or self.work.control_nfe]
-    away = [k for k in need if k not in self.policy.keeps]
-    kept = sum(n for k, n in self.weights.items() if k in self.policy.keeps)
+    need = [k for k in self.weights if part_of(k) in STAGES[name]]
+    asked = [k for k in need if part_of(k) != "controlnet" or self.work.control_nfe]
+    away = [k for k in need if part_of(k) not in self.policy.keeps]
+    kept = sum(n for k, n in self.weights.items() if part_of(k) in self.policy.keeps)
     come = sum(self.weights[k] for k in away if k in asked)
     borrows = self.borrowed()
     number = self.vae_number if name in borrows else self.number
@@ -239,6 +246,7 @@ def stage(self: Estimate, name: str, activations: int, flops: int, calls: int=1)
                        sum(self.weights[k] for k in asked), borrows.get(name, 0), number == 4,
                        leaves)
 
+# %% ../../nbs/memory/064_prediction.ipynb #e479369f
 @patch
 def seeing(self: Estimate) -> tuple:
     "The stage in which an IP-Adapter is shown its picture, if there is one."
@@ -247,22 +255,30 @@ def seeing(self: Estimate) -> tuple:
     return (self.stage("reference", seen.peak, seen.flops),)
 
 @patch
+def controlling(self: Estimate) -> tuple:
+    "Bytes at the worst moment of asking all ControlNets, and of what they leave for the UNet."
+    left = residual_numbers(self.config("unet"), *self.latent)*self.work.rows*self.number
+    peaks = [self.cost(k, "control", self.work.rows).peak for k in self.controls]
+    if not peaks: return 0, 0
+    adding = left*(len(peaks)+1 if len(peaks) > 1 else 0)   # all of them, and their sum
+    return max(adding, *(p+i*left for i, p in enumerate(peaks))), left
+
+@patch
 def stages(self: Estimate) -> tuple:
     "All stages of the edit."
     work, rows = self.work, self.work.rows
     text = [self.cost(k, "text") for k in STAGES["text"] if k in self.nets]   # one prompt at a time
     encode, decode = self.cost("vae", "encode", number=self.vae_number), self.decoding()
-    unet, control = self.cost("unet", "eps", rows), self.cost("controlnet", "control", rows)
-    left = residual_numbers(self.config("unet"), *self.latent)*rows*self.number*self.controlled
+    unet, (control, left) = self.cost("unet", "eps", rows), self.controlling()
     flops = (self.cost("unet", "eps").flops*work.nfe
-             +self.cost("controlnet", "control").flops*work.control_nfe)
+             +sum(self.cost(k, "control").flops for k in self.controls)*work.control_nfe)
     return (*self.seeing(), self.stage("text", max(t.peak for t in text),
                        work.prompts*sum(t.flops for t in text), work.prompts),
             self.stage("encode", encode.peak, encode.flops),
-            self.stage("denoise", max(control.peak, unet.peak+left), flops, work.calls),
+            self.stage("denoise", max(control, unet.peak+left), flops, work.calls),
             self.stage("decode", decode.peak, decode.flops))
 
-# %% ../../nbs/memory/064_prediction.ipynb #d711fefe
+# %% ../../nbs/memory/064_prediction.ipynb #cb40672e
 def predict_memory(model,                      # spec, registry name, local path, or `Components`
                    precision: str="fp16",      # key of `PRECISIONS`
                    residency: str="resident",  # key of `RESIDENCIES`
@@ -273,7 +289,8 @@ def predict_memory(model,                      # spec, registry name, local path
                    vae_tile: int|None=None,    # decode in tiles of this many pixels
                    prompts: int|None=None,     # prompts that are encoded; None: as the work says
                    device: str="cuda",         # for the compute type
-                   work: Work|None=None        # what the method asks; None: `default_work`
+                   work: Work|None=None,       # what the method asks; None: `default_work`
+                   ip_adapter=None             # as in `configurations`
                   ) -> Prediction:
     """Predict weights, activations and transfers of one edit, stage by stage; nothing is loaded.
 
@@ -281,7 +298,7 @@ def predict_memory(model,                      # spec, registry name, local path
     find_residency(residency)
     if precision not in PRECISIONS:
         raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
-    e = Estimate(model, precision, residency, size, controlnet, vae_tile, device, work)
+    e = Estimate(model, precision, residency, size, controlnet, vae_tile, device, work, ip_adapter)
     e.work = e.work.change(steps, batch, prompts)
     return Prediction(e.spec.key, precision, residency, (e.w, e.h), e.work.rows, e.work.steps,
                       e.tile, e.weights, e.stages(), work=e.work)

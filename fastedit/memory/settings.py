@@ -14,33 +14,38 @@ from .residency import RESIDENCIES
 from .trace import import_torch
 from ..models import Components, find_spec
 
-# %% ../../nbs/memory/069_settings.ipynb #628cd286
+# %% ../../nbs/memory/069_settings.ipynb #44b5b0b6
 def advice(model,                      # as for `predict_memory`
            budget_gb: float,           # GiB
            precision: str|None=None,   # as for `plan`
            size: tuple|None=None,      # (width, height) in pixels
-           controlnet=True             # as for `predict_memory`
+           controlnet=True,            # as for `predict_memory`
+           ip_adapter=None             # as for `predict_memory`
           ) -> str:
     "Say in words what the planner would do with a budget."
-    try: p = plan(model, budget_gb, size, precision=precision, controlnet=controlnet)
+    try:
+        p = plan(model, budget_gb, size, precision=precision, controlnet=controlnet,
+                 ip_adapter=ip_adapter)
     except FastEditError as e: return str(e)
     return f"The plan for {p}"
 
-# %% ../../nbs/memory/069_settings.ipynb #87f29fb3
+# %% ../../nbs/memory/069_settings.ipynb #454a036e
 def auto_settings(model,                  # as for `predict_memory`
                   precision: str="fp16",  # precision in which it is loaded
                   device: str="cpu",      # the device that computes
                   size: tuple|None=None,  # (width, height) in pixels
                   batch: int|None=None,   # samples in one UNet call
                   free: int|None=None,    # free bytes; None: ask the device
-                  controlnet=True         # as for `predict_memory`
+                  controlnet=True,        # as for `predict_memory`
+                  ip_adapter=None         # as for `predict_memory`
                  ) -> MemorySettings:
     """Choose settings for a device: resident on a CPU, else what the plan says for its free memory.
 
     Raises `MemoryPlanError` if nothing fits."""
     if free is None and not str(device).startswith("cuda"): return MemorySettings()
     free = import_torch().cuda.mem_get_info(device)[0] if free is None else free
-    found = plan(model, free/2**30, size, batch, precision=precision, controlnet=controlnet)
+    found = plan(model, free/2**30, size, batch, precision=precision, controlnet=controlnet,
+                 ip_adapter=ip_adapter)
     return found.settings
 
 # %% ../../nbs/memory/069_settings.ipynb #f8fe3a43
@@ -50,14 +55,15 @@ def _check_budget(budget_gb):
     raise OptionError(f"budget_gb={in_words(budget_gb)}: give the memory that may be used, in GiB, "
                       "above 0")
 
-# %% ../../nbs/memory/069_settings.ipynb #5570e72b
+# %% ../../nbs/memory/069_settings.ipynb #ec0719d4
 def settings_for(model,                       # as for `predict_memory`
                  residency: str="resident",   # key of `RESIDENCIES`, or "auto"
                  budget_gb: float|None=None,  # memory that may be used, GiB; None: all there is
                  precision: str="fp16",       # precision in which it is loaded
                  device: str="cpu",           # the device that computes
                  size: tuple|None=None,       # (width, height) in pixels
-                 controlnet=True              # as for `predict_memory`
+                 controlnet=True,             # as for `predict_memory`
+                 ip_adapter=None              # as for `predict_memory`
                 ) -> MemorySettings:
     """Make settings of a residency and a budget.
 
@@ -69,13 +75,14 @@ def settings_for(model,                       # as for `predict_memory`
                           f"use {', '.join(known)}")
     _check_budget(budget_gb)
     budget = budget_gb and int(budget_gb*2**30)
+    given = dict(controlnet=controlnet, ip_adapter=ip_adapter)
     if residency == "auto":
-        return auto_settings(model, precision, device, size, free=budget, controlnet=controlnet)
+        return auto_settings(model, precision, device, size, free=budget, **given)
     if budget_gb is None: return MemorySettings(residency)
     spec = find_spec(model.spec if isinstance(model, Components) else model)
     for tile in (None, tile_for(size or (spec.resolution,)*2, spec.vae_factor)):
-        p = predict_memory(model, precision, residency, size, controlnet=controlnet, vae_tile=tile)
+        p = predict_memory(model, precision, residency, size, vae_tile=tile, **given)
         if p.required <= budget_gb*2**30: return MemorySettings(residency, tile)
     raise MemoryPlanError(f"{p.model} in {precision} with residency {residency!r} needs "
                           f"{p.required/2**30:.2f} GiB and {budget_gb:g} GiB may be used. "
-                          f"{advice(model, budget_gb, precision, size, controlnet)}")
+                          f"{advice(model, budget_gb, precision, size, **given)}")

@@ -9,7 +9,7 @@ __all__ = ['Work', 'default_work']
 from dataclasses import dataclass, replace
 from ..models import zeros_for_empty
 
-# %% ../../nbs/memory/063_work.ipynb #f7837eb6
+# %% ../../nbs/memory/063_work.ipynb #0d38bbb0
 @dataclass(frozen=True)
 class Work:
     "What a method asks of the networks in one edit."
@@ -18,7 +18,7 @@ class Work:
     rows: int           # most samples in one call of the UNet
     nfe: int            # samples that the UNet is asked for, in all its calls
     calls: int          # how often the UNet is called
-    control_nfe: int=0  # samples that the ControlNet is asked for
+    control_nfe: int=0  # samples that each ControlNet is asked for
     prompts: int=2      # prompts that are encoded
 
     def change(self, steps: int|None=None, rows: int|None=None, prompts: int|None=None) -> "Work":

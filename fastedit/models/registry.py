@@ -202,7 +202,7 @@ _COMPARATORS = (
               licence="stabilityai-ai-community", disk_gb=16.3,
               notes="edits by flowedit; gated repository", **_FLOW | dict(confirmed=())))
 
-# %% ../../nbs/models/045b_registry.ipynb #d90b22c4
+# %% ../../nbs/models/045b_registry.ipynb #73a2fe2b
 _MINI = dict(family="sdxl", resolution=64, multiple=16, vae_factor=4, variants=(),
              licence="apache-2.0")
 _TEACHER = dict(scheduler="DDIMScheduler", guidance_default=4.0, default_steps=25)
@@ -217,7 +217,8 @@ _EMBEDDED = (
     ModelSpec("mini-teacher", base=Source("mini"), controlnet="own", guidance_range=(1.0, 8.0),
               **_MINI, **_TEACHER, notes="mini without its LCM-LoRA"),
     ModelSpec("mini-instruct", base=Source("mini"), guidance_range=(1.0, 10.0), **_MINI,
-              **_TEACHER, notes="follows an instruction; mini-teacher with an 8-channel UNet"))
+              **_TEACHER, notes="to see the method instruct run: carries out hardly any "
+                    "instruction (none or one of 40); mini-teacher with an 8-channel UNet"))
 
 MODELS = {s.key: s for s in (*_CONSISTENCY, *_DISTILLED, *_UNDISTILLED, *_COMPARATORS,
                              *_EMBEDDED)}

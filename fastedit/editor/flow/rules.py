@@ -52,9 +52,10 @@ FLOWEDIT = Method(
                  n_min=Option(0, 0, 1000, "steps at the end that are ordinary sampling")),
     cite="Kulikov et al. 2024, arXiv 2412.08629")
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #22d826b8
+# %% ../../../nbs/editor/flow/201_rules.ipynb #8d65ebe7
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
+    change="no strength is searched for there",
     schedule="the pipeline has one grid of times", scheduler="the pipeline has its own",
     control="it has no ControlNet",
     mask_crop="the pipeline sees the whole picture", clip_skip="it has another text encoder",
@@ -69,7 +70,7 @@ def _refuse_foreign(r, way, who):
     "Refuse fields that mean nothing to a pipeline."
     for name, why in _REFUSED.items():
         if way == "flowedit" and name in _FLOWEDIT_HEARS: continue
-        v = getattr(r, name)
+        v = getattr(r, name, None)
         if v is False or v in (None, "none") or name == "control_scale" and v == 0: continue
         raise OptionError(f"{name}={v!r} makes no sense here: {who}, and {why}. Leave {name} out")
     for name in ("prompt", "negative_prompt", "source_prompt"):

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['combinations', 'request_of', 'listed']
 
-# %% ../../../nbs/studies/sweep/340_grid.ipynb #277343dd
+# %% ../../../nbs/studies/sweep/340_grid.ipynb #03fbd376
 import itertools, random
 from dataclasses import fields
 import numpy as np
-from ...core import OptionError
+from ...core import OptionError, in_words
 from ...editor import EditRequest
 from ...values import Span
 
-# %% ../../../nbs/studies/sweep/340_grid.ipynb #9f12a01b
-FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "options"))
+# %% ../../../nbs/studies/sweep/340_grid.ipynb #248af08e
+_NO_FIELDS = ("image", "mask", "options", "change")
+FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in _NO_FIELDS)
 
 def _flat(settings: dict) -> dict:
     "Settings with the method's options as fields of their own, `options.NAME`."
@@ -24,6 +25,9 @@ def _flat(settings: dict) -> dict:
         raise OptionError(f"options={options!r}: give a dict from name to value, or to a list of "
                           "values that vary")
     settings |= {f"options.{k}": v for k, v in options.items()}
+    if settings.get("change") is not None:
+        raise OptionError(f"change={in_words(settings['change'])} is found by a search of its own, "
+                          "which no sweep can share: let strength vary")
     bad = [k for k in settings if k not in FIELDS and not k.startswith("options.")]
     if bad:
         raise OptionError(f"unknown field {', '.join(bad)}: an edit has {', '.join(FIELDS)} and "
