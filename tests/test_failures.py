@@ -10,6 +10,7 @@ from fastedit.drift import (
     colour_change,
     compress,
     edited_region,
+    measure_drift,
     move,
     onto_source,
     register,
@@ -63,6 +64,13 @@ def test_a_movement_beside_an_edit_of_half_of_the_picture_is_found_without_a_mas
     found = diagnose(cat, compress(tint(move(half[0], (3, -1)), b=6), 90))
     assert {"shift", "colour"} <= set(found.found) and "overedited" not in found.found
     assert np.abs(np.subtract(found.evidence.drift.registration.shift, (3, -1))).max() < 0.1
+
+
+def test_a_recoloured_half_is_no_cast_of_the_whole(cat, half):
+    blue = np.where(half[1][..., None], cat[..., ::-1], cat)
+    assert measure_drift(cat, blue).colours.cast < 0.7
+    found = measure_drift(cat, tint(blue, b=6)).colours
+    assert abs(found.yellow - 6) < 0.5 and abs(found.red) < 0.5
 
 
 def test_a_repair_beside_an_edit_of_half_of_the_picture_needs_no_mask(cat, half):

@@ -48,7 +48,8 @@ WIDE = "photographs, half of it edited"
 
 def _group(name) -> str:
     "What kind of picture a row is about."
-    return "drawings" if name.startswith("drawn") else WIDE if name.endswith("wide") else "photographs"
+    if name.startswith("drawn"): return "drawings"
+    return WIDE if name.endswith("wide") else "photographs"
 
 def gains(rows: list  # from `judge_repair`
          ) -> Table:
