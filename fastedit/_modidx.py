@@ -743,6 +743,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fastedit/drift/registration.py'),
                                              'fastedit.drift.registration._edges': ( 'drift/registration.html#_edges',
                                                                                      'fastedit/drift/registration.py'),
+                                             'fastedit.drift.registration._far': ( 'drift/registration.html#_far',
+                                                                                   'fastedit/drift/registration.py'),
                                              'fastedit.drift.registration._fine': ( 'drift/registration.html#_fine',
                                                                                     'fastedit/drift/registration.py'),
                                              'fastedit.drift.registration._fit': ( 'drift/registration.html#_fit',

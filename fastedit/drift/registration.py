@@ -310,7 +310,12 @@ def _as_soft(before, after):
         if counts.sum() < 4 or np.quantile(there[counts]/was[counts], .8) > .5: return soft
     return soft
 
-_ENOUGH = .6   # share of edges from which on no other start is tried
+_ENOUGH, _BETTER = .6, .1   # share of edges: no other start is tried; more than if nothing moved
+
+def _far(t, shape) -> bool:
+    "Whether a map moves a corner by more than a pixel, which edges that stayed would show."
+    moved = (t-np.eye(3))[:2]@np.array([[-1, 1, -1, 1], [-1, -1, 1, 1], [0, 0, 0, 0]])*max(shape)/2
+    return bool(np.hypot(*(moved+t[:2, 2:])).max() > 1)
 
 def _best_map(before, after, where=None):
     "Map with the least misfit, from several starts."
@@ -323,8 +328,10 @@ def _best_map(before, after, where=None):
         found.append(_settled(*ready, one[0], where))
         if found[-1][2] > _ENOUGH: break
     best = max(found, key=lambda one: one[2], default=None)
-    if best is None or not _moves_everywhere(*ready, best[0], where):
-        return np.eye(3), *_fit(*ready, np.eye(3), where)
+    still = _fit(*ready, np.eye(3), where)
+    if best is None or not _moves_everywhere(*ready, best[0], where) or (
+            _far(best[0], before.shape) and best[2] < still[1]+_BETTER):
+        return np.eye(3), *still
     return _settled(*ready, best[0], where, 2)
 
 def framed(before, after) -> tuple:
