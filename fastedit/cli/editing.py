@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #02f7d57d
+# %% ../../nbs/cli/904_editing.ipynb #43fb6082
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, or FILE.py:NAME of your own; flow models: flow, flowedit.")
 Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
@@ -36,7 +36,8 @@ Change = option(float, "Instead of a strength, how much shall change: mean diffe
 Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
 Control = option(list[str], "Control map: canny, canny-auto, none, ..., or a picture that is the "
-                 "map; repeated, one for each --controlnet.", "--control")
+                 "map, its kind before it for a union: depth:depth.png; repeated, one for each "
+                 "--controlnet.", "--control")
 ControlScale = option(list[str], "ControlNet scale, or a curve such as interval:1:0:0.5; with "
                       "commas: one per UNet block, then the middle; repeated, one for each "
                       "--controlnet.", "--control-scale")
