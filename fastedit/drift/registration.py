@@ -294,7 +294,7 @@ def _settled(before, after, t, where=None, rounds=1):
         t = found[0]
     return (t, *_fit(before, after, t, where))
 
-# %% ../../nbs/drift/022_registration.ipynb #b15771a0
+# %% ../../nbs/drift/022_registration.ipynb #4ac74f90
 def _fine(grey):
     "Energy of the fine detail in blocks of a picture."
     band = cv2.GaussianBlur(grey, (0, 0), .7)-cv2.GaussianBlur(grey, (0, 0), 1.6)
@@ -310,6 +310,7 @@ def _as_soft(before, after):
         if counts.sum() < 4 or np.quantile(there[counts]/was[counts], .8) > .5: return soft
     return soft
 
+# %% ../../nbs/drift/022_registration.ipynb #cd91fd8e
 _ENOUGH, _BETTER = .6, .1   # share of edges: no other start is tried; more than if nothing moved
 
 def _far(t, shape) -> bool:
