@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #487ebd34
+# %% ../../nbs/editor/208b_stages.ipynb #d8f54b74
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, refuse_change, visited_times
+from .choosing import choose
 from .control import check_kind, kind_of
 from .defaults import control_at, default_control, default_guidance, guidance_at
 from .mending import mended
@@ -189,7 +190,7 @@ def _fill_in(stages, r, method, source, region, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #cb2cb879
+# %% ../../nbs/editor/208b_stages.ipynb #8ca88373
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -197,12 +198,13 @@ def resolve(self: Stages,
             mask: np.ndarray=None  # float32 (H,W)
            ) -> tuple:
     "Fill in every default: (request, method, notes)."
+    r, chosen = choose(r)
     method, seen = check_request(r, self.spec, source.size), pixel_hash(source)
     refuse_change(r)
     options, schedule = check_options(method, r.options), r.schedule or method.schedules[0]
     check_reference(r, method, self.parts)
     scheduler, said = _who_steps(self, r, method)
-    notes = [*self.parts.notes, *_stock_notes(self, schedule, scheduler), *said,
+    notes = [*chosen, *self.parts.notes, *_stock_notes(self, schedule, scheduler), *said,
              *check_model(method, self.parts, options, scheduler)]
     scales = _scales(self, r, method)
     source_prompt, said = _source_prompt(r, method)
