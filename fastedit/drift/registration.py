@@ -314,9 +314,10 @@ def _as_soft(before, after):
 _ENOUGH, _BETTER = .6, .1   # share of edges: no other start is tried; more than if nothing moved
 
 def _far(t, shape) -> bool:
-    "Whether a map moves a corner by more than a pixel, which edges that stayed would show."
-    moved = (t-np.eye(3))[:2]@np.array([[-1, 1, -1, 1], [-1, -1, 1, 1], [0, 0, 0, 0]])*max(shape)/2
-    return bool(np.hypot(*(moved+t[:2, 2:])).max() > 1)
+    "Whether a map moves most of a picture by more than a pixel, which edges that stayed would show."
+    y, x = (np.linspace(-n/2, n/2, 9) for n in shape)
+    points = np.stack([*np.meshgrid(x, y), np.ones((9, 9))]).reshape(3, -1)
+    return bool(np.median(np.hypot(*((t-np.eye(3))@points)[:2])) > 1.5)
 
 def _best_map(before, after, where=None):
     "Map with the least misfit, from several starts."
