@@ -311,7 +311,7 @@ def _as_soft(before, after):
     return soft
 
 # %% ../../nbs/drift/022_registration.ipynb #cd91fd8e
-_ENOUGH, _BETTER = .6, .1   # share of edges: no other start is tried; more than if nothing moved
+_ENOUGH, _BETTER = .6, .1   # shares of edges: no other start is tried; more than unmoved
 
 def _far(t, shape) -> bool:
     "Whether a map moves most of a picture by more than a pixel, which edges that stayed would show."
