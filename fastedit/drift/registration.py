@@ -314,7 +314,7 @@ def _as_soft(before, after):
 _ENOUGH, _BETTER = .6, .1   # shares of edges: no other start is tried; more than unmoved
 
 def _far(t, shape) -> bool:
-    "Whether a map moves most of a picture by more than a pixel, which edges that stayed would show."
+    "Whether most of a picture moves by over a pixel, which edges that stayed would show."
     y, x = (np.linspace(-n/2, n/2, 9) for n in shape)
     points = np.stack([*np.meshgrid(x, y), np.ones((9, 9))]).reshape(3, -1)
     return bool(np.median(np.hypot(*((t-np.eye(3))@points)[:2])) > 1.5)
