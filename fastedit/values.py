@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 from .core import OptionError, nearest, read_value
 
-# %% ../nbs/002_values.ipynb #7b61fb4f
+# %% ../nbs/002_values.ipynb #2a07c122
 TEXTS = ("prompt", "negative_prompt", "source_prompt")
 WHOLE = ("steps", "seed", "clip_skip", "mask_crop")
 NUMBERS = (*WHOLE, "strength", "guidance", "source_guidance", "control_scale", "feather",
-           "reference_scale")
+           "reference_scale", "change")
 NAMES = ("method", "model", "control", "schedule", "scheduler", "precision", "size", "loras",
          "reference")
 SWITCHES = ("long_prompts", "prompt_weights", "repair")   # true or false

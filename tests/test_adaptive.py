@@ -1,6 +1,7 @@
 """Settings that choose themselves: a strength for a stated change, settings by the words."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastedit import EditRequest, FastEditor, OptionError
-from fastedit.adaptive import (
-    STRENGTHS,
-    change_share,
-    edit_and_check,
-    edit_kind,
-    resolve_auto,
-)
+from fastedit.adaptive import change_share, edit_and_check
+from fastedit.editor import check_request
 from fastedit.editor.change import NEAR, TRIES, search
+from fastedit.editor.choosing import KINDS, METHODS, ROWS, SETTINGS, choose, edit_kind
+from fastedit.methods import find_method, register_method
+from fastedit.models import find_spec
+from fastedit.studies.bench import make_runs
 from fastedit.studies.sweep import Sweep
 from fastedit.world import sample_edit
 
@@ -145,28 +145,137 @@ def test_sweeps_and_single_steps_take_no_change(editor, source):
 
 # --- by the words
 
+WORDS_OF = {
+    "colour": ("a red ball", "a blue ball"),
+    "material": ("a red ball", "a striped red ball"),
+    "size": ("a small ball", "a large ball"),
+    "pose": ("an upright cup", "a tilted cup"),
+    "object": ("a red ball", "a red cup"),
+    "add": ("a red ball", "a red ball and a cup"),
+    "remove": ("a red ball and a cup", "a red ball"),
+    "count": ("a red ball", "two red balls"),
+    "background": ("a ball on a beach", "a ball on a meadow"),
+    "style": ("a drawing of a ball", "a watercolour of a ball"),
+    "mix": ("a red ball on a beach", "a blue ball on a meadow"),
+    "same": ("a red ball", "a [red] ball"),
+}
 
-def test_kinds_are_read_from_words_and_unknown_outside_of_the_drawn_world():
-    said = [
-        ("a red ball", "a blue ball", "looks"),
-        ("a red ball", "a red cup", "thing"),
-        ("a red ball", "a red ball", "same"),
-        (None, "a red ball", "unknown"),
-        ("", "a red ball", "unknown"),
-        ("my aunt", "my uncle", "unknown"),
-    ]
-    for was, want, kind in said:
-        assert edit_kind(was, want) == kind, (was, want)
+
+@pytest.mark.parametrize("kind", WORDS_OF)
+def test_a_kind_is_read_from_words(kind):
+    assert edit_kind(*WORDS_OF[kind]) == kind and kind in KINDS
 
 
-def test_a_stated_strength_and_other_methods_stay_as_they_are():
-    for more in (dict(method="ddcm", strength=0.45), dict(method="turbo")):
-        r = EditRequest("a blue ball", "a red ball", **more)
-        assert resolve_auto(r) == r
-    assert (
-        resolve_auto(EditRequest("a blue ball", "a red ball", method="ddcm")).strength
-        == STRENGTHS["looks"]
-    )
+@pytest.mark.parametrize(
+    "was, want", [(None, "a ball"), ("", "a ball"), ("my aunt", "my uncle"), ("embeds:1", "a ball")]
+)
+def test_what_cannot_be_read_is_unknown(was, want):
+    assert edit_kind(was, want) == "unknown"
+
+
+@given(t=st.integers(0, 9), seed=st.integers(0, 10**6))
+def test_drawn_edits_are_never_unknown_nor_the_same(t, seed):
+    e = sample_edit(t, seed)
+    assert edit_kind(e.source_prompt, e.target_prompt) not in ("unknown", "same")
+
+
+def asked(kind="colour", **settings):
+    was, want = WORDS_OF[kind]
+    return EditRequest(want, was, **settings)
+
+
+def test_a_request_without_auto_comes_back_as_it_is():
+    for more in (dict(), dict(method="ddcm", strength=0.45), dict(guidance="linear:3:1")):
+        r = asked(**more)
+        assert choose(r) == (r, [])
+
+
+@pytest.mark.parametrize("kind", [k for k in WORDS_OF if ROWS.get(k) in METHODS["mini"]])
+def test_a_method_is_chosen_with_its_settings(kind):
+    found, notes = choose(asked(kind, method="auto"))
+    for name, value in METHODS["mini"][ROWS[kind]].items():
+        assert getattr(found, name) == value
+    assert KINDS[kind] in notes[0] and found.method in notes[0] and choose(found) == (found, [])
+
+
+def test_what_is_given_stays():
+    kind, row = next((k, r) for k, r in ROWS.items() if len(METHODS["mini"].get(r, "")) > 1)
+    name = next(k for k in METHODS["mini"][row] if k != "method")
+    value = dict(steps=3, strength=0.44, guidance=2.5, control_scale=0.3)[name]
+    found, _ = choose(asked(kind, method="auto", **{name: value}))
+    assert getattr(found, name) == value and found.method == METHODS["mini"][row]["method"]
+
+
+def test_one_setting_is_looked_up_for_the_method_that_is_named():
+    for method, own in SETTINGS["mini"].items():
+        for name, rows in own.items():
+            found, _ = choose(asked("colour", method=method, **{name: "auto"}))
+            assert getattr(found, name) == rows["surface"] and found.method == method
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(method="chord", guidance="auto"), "guidance as without"),
+        (dict(method="auto", model="sdxl"), "nothing was measured with the model 'sdxl'"),
+        (dict(steps="auto", source_prompt=None), "no source prompt"),
+    ],
+)
+def test_without_a_row_a_setting_is_what_it_is_by_itself(settings, words):
+    r = EditRequest(**(dict(prompt="a blue ball", source_prompt="a red ball") | settings))
+    found, notes = choose(r)
+    plain = EditRequest(found.prompt, found.source_prompt)
+    assert (found.steps, found.strength, found.guidance) == (None,) * 3 and words in notes[0]
+    assert found.method == ("chord" if "guidance" in settings else plain.method)
+
+
+def test_a_stated_change_stands_for_the_strength():
+    found, _ = choose(asked("colour", method="auto", change=0.2))
+    assert found.strength is None and found.change == 0.2
+
+
+def test_an_edit_names_what_was_chosen_and_repeats_to_the_byte(editor, source):
+    made = editor(source, method="auto", **WORDS)
+    assert made.notes[0].startswith("auto: the words ask for another colour")
+    assert made.request.method == METHODS["mini"]["surface"]["method"]
+    assert "auto" not in made.request.json
+    again = editor(source, request=made.request)
+    assert again.image.tobytes() == made.image.tobytes()
+    assert not any(n.startswith("auto") for n in again.notes)
+
+
+def test_a_batch_and_a_sweep_choose_for_each_edit(editor, source):
+    alone = editor(source, method="auto", **WORDS)
+    assert editor.batch([dict(image=source, method="auto", **WORDS)])[0].request == alone.request
+    rows = Sweep(EDIT, editor=editor, method=["auto", "ddcm"]).run(quiet=True).rows
+    assert rows[0]["nfe"] == alone.nfe
+
+
+def test_a_benchmark_takes_auto_as_a_method_but_not_among_all():
+    assert [r.method for r in make_runs("auto") if not r.control] == ["auto"]
+    assert "auto" not in [r.method for r in make_runs("all")]
+    with pytest.raises(OptionError, match="there already"):
+        register_method(replace(find_method("ddcm"), key="auto"))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(steps="atuo"), "steps='atuo'.*auto"),
+        (dict(strength="automatic"), "strength=.*or 'auto'"),
+        (dict(steps=0), "from 1 to 1000, or 'auto'"),
+        (dict(control_scale=("auto", 0.5, 0.5, 0.5)), "stands by itself"),
+        (dict(method="auot"), "auto"),
+    ],
+)
+def test_a_misspelt_auto_is_refused_in_words(settings, words):
+    with pytest.raises(OptionError, match=words):
+        check_request(EditRequest("a ball", **settings), find_spec("mini"))
+
+
+def test_a_strength_that_is_auto_and_a_change_are_one_too_many():
+    with pytest.raises(OptionError, match="give one of them"):
+        check_request(asked(strength="auto", change=0.2), find_spec("mini"))
 
 
 # --- a second try

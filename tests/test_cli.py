@@ -162,7 +162,7 @@ def test_notes_go_to_stderr_and_quiet_means_quiet(place, model):
 
 BAD_USAGE = [
     (["--steps", "0"], "steps"),
-    (["--steps", "four"], "integer"),
+    (["--steps", "four"], "whole number"),
     (["--strength", "0"], "strength"),
     (["--strength", "nan"], "strength"),
     (["--strength", "1.2"], "strength"),

@@ -39,7 +39,8 @@ def edited(cat):
 
 
 @pytest.mark.parametrize(
-    "shift,scale", [((0.25, 0), 1), ((0, 0.5), 1), ((8, -8), 0.98), ((-3, 2), 1.02)]
+    "shift,scale",
+    [((0.25, 0), 1), ((0, 0.5), 1), ((8, -8), 0.98), ((-3, 2), 1.02), ((0, 0), 1.004)],
 )
 def test_register_finds_shift_and_scale_past_an_edit(edited, cat, shift, scale):
     found = register(cat, compress(tint(move(edited[0], shift, scale), lightness=-4), 88))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['check_words', 'edit', 'reproduce']
 
-# %% ../../nbs/cli/904_editing.ipynb #4b752ef0
+# %% ../../nbs/cli/904_editing.ipynb #075e3c1c
 import warnings
 from pathlib import Path
 import typer
 from .checks import check_adapter, check_drawn, check_edit
-from .options import (Device, Lora, Model, Quiet, Steps, argument, loras, named_values,
+from .options import (Device, Lora, Model, Quiet, argument, loras, named_values,
                                   number, option, print_json, scales, sides, writable)
 from .terminal import app, say, tell_notes
 from .waiting import bring, load_editor, steps_bar, waiting
@@ -27,18 +27,22 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #02f7d57d
+# %% ../../nbs/cli/904_editing.ipynb #7f51b6fb
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
-                "the registry, or FILE.py:NAME of your own; flow models: flow, flowedit.")
-Strength = option(float, "Start time as a share of the schedule, above 0 and up to 1.")
+                "the registry, FILE.py:NAME of your own, or auto, which reads the words of "
+                "both prompts (experimental: on held-out drawings no better than the default); "
+                "flow models: flow, flowedit.")
+Steps = option(str, "Denoising steps, 1 to 1000, or auto; the method's default if not given.")
+Strength = option(str, "Start time as a share of the schedule, above 0 and up to 1, or auto.")
 Change = option(float, "Instead of a strength, how much shall change: mean difference inside the "
                 "mask or the region found, as a share of full scale, such as 0.2.")
-Guidance = option(str, "Guidance scale, or a curve such as linear:3:1.")
+Guidance = option(str, "Guidance scale, a curve such as linear:3:1, or auto.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
 Control = option(list[str], "Control map: canny, canny-auto, none, ..., or a picture that is the "
-                 "map; repeated, one for each --controlnet.", "--control")
-ControlScale = option(list[str], "ControlNet scale, or a curve such as interval:1:0:0.5; with "
-                      "commas: one per UNet block, then the middle; repeated, one for each "
+                 "map, its kind before it for a union: depth:depth.png; repeated, one for each "
+                 "--controlnet.", "--control")
+ControlScale = option(list[str], "ControlNet scale, a curve such as interval:1:0:0.5, auto, or "
+                      "with commas one per UNet block, then the middle; repeated, one for each "
                       "--controlnet.", "--control-scale")
 ControlNets = option(list[str], "ControlNet instead of the model's own: a name (see `fastedit "
                      "doctor`) or a folder; may be repeated.", "--controlnet")
@@ -53,6 +57,11 @@ ReferenceScale = option(float, "How strongly the reference speaks, 0 to 1 and mo
 def one_or_all(values):
     "What was given once as itself, several as a list, none as None."
     return None if not values else values[0] if len(values) == 1 else list(values)
+
+def whole(text):
+    "A whole number if it is one, else the text: what it may be, the request says."
+    try: return int(text)
+    except (TypeError, ValueError): return text
 
 def control_options(control, control_scale) -> dict:
     "Settings of control as they are typed."
@@ -115,7 +124,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #941b9f01
+# %% ../../nbs/cli/904_editing.ipynb #d76ef379
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -150,10 +159,10 @@ def edit(image: Image,
     "Edit IMAGE so that it shows PROMPT."
     check_words(prompt)
     writable(out, SUFFIXES, picture=image, mask=mask)
-    settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                    strength=strength, change=change, guidance=number(guidance),
-                    size=sides(size), seed=seed, source_guidance=source_guidance,
-                    schedule=schedule, scheduler=scheduler,
+    settings = dict(source_prompt=source_prompt, negative_prompt=negative_prompt,
+                    steps=whole(steps), strength=number(strength), change=change,
+                    guidance=number(guidance), size=sides(size), seed=seed,
+                    source_guidance=source_guidance, schedule=schedule, scheduler=scheduler,
                     feather=feather, repair=repair, options=named_values(option),
                     mask_crop=mask_crop, clip_skip=clip_skip, long_prompts=long_prompts,
                     prompt_weights=prompt_weights,
@@ -170,7 +179,7 @@ def edit(image: Image,
     if controlnet: adapters["controlnet"] = one_or_all(controlnet)
     editor = load_editor(model, quiet, lean, budget_gb=budget, allow_smaller=allow_smaller,
                          **machine, **adapters)
-    with steps_bar(steps, quiet) as on_step:
+    with steps_bar(None, quiet) as on_step:
         result = editor(source, prompt, mask=region, on_step=on_step, **settings)
     save_edit(result, out, quiet)
     if as_json: print_json(dict(result.to_dict(), output=str(out)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Denoiser', 'guidance_embedding', 'spread']
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #ac0eb1f0
+# %% ../../nbs/denoise/057_denoiser.ipynb #bd49f223
 from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import cached_property
@@ -18,11 +18,12 @@ from .schedules import NoiseSchedule, boundary
 from .sharing import exchanged
 from .store import Memo, fingerprint
 from .tricks import ordinary_tensor
-from ..models import controlnets, vae_factor
+from ..models import controlnets, is_union, vae_factor
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #f34da024
+# %% ../../nbs/denoise/057_denoiser.ipynb #c7c70d5b
 class Denoiser(Codec):
     "Ask a loaded model for noise, clean latents, text and pictures; counts every network call."
+    kinds = ()         # of each ControlNet's map, a number for those that tell kinds apart
     reference = None   # what an IP-Adapter saw of a picture, and what stands for none
     reference_scale = None   # how strongly that speaks; None: as the adapter has it
     def __init__(self,
@@ -168,7 +169,7 @@ def _about_map(self: Denoiser, place: int=None):
     if place not in self._map: self._map[place] = fingerprint(self._map_of(place))
     return self._map[place]
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #30507694
+# %% ../../nbs/denoise/057_denoiser.ipynb #a06aa3eb
 @patch
 def _residuals(self: Denoiser, x, t, text, inside, question, conditions, place):
     "The ControlNet's residuals before their scale: one per level, and that of the middle."
@@ -188,10 +189,27 @@ def _ask_controlnet(self: Denoiser, x, t, text, inside, conditions, place=0):
     with self._asked(net), exchanged(net, "stem", lambda: _put_given(net)):
         token = _KNOWN.set(True)
         try:
-            hint = hint.expand(len(x), -1, -1, -1)
-            return self._answer(net, x, t, encoder_hidden_states=text.states,
-                                controlnet_cond=hint, conditioning_scale=inside, **conditions)
+            shown = self._shown(net, hint.expand(len(x), -1, -1, -1), place, inside)
+            return self._answer(net, x, t, encoder_hidden_states=text.states, **shown, **conditions)
         finally: _KNOWN.reset(token)
+
+@patch
+def _kind(self: Denoiser, place: int):
+    "The kind of one ControlNet's map, if it was said."
+    return self.kinds[place] if place < len(self.kinds) else None
+
+@patch
+def _shown(self: Denoiser, net, hint, place, inside) -> dict:
+    "A map as a ControlNet takes it; a union is also told its kind."
+    if not is_union(net): return dict(controlnet_cond=hint, conditioning_scale=inside)
+    kind, n = self._kind(place), net.config.num_control_type
+    if kind is None or kind >= n:
+        raise OptionError(f"this ControlNet takes maps of {n} kinds: say which one is shown, in "
+                          "`kinds`")
+    said = torch.zeros(len(hint), n, device=hint.device, dtype=hint.dtype)
+    said[:, kind] = 1
+    return dict(controlnet_cond=[hint], control_type=said, control_type_idx=[kind],
+                conditioning_scale=[inside])
 
 def _weighed(residuals: list, like) -> dict:
     "Scale residuals, and add those of several ControlNets; keywords for the UNet."
@@ -203,7 +221,7 @@ def _weighed(residuals: list, like) -> dict:
         total = own if total is None else [a+b for a, b in zip(total, own)]
     return dict(down_block_additional_residuals=total[:-1], mid_block_additional_residual=total[-1])
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #1fbea965
+# %% ../../nbs/denoise/057_denoiser.ipynb #63165de1
 @patch
 def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
     "Ask the UNet once for a batch, with what the ControlNet has to say."
@@ -214,7 +232,8 @@ def _unet(self: Denoiser, x, t, text, w=None, control=0., **kw):
         about = None
         if question is not None:   # guidance is an input of the UNet, not of the ControlNet
             same = question if w is None else fingerprint(x, float(t), text.states, text.pooled)
-            about = fingerprint("controlnet", same, self._about_map(place), inside)
+            about = fingerprint("controlnet", same, self._about_map(place), inside,
+                                self._kind(place))
             question = fingerprint(question, about, tuple(scales))
         # no name holds them: they are let go before the UNet runs
         residuals.append((self._residuals(x, t, text, inside, about, conditions, place), scales))
@@ -336,7 +355,7 @@ def _per_row(guidance, n: int) -> torch.Tensor:
     if isinstance(guidance, (list, tuple)): return torch.tensor(guidance, dtype=torch.float32)
     return torch.as_tensor(guidance, dtype=torch.float32).reshape(-1).expand(n)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #5f258f38
+# %% ../../nbs/denoise/057_denoiser.ipynb #3c74f8ab
 @patch
 def _both(self: Denoiser, x, t, text, neg, pair, control, kw) -> tuple:
     "Ask for the unconditional rows and for all rows with their prompt."
@@ -354,7 +373,7 @@ def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
     before = self.count.nfe
     if self.memo is not None: e0 = ask()
     else:
-        about = self._about_map(), control, *self._about_reference()
+        about = self._about_map(), control, str(self.kinds), *self._about_reference()
         key = fingerprint(x[pair], float(t), neg.states, neg.pooled, *about)
         e0 = self.keep_negative(key, ask)
     if self.count.nfe == before:

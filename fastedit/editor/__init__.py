@@ -2,6 +2,6 @@
 from ..core import pages_on_demand
 
 __getattr__, __dir__ = pages_on_demand(
-    __name__, ".request", ".checks", ".unused", ".control", ".embeds", ".given", ".texts",
+    __name__, ".request", ".choosing", ".checks", ".unused", ".control", ".embeds", ".given", ".texts",
     ".reference", ".region", ".notes", ".result", ".stores", ".defaults", ".again", ".many", ".stages",
     ".placing", ".together", ".bar", ".change", ".editor", ".weighing")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #cbd85353
+# %% ../../nbs/editor/208b_stages.ipynb #d8f54b74
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,8 @@ from fastcore.basics import patch
 from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, refuse_change, visited_times
+from .choosing import choose
+from .control import check_kind, kind_of
 from .defaults import control_at, default_control, default_guidance, guidance_at
 from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
@@ -150,7 +152,7 @@ def _stock_notes(stages, schedule, scheduler) -> list:
     return [f"schedule 'stock' takes the steps of LCMScheduler; this model's own is {own}, whose "
             "pipeline takes others"]
 
-# %% ../../nbs/editor/208b_stages.ipynb #fcf33c1b
+# %% ../../nbs/editor/208b_stages.ipynb #e945e318
 def _photograph_notes(stages, source, seen) -> list:
     "Say that a mini model is given a photograph, and warn once."
     spec = stages.spec
@@ -167,6 +169,7 @@ def _scales(stages, r, method) -> dict:
     control, scale = default_control(r, method, len(nets))
     for net, s in zip(nets, scale if len(nets) > 1 else [scale]):
         if isinstance(s, tuple): spread(s, net)
+    for net, c in zip(nets, control if len(nets) > 1 else [control]): check_kind(net, c)
     return dict(guidance=guidance, source_guidance=source_guidance, control=control,
                 control_scale=scale)
 
@@ -187,7 +190,7 @@ def _fill_in(stages, r, method, source, region, **found) -> EditRequest:
                    size=size, precision=r.precision or parts.precision, loras=stages.loras,
                    options=check_options(method, r.options), **found)
 
-# %% ../../nbs/editor/208b_stages.ipynb #cb2cb879
+# %% ../../nbs/editor/208b_stages.ipynb #8ca88373
 @patch
 def resolve(self: Stages,
             r: EditRequest,        # what is asked for
@@ -195,12 +198,13 @@ def resolve(self: Stages,
             mask: np.ndarray=None  # float32 (H,W)
            ) -> tuple:
     "Fill in every default: (request, method, notes)."
+    r, chosen = choose(r)
     method, seen = check_request(r, self.spec, source.size), pixel_hash(source)
     refuse_change(r)
     options, schedule = check_options(method, r.options), r.schedule or method.schedules[0]
     check_reference(r, method, self.parts)
     scheduler, said = _who_steps(self, r, method)
-    notes = [*self.parts.notes, *_stock_notes(self, schedule, scheduler), *said,
+    notes = [*chosen, *self.parts.notes, *_stock_notes(self, schedule, scheduler), *said,
              *check_model(method, self.parts, options, scheduler)]
     scales = _scales(self, r, method)
     source_prompt, said = _source_prompt(r, method)
@@ -254,7 +258,7 @@ def _control_map(stages, draft, fitted, control):
     key = content_hash("edges", *draft.seen, control)
     return draft.clock("control", lambda: stages.cache.get(key, draw))
 
-# %% ../../nbs/editor/208b_stages.ipynb #3074f425
+# %% ../../nbs/editor/208b_stages.ipynb #3442f4d7
 def _asking(stages, draft, edges) -> Denoiser:
     "Make the denoiser of a draft, which finds what is kept."
     r, s = draft.request, draft.settings
@@ -263,6 +267,8 @@ def _asking(stages, draft, edges) -> Denoiser:
     made = stages.denoiser(edges=edges, drop_w=r.schedule == "stock", tile=s.vae_tile,
                            memo=None if s.wide else stages.memo, stem=stem,
                            keep_negative=half if stages.keep_negative else None)
+    controls = r.control if isinstance(r.control, tuple) else (r.control,)
+    made.kinds = tuple(map(kind_of, controls))
     made.reference, made.reference_scale = reference_of(stages, draft, made), r.reference_scale
     return made
 

@@ -61,6 +61,7 @@ def gains(rows: list  # from `judge_repair`
         def of(a, b=None): return np.array([r[a]-(r[b] if b else 0) for r in mine])
         for what, x in (("background won", of("repaired", "background")),
                         ("edit, against before the drift", of("edit_repaired", "edit")),
+                        ("edit, against what came back", of("edit_repaired", "edit_drifted")),
                         ("clean edit, kept", of("clean"))):
             lines.append((name, len(mine), what, f"{np.median(x):+.1f}", f"{x.min():+.1f}"))
     return Table(("pictures", "n", "what", "median, dB", "worst, dB"), tuple(lines))

@@ -45,10 +45,11 @@ TRACES = {  # (architecture, part, side in pixels): (peak in bytes at fp16, FLOP
     ("sd15-instruct", "eps", 768): (153475720, 2148334059520),
 }
 
-# %% ../../nbs/memory/061_costs.ipynb #e2295644
+# %% ../../nbs/memory/061_costs.ipynb #77d6f502
 def _like(arch: str) -> str:
     "Drop what does not matter for activations."
     if arch.startswith("vae-"): return "vae-sdxl"
+    if arch.startswith("controlnet-union"): return "controlnet-sdxl"
     return arch.removeprefix("lcm-")
 
 def arch_key(arch) -> str:

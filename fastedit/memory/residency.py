@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESIDENCIES', 'STAGES', 'Residency', 'find_residency', 'configurations', 'adapter_size', 'weight_bytes']
 
-# %% ../../nbs/memory/062_residency.ipynb #f2fbb0bd
+# %% ../../nbs/memory/062_residency.ipynb #769a5e4a
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ from .costs import arch_key
 from ..models import (ARCHITECTURES, CONTROLNETS, IMAGE_ENCODERS, IP_ADAPTERS, Components,
                              adapter_numbers, adapter_numbers_in, build, compute_dtype,
                              controlnets, find_spec, mini_path, module_bytes, pick_controlnets,
-                             read_configuration, upcasts)
+                             read_configuration, read_json, upcasts)
 from ..models.places import ip_places
 
 # %% ../../nbs/memory/062_residency.ipynb #095f73c0
@@ -73,13 +73,16 @@ def _of_folder(root: Path) -> dict:
     return {k: (_CLASSES[k], read_configuration(k.removesuffix("_2"), f))
             for k, f in files.items() if f.is_file()}
 
-# %% ../../nbs/memory/062_residency.ipynb #25f0106d
+# %% ../../nbs/memory/062_residency.ipynb #752db786
 def _control_archs(spec, controlnet, root) -> dict:
     "Find the architectures of the ControlNets that are meant; `root`: the model's own folder."
     def one(name):
         if name in CONTROLNETS: return CONTROLNETS[name].arch
         file = (root/"controlnet" if name == "own" else Path(name))/"config.json"
-        return (_CLASSES["controlnet"], read_configuration("controlnet", file))
+        kind = read_json(file).get("_class_name")
+        if kind != "ControlNetUnionModel": kind = _CLASSES["controlnet"]
+        table = "controlnet" if kind == _CLASSES["controlnet"] else "controlnet_union"
+        return kind, read_configuration(table, file)
     names = [n for n in pick_controlnets(spec, controlnet) if n != "own" or root is not None]
     if root is not None: names = [n for n in names if n != "own" or (root/"controlnet").is_dir()]
     return _numbered(map(one, names))

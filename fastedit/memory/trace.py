@@ -147,7 +147,7 @@ def fake(arch,                  # name in `ARCHITECTURES`, or (class name, confi
             if b is not None: m._buffers[n] = empty(b)
     return network
 
-# %% ../../nbs/memory/060_trace.ipynb #a87f4a88
+# %% ../../nbs/memory/060_trace.ipynb #ebae5af0
 class EmptyInputs:
     "Makes the call of a network on inputs of the right shapes, made by `empty(*shape, d=type)`."
     def __init__(self, network, empty, height, width, batch, factor, tokens=77):
@@ -179,6 +179,9 @@ class EmptyInputs:
                                              time_ids=self.empty(n, 6))
         if w := c.get("time_cond_proj_dim"): more["timestep_cond"] = self.empty(n, w)
         if controlled: more["controlnet_cond"] = self.empty(n, 3, self.h, self.w)
+        if kinds := c.get("num_control_type"):   # a union takes a list of maps, each of a kind
+            more |= dict(controlnet_cond=[more["controlnet_cond"]], control_type_idx=[0],
+                         control_type=self.empty(n, kinds))
         states = self.empty(n, self.tokens, c.cross_attention_dim)
         x, t = self.empty(n, c.in_channels, *self.latent), self.empty(n, d=torch.long)
         return lambda: self.network(sample=x, timestep=t, encoder_hidden_states=states, **more)
@@ -189,7 +192,7 @@ class EmptyInputs:
         if name.startswith("CLIPVision"): return self.reference()
         if name.startswith("CLIP"): return self.text()
         if name.startswith("Autoencoder"): return self.vae(part)
-        return self.noise(name == "ControlNetModel")
+        return self.noise(name.startswith("ControlNet"))
 
 # %% ../../nbs/memory/060_trace.ipynb #afacf06e
 @dataclass(frozen=True)

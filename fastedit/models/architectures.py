@@ -80,7 +80,7 @@ _UNETS = {
     "sdxl-inpaint":  (dict(_SDXL_UNET, in_channels=9), 2_567_478_084),
     "sd21":          (_SD21_UNET, 865_910_724)}
 
-# %% ../../nbs/models/040_architectures.ipynb #8114419a
+# %% ../../nbs/models/040_architectures.ipynb #9fd671ea
 _EDGES = dict(conditioning_embedding_out_channels=(16, 32, 96, 256))   # widths of the map's network
 _SDXL_CONTROL = dict(_SDXL, conditioning_channels=3, **_EDGES)
 
@@ -92,6 +92,11 @@ _CONTROLNETS = {
     "controlnet-sdxl-small": (dict(_SDXL_CONTROL, down_block_types=(DOWN, DOWN, DOWN),
                                    transformer_layers_per_block=(0, 0, 0)), 160_111_120),
     "controlnet-sd15":       (_SD15 | _EDGES, 361_279_120)}
+
+_UNION = dict(_SDXL_CONTROL, down_block_types=(DOWN, CROSS_DOWN, CROSS_DOWN))
+_UNIONS = {   # maps of six kinds, or eight
+    "controlnet-union-sdxl":        (dict(_UNION, num_control_type=6), 1_255_958_800),
+    "controlnet-union-promax-sdxl": (dict(_UNION, num_control_type=8), 1_256_614_800)}
 
 _VAE = dict(in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",)*4,
             up_block_types=("UpDecoderBlock2D",)*4, block_out_channels=(128, 256, 512, 512),
@@ -115,13 +120,14 @@ def _seeing(width: int, inner: int, layers: int, projection: int) -> dict:
                 num_attention_heads=16, patch_size=14, image_size=224, hidden_act="gelu",
                 projection_dim=projection)
 
-# %% ../../nbs/models/040_architectures.ipynb #eb0bf4da
+# %% ../../nbs/models/040_architectures.ipynb #6601d378
 _TEXT, _TEXT_PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 _VISION = "CLIPVisionModelWithProjection"
 
 ARCHITECTURES = {
     **{k: Architecture("UNet2DConditionModel", *v) for k, v in _UNETS.items()},
     **{k: Architecture("ControlNetModel", *v) for k, v in _CONTROLNETS.items()},
+    **{k: Architecture("ControlNetUnionModel", *v) for k, v in _UNIONS.items()},
     **{k: Architecture("AutoencoderKL", c, 83_653_863) for k, c in _VAES.items()},
     "taesd": Architecture("AutoencoderTiny", {}, 2_445_063),
     "clip-l": Architecture(_TEXT, _clip(768, 12, 12, "quick_gelu", 768), 123_060_480),
@@ -130,9 +136,9 @@ ARCHITECTURES = {
     "clip-vision-h": Architecture(_VISION, _seeing(1280, 5120, 32, 1024), 632_076_800),
     "clip-vision-bigg": Architecture(_VISION, _seeing(1664, 8192, 48, 1280), 1_844_907_264)}
 
-# %% ../../nbs/models/040_architectures.ipynb #b5689235
+# %% ../../nbs/models/040_architectures.ipynb #ce112b69
 NETWORKS = {"AutoencoderKL", "AutoencoderTiny", "UNet2DConditionModel", "ControlNetModel",
-            "CLIPTextModel", "CLIPTextModelWithProjection",
+            "ControlNetUnionModel", "CLIPTextModel", "CLIPTextModelWithProjection",
             "CLIPVisionModelWithProjection"}   # what a model may be built of
 
 def network_class(name: str):

@@ -191,6 +191,13 @@ refused: dtype: diffusers does not take it
 no effect: torch_dtype: `precision` says in which type a network computes
 """)
 
+# %% ../../nbs/models/041_configuration.ipynb #ab03ae06
+_UNION = _CONTROLNET | _read("""
+followed: num_control_type num_trans_channel num_trans_head num_trans_layer num_proj_channel:
+  diffusers' class, built from them
+refused: controlnet_conditioning_channel_order=rgb: its class knows no other order
+""")
+
 # %% ../../nbs/models/041_configuration.ipynb #df50aea1
 _VAE = _read(f"""
 followed: {_BLOCKS} latent_channels use_quant_conv use_post_quant_conv mid_block_add_attention:
@@ -229,7 +236,7 @@ no effect: transformers_version name_or_path: say where the file comes from
 no effect: dtype torch_dtype: `precision` says in which type a network computes
 """)
 
-# %% ../../nbs/models/041_configuration.ipynb #4f12ec19
+# %% ../../nbs/models/041_configuration.ipynb #131a9653
 _TOKENIZER = _read("""
 followed: model_max_length: prompts are cut and padded to it; more than the text encoder has
   places for is refused
@@ -273,8 +280,8 @@ no effect: is_cosxl_edit: belongs to a pipeline that is not used
 """)
 
 CONFIGURATION = dict(scheduler=_SCHEDULER, unet=_UNET, controlnet=_CONTROLNET, vae=_VAE,
-                     text_encoder=_TEXT, image_encoder=_VISION, tokenizer=_TOKENIZER,
-                     model_index=_INDEX)
+                     controlnet_union=_UNION, text_encoder=_TEXT, image_encoder=_VISION,
+                     tokenizer=_TOKENIZER, model_index=_INDEX)
 
 # %% ../../nbs/models/041_configuration.ipynb #91172f59
 def _refuse(where, name, value, why):

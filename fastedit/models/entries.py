@@ -33,7 +33,7 @@ _TYPES = dict(
     texts=Annotated[Annotated[list[str|None], _Some], Give("a list of texts")],
     kinds=Annotated[Annotated[list[str], _Some], Give("a list of texts")])
 
-# %% ../../nbs/models/040c_entries.ipynb #6c5b263c
+# %% ../../nbs/models/040c_entries.ipynb #c337783d
 _ENTRIES = dict(
     flag="""center_input_sample flip_sin_to_cos dual_cross_attention use_linear_projection
         clip_sample
@@ -48,7 +48,8 @@ _ENTRIES = dict(
     side="""in_channels out_channels latent_channels norm_num_groups time_cond_proj_dim
         time_embedding_dim addition_time_embed_dim projection_class_embeddings_input_dim
         conv_in_kernel conv_out_kernel hidden_size intermediate_size max_position_embeddings
-        projection_dim upsampling_scaling_factor num_channels image_size patch_size""",
+        projection_dim upsampling_scaling_factor num_channels image_size patch_size
+        num_control_type num_trans_channel num_trans_head num_trans_layer num_proj_channel""",
     layers="""layers_per_block transformer_layers_per_block reverse_transformer_layers_per_block
         num_hidden_layers num_encoder_blocks num_decoder_blocks""",
     sides="""block_out_channels encoder_block_out_channels decoder_block_out_channels

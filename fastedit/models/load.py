@@ -82,8 +82,9 @@ def _check_weights(found: _Found, precision: str, extra: tuple):
         if k in found.files: read_header(found.files[k])
     for x in extra: read_header(find_lora(x))
 
-# %% ../../nbs/models/048c_load.ipynb #dd721ec5
-_TABLES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet", "AutoencoderKL": "vae",
+# %% ../../nbs/models/048c_load.ipynb #a197ff4a
+_TABLES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet",
+           "ControlNetUnionModel": "controlnet_union", "AutoencoderKL": "vae",
            "AutoencoderTiny": "vae", "CLIPTextModel": "text_encoder",
            "CLIPTextModelWithProjection": "text_encoder", "CLIPTokenizer": "tokenizer",
            "CLIPVisionModelWithProjection": "image_encoder"}

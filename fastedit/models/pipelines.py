@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_pipeline', 'weights_hash', 'borrow', 'renew']
 
-# %% ../../nbs/models/049d_pipelines.ipynb #b96226b6
+# %% ../../nbs/models/049d_pipelines.ipynb #0377c5ea
 import hashlib, sys
 from dataclasses import fields
 from inspect import signature
@@ -14,15 +14,16 @@ from .components import Components
 from .configuration import CONFIGURATION, check_configuration, zeros_for_empty
 from .load import _check_fit
 from .local import _habits, _size
-from .networks import controlnets, joined
+from .networks import controlnets, is_union, joined
 from .registry import ModelSpec
 from .sources import Source
 
-# %% ../../nbs/models/049d_pipelines.ipynb #95841612
+# %% ../../nbs/models/049d_pipelines.ipynb #a3dacc85
 _NETWORKS = dict(unet=("UNet2DConditionModel",), vae=("AutoencoderKL", "AutoencoderTiny"),
                  text_encoder=("CLIPTextModel", "CLIPTextModelWithProjection"),
                  text_encoder_2=("CLIPTextModelWithProjection",),
-                 controlnet=("ControlNetModel", "MultiControlNetModel"))
+                 controlnet=("ControlNetModel", "ControlNetUnionModel", "MultiControlNetModel",
+                             "MultiControlNetUnionModel"))
 _OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
 _SEERS = ("image_encoder", "feature_extractor")   # of an IP-Adapter, and unused without one
 _UNUSED = ("safety_checker",)   # does not change an edit
@@ -72,7 +73,7 @@ def _is_a(module, names: tuple) -> bool:
     "Whether a module, or what a compiler has wrapped, is of a class."
     return any(c.__name__ in names for c in type(getattr(module, "_orig_mod", module)).__mro__)
 
-# %% ../../nbs/models/049d_pipelines.ipynb #2811fed8
+# %% ../../nbs/models/049d_pipelines.ipynb #ca6e5e50
 def _check_parts(model, found: dict):
     "Refuse what lacks a part, holds one of another kind, or one that would not be used."
     who = _called(model)
@@ -85,7 +86,7 @@ def _check_parts(model, found: dict):
         if name in _NETWORKS and not _is_a(part, _NETWORKS[name]):
             raise ModelError(f"{who}: {name} is a {type(part).__name__}: {_SUPPORTED}")
     for net in controlnets(found.get("controlnet")):
-        if not _is_a(net, ("ControlNetModel",)):
+        if not _is_a(net, ("ControlNetModel", "ControlNetUnionModel")):
             raise ModelError(f"{who}: a ControlNet is a {type(net).__name__}: {_SUPPORTED}")
     if found["unet"].config.addition_embed_type != "text_time": return
     for name in ("text_encoder_2", "tokenizer_2"):
@@ -228,7 +229,7 @@ def _scheduler(scheduler) -> dict:
               if not k.startswith("_") and not (k in unsaid and v == own[k].default)}
     return dict(config, _class_name=type(scheduler).__name__)
 
-# %% ../../nbs/models/049d_pipelines.ipynb #2e5d98ec
+# %% ../../nbs/models/049d_pipelines.ipynb #4be5a930
 def _index(model) -> dict:
     "What a pipeline says beside its parts, as far as it matters."
     if isinstance(model, dict): return {}
@@ -241,7 +242,8 @@ def _check_said(found: dict, index: dict, family: str, who: str) -> list:
                   text_encoder_2="text_encoder")
     notes = []
     nets = [(k, t, found[k]) for k, t in tables.items() if k in found]
-    nets += [("controlnet", "controlnet", n) for n in controlnets(found.get("controlnet"))]
+    nets += [("controlnet", "controlnet_union" if is_union(n) else "controlnet", n)
+             for n in controlnets(found.get("controlnet"))]
     for name, table, net in nets:
         config = net.config
         said = dict(config) if hasattr(config, "items") else {

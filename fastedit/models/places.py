@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['pick_controlnets', 'way_in_words']
 
-# %% ../../nbs/models/048_places.ipynb #a11c6bbd
+# %% ../../nbs/models/048_places.ipynb #f0264993
 import os
 from dataclasses import replace
 from pathlib import Path
 from ..core import ModelError, as_path, in_words, nearest
 from .architectures import ARCHITECTURES
+from .files import read_json
 from .ip_adapters import adapter_file, encoder_folder
 from .names import find_spec
 from .registry import MODELS, ModelSpec
@@ -89,7 +90,7 @@ def ip_places(spec: ModelSpec,  # the model
     return {"ip_adapter": ("", Source(str(file))),
             "image_encoder": (_ENCODER, Source(str(encoder_folder(file))))}
 
-# %% ../../nbs/models/048_places.ipynb #069e5178
+# %% ../../nbs/models/048_places.ipynb #b5607711
 def pick_controlnets(spec: ModelSpec,  # the model
                      controlnet        # as for `pick_controlnet`, or a list of these
                     ) -> tuple:
@@ -117,9 +118,18 @@ def _vae_place(spec: ModelSpec, vae) -> tuple:
 
 def _controlnet_place(spec: ModelSpec, controlnet: str) -> tuple:
     "Say which ControlNet: (class, Source)."
-    if controlnet in CONTROLNETS: source = CONTROLNETS[controlnet].source
-    else: source = _own(spec, "controlnet") if controlnet == "own" else Source(controlnet)
-    return "ControlNetModel", source
+    if controlnet in CONTROLNETS:
+        part = CONTROLNETS[controlnet]
+        return ARCHITECTURES[part.arch].cls, part.source
+    source = _own(spec, "controlnet") if controlnet == "own" else Source(controlnet)
+    return _controlnet_class(source), source
+
+def _controlnet_class(source: Source) -> str:
+    "Say of which class a folder's ControlNet is; the plain one if it is not here."
+    folder = locate_file(source)
+    file = folder/"config.json" if folder else None
+    said = read_json(file).get("_class_name") if file and file.is_file() else None
+    return said if said == "ControlNetUnionModel" else "ControlNetModel"
 
 # %% ../../nbs/models/048_places.ipynb #a0bf74e7
 def places_of(spec: ModelSpec,       # the model

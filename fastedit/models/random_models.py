@@ -39,13 +39,14 @@ _TINY_VAE = dict(in_channels=3, out_channels=3, down_block_types=("DownEncoderBl
                  layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=64,
                  force_upcast=False)
 
-# %% ../../nbs/models/049c_random_models.ipynb #cd0ec89e
+# %% ../../nbs/models/049c_random_models.ipynb #6c5c1aa5
 def tiny_configs(family: str="sdxl",          # "sdxl" or "sd15"
                  channels: tuple=(32, 64, 64),  # of the UNet's levels
                  w_embedding: bool=False,     # whether guidance is an input
                  vocab: int=514,              # tokens
                  width: int=32,               # of the text states
-                 in_channels: int=4           # of the UNet: 8 for instructions, 9 for inpainting
+                 in_channels: int=4,          # of the UNet: 8 for instructions, 9 for inpainting
+                 union: int=0                 # kinds of maps that its ControlNet tells apart
                 ) -> dict:
     "Write configurations of a small model, {component: (class, config)}."
     xl = family == "sdxl"
@@ -55,7 +56,11 @@ def tiny_configs(family: str="sdxl",          # "sdxl" or "sd15"
     unet["in_channels"] = in_channels
     if w_embedding: unet["time_cond_proj_dim"] = 32
     control = dict(common, conditioning_embedding_out_channels=(8, 16, 16))
-    configs = dict(unet=("UNet2DConditionModel", unet), controlnet=("ControlNetModel", control),
+    if union:
+        control |= dict(num_control_type=union, num_trans_channel=channels[0], num_trans_head=2,
+                        num_proj_channel=channels[0])
+    kind = "ControlNetUnionModel" if union else "ControlNetModel"
+    configs = dict(unet=("UNet2DConditionModel", unet), controlnet=(kind, control),
                    vae=("AutoencoderKL", dict(_TINY_VAE)), text_encoder=("CLIPTextModel", text))
     if not xl: return configs
     second = "CLIPTextModelWithProjection", dict(text, hidden_act="gelu")

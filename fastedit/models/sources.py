@@ -85,7 +85,7 @@ class Part:
         if not self.variants: wide = self.wide
         return ARCHITECTURES[self.arch].parameters*wide
 
-# %% ../../nbs/models/045_sources.ipynb #842ab3bc
+# %% ../../nbs/models/045_sources.ipynb #9788d4dd
 _SMALL_CANNY = Source("diffusers/controlnet-canny-sdxl-1.0-small",
                       revision="edd85f64c5f87dfb6d73762949d9daca16389518")
 _CANNY = Source("diffusers/controlnet-canny-sdxl-1.0",
@@ -103,12 +103,16 @@ def _xinsir(kind: str, notes: str) -> Part:
     return Part(f"{kind}-sdxl", Source(f"xinsir/controlnet-{kind}-sdxl-1.0"), "controlnet-sdxl",
                 "sdxl", "apache-2.0", notes=notes, variants=(), wide=2)
 
+def _union(key: str, repo: str, arch: str, notes: str) -> Part:
+    "A ControlNet that takes maps of several kinds, each named."
+    return Part(key, Source(repo), arch, "sdxl", "apache-2.0", notes=notes, variants=(), wide=2)
+
 def _v11(kind: str, name: str, notes: str) -> Part:
     "One of the ControlNets 1.1 for SD1.5."
     return Part(f"{kind}-sd15", Source(f"lllyasviel/control_{name}"), "controlnet-sd15", "sd15",
                 "openrail", notes=notes)
 
-# %% ../../nbs/models/045_sources.ipynb #6dd71906
+# %% ../../nbs/models/045_sources.ipynb #f138e223
 _CANNYS = (
     Part("canny-sdxl-small", _SMALL_CANNY, "controlnet-sdxl-small", "sdxl", "openrail++",
          notes="no attention; fits beside SSD-1B on 6 GB"),
@@ -125,6 +129,10 @@ _OTHERS = (
     _xinsir("openpose", "wants a drawn skeleton, on black"),
     _xinsir("tile", "wants the picture itself, small or blurred"),
     _xinsir("scribble", "wants a drawing of white lines on black"),
+    _union("union-sdxl", "xinsir/controlnet-union-sdxl-1.0", "controlnet-union-sdxl",
+           "six kinds of maps, each named: control='depth:depth.png'"),
+    _union("union-promax-sdxl", "brad-twinkl/controlnet-union-sdxl-1.0-promax",
+           "controlnet-union-promax-sdxl", "eight kinds of maps, tile among them"),
     _v11("depth", "v11f1p_sd15_depth", "wants depths, near is white"),
     _v11("openpose", "v11p_sd15_openpose", "wants a drawn skeleton, on black"),
     _v11("tile", "v11f1e_sd15_tile", "wants the picture itself, small or blurred"),

@@ -4,5 +4,5 @@ from ..core import pages_on_demand
 __getattr__, __dir__ = pages_on_demand(
     __name__,
     ".sources", ".colours", ".reading", ".grids", ".masks", ".fitting", ".compositing",
-    ".cropping", ".tensors", ".saving", ".photographs", ".conditions", ".depths",
+    ".cropping", ".tensors", ".saving", ".photographs", ".conditions", ".depths", ".segments",
 )

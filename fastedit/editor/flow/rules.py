@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FLOW', 'FLOW_METHODS', 'FLOWEDIT', 'FlowRule', 'own_way', 'check_flow']
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #fe87ecd9
+# %% ../../../nbs/editor/flow/201_rules.ipynb #25c98eb9
 from dataclasses import dataclass
 from ...core import OptionError, nearest
-from ..request import is_encoded
+from ..request import AUTO, is_encoded
 from ...methods import Method, Option, check_options
 from ...models import ModelSpec
 
@@ -52,7 +52,7 @@ FLOWEDIT = Method(
                  n_min=Option(0, 0, 1000, "steps at the end that are ordinary sampling")),
     cite="Kulikov et al. 2024, arXiv 2412.08629")
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #8d65ebe7
+# %% ../../../nbs/editor/flow/201_rules.ipynb #bf79ad0e
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
     change="no strength is searched for there",
@@ -73,6 +73,9 @@ def _refuse_foreign(r, way, who):
         v = getattr(r, name, None)
         if v is False or v in (None, "none") or name == "control_scale" and v == 0: continue
         raise OptionError(f"{name}={v!r} makes no sense here: {who}, and {why}. Leave {name} out")
+    if r.steps == AUTO:
+        raise OptionError(f"steps='auto': {who}, for which nothing was measured: leave steps out, "
+                          "or give a number")
     for name in ("prompt", "negative_prompt", "source_prompt"):
         if is_encoded(getattr(r, name, None)):
             raise OptionError(f"{name}_embeds: {who}, which reads words: give {name} as text")

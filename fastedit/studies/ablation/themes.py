@@ -146,7 +146,7 @@ _METHODS = Theme("methods", "few steps against many, on the same pictures", (
     Panel("mini-s", "method", "ddcm", _FEW, dict(model="mini-s")),
     Panel("mini-teacher", "method", "p2p, 50 steps", _MANY, dict(model="mini-teacher"))))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #ab82f346
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #af66b321
 _FRIENDLY = dict(method="edit_friendly-4")
 _WORDS = {k: dict(method=k) for k in ("ddcm-words", "turbo-words")}
 
@@ -163,9 +163,13 @@ _AUTO = Theme("auto", "which method and settings suit which kind of edit (see fa
     _turn("chord", "method", "chord", ("chord",)),
     Panel("words", "method", "ddcm-words", _WORDS, {})))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #23780c09
+_AUTO_6 = Theme("auto-6", "the same, for six steps of the method that led with them", (
+    _turn("edit_friendly-4, 6 steps", "strength", .8, (.5, .6, .7, .8, .96), steps=6,
+          **_FRIENDLY),))
+
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #e449d0ba
 THEMES = {t.key: t for t in (_STRENGTH, _STEPS, _GUIDANCE, _CONTROL, _MASKS, _PROMPTS, _SEEDS,
-                             _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS, _AUTO)}
+                             _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS, _AUTO, _AUTO_6)}
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #d0d67e6d
 _all_ = ["THEMES"]

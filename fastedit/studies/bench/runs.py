@@ -142,14 +142,15 @@ def make_list(methods # text with commas, or a list
     if not isinstance(methods, str): return list(methods)
     return [m.strip() for m in methods.split(",") if m.strip()]
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #d4786541
+# %% ../../../nbs/studies/bench/370_runs.ipynb #82a6ebf5
 def _named() -> dict:
     "All that may be asked for by name: {name: method and settings}."
-    return {**{k: dict(method=k) for k in method_names()}, **VARIANTS, **PRESETS, **CONTROLS}
+    methods = {k: dict(method=k) for k in (*method_names(), "auto")}
+    return {**methods, **VARIANTS, **PRESETS, **CONTROLS}
 
 def _asked_for(methods, named) -> list:
     "Names and tables in the order of the table, controls last; raises `OptionError`."
-    every = [k for k in named if k != "published-as-run"]
+    every = [k for k in named if k not in ("published-as-run", "auto")]
     asked = [n for m in make_list(methods) for n in (every if m == "all" else [m])]
     if not asked: raise OptionError("no method was named: give some, or all")
     for m in asked: _check_form(m, named)
