@@ -31,6 +31,7 @@ from fastedit.studies.bench import (
     run_bench,
     structure_error,
 )
+from shared import bench_command
 
 TABLES = ("table.md", "table.csv", "table.json", "types.md")
 
@@ -777,24 +778,7 @@ def test_the_command_fails_with_its_pictures(model, tmp_path):
     (tmp_path / "d.csv").write_text(
         "id,image,source_prompt,target_prompt\none,a.png,a red ball,a blue ball\n"
     )
-    args = [
-        "bench",
-        "--dataset",
-        str(tmp_path / "d.csv"),
-        "--model",
-        str(model),
-        "--methods",
-        "ddcm",
-        "--set",
-        "steps=1",
-        "--set",
-        "mask=given",
-        "--profile",
-        "drawn",
-        "--out",
-        str(tmp_path / "o"),
-        "--quiet",
-    ]
+    args = bench_command(model, tmp_path, "--set", "mask=given")
     r = CliRunner().invoke(app, args)
     assert (
         r.exit_code == 1
@@ -826,22 +810,7 @@ def test_bad_entries_are_listed_before_anything_runs(model, tmp_path):
             "two,nowhere.png,a red ball,,6\nthree,a.png,a cup,a car,77\n"
         )
     )
-    args = [
-        "bench",
-        "--dataset",
-        str(tmp_path / "d.csv"),
-        "--model",
-        str(model),
-        "--methods",
-        "ddcm",
-        "--set",
-        "steps=1",
-        "--profile",
-        "drawn",
-        "--out",
-        str(tmp_path / "o"),
-        "--quiet",
-    ]
+    args = bench_command(model, tmp_path)
     r = CliRunner().invoke(app, args)
     assert (
         r.exit_code == 1

@@ -10,6 +10,7 @@ from fastedit.drift import (
     colour_change,
     compress,
     edited_region,
+    measure_drift,
     move,
     onto_source,
     register,
@@ -38,7 +39,8 @@ def edited(cat):
 
 
 @pytest.mark.parametrize(
-    "shift,scale", [((0.25, 0), 1), ((0, 0.5), 1), ((8, -8), 0.98), ((-3, 2), 1.02)]
+    "shift,scale",
+    [((0.25, 0), 1), ((0, 0.5), 1), ((8, -8), 0.98), ((-3, 2), 1.02), ((0, 0), 1.004)],
 )
 def test_register_finds_shift_and_scale_past_an_edit(edited, cat, shift, scale):
     found = register(cat, compress(tint(move(edited[0], shift, scale), lightness=-4), 88))
@@ -63,6 +65,13 @@ def test_a_movement_beside_an_edit_of_half_of_the_picture_is_found_without_a_mas
     found = diagnose(cat, compress(tint(move(half[0], (3, -1)), b=6), 90))
     assert {"shift", "colour"} <= set(found.found) and "overedited" not in found.found
     assert np.abs(np.subtract(found.evidence.drift.registration.shift, (3, -1))).max() < 0.1
+
+
+def test_a_recoloured_half_is_no_cast_of_the_whole(cat, half):
+    blue = np.where(half[1][..., None], cat[..., ::-1], cat)
+    assert measure_drift(cat, blue).colours.cast < 0.7
+    found = measure_drift(cat, tint(blue, b=6)).colours
+    assert abs(found.yellow - 6) < 0.5 and abs(found.red) < 0.5
 
 
 def test_a_repair_beside_an_edit_of_half_of_the_picture_needs_no_mask(cat, half):

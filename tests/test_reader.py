@@ -78,68 +78,26 @@ def test_one_wrong_attribute_that_is_asked_for_fails(e, data):
     [
         (seen(thing("ball")), "a ball", None, True, False),  # nothing else is asked for
         # no source: cannot be called ignored
-        (
-            seen(thing("ball", "blue")),
-            "a red ball",
-            None,
-            False,
-            False,
-        ),
+        (seen(thing("ball", "blue")), "a red ball", None, False, False),
         (seen(thing("ball", "blue")), "a red ball", "a blue ball", False, True),
         # something happened, not the right thing
-        (
-            seen(thing("ball", "green")),
-            "a red ball",
-            "a blue ball",
-            False,
-            False,
-        ),
+        (seen(thing("ball", "green")), "a red ball", "a blue ball", False, False),
         (seen(thing("star", "blue")), "a red ball", "a blue star", False, True),
         # one of two changes
-        (
-            seen(thing("star", "red")),
-            "a red ball",
-            "a blue star",
-            False,
-            False,
-        ),
+        (seen(thing("star", "red")), "a red ball", "a blue star", False, False),
         # the old thing has to go
-        (
-            seen(thing("ball"), thing("star")),
-            "a red ball",
-            "a red star",
-            False,
-            False,
-        ),
+        (seen(thing("ball"), thing("star")), "a red ball", "a red star", False, False),
         # a stray thing is not asked about
-        (
-            seen(thing("ball"), thing("cup")),
-            "a red ball",
-            "a red star",
-            True,
-            False,
-        ),
+        (seen(thing("ball"), thing("cup")), "a red ball", "a red star", True, False),
         (seen(thing("ball")), "a ball", "a ball and a star", True, False),
         (seen(thing("ball"), thing("star")), "a ball", "a ball and a star", False, True),
         # the new one is there, the old one is lost
-        (
-            seen(thing("star")),
-            "a ball and a star",
-            "a ball",
-            False,
-            False,
-        ),
+        (seen(thing("star")), "a ball and a star", "a ball", False, False),
         (seen(thing("ball")), "a ball and a star", "a ball", False, True),
         (seen(thing("ball", count=2)), "two balls", "a ball", True, False),
         (seen(thing("ball", count=1)), "two balls", "a ball", False, True),
         # one reading per noun: either colour will do
-        (
-            seen(thing("ball", "red", count=2)),
-            "a red ball and a blue ball",
-            None,
-            True,
-            False,
-        ),
+        (seen(thing("ball", "red", count=2)), "a red ball and a blue ball", None, True, False),
         (seen(thing("tree", pose="tilted")), "a tilted tree", "an upright tree", True, False),
         (seen(thing("tree", pose="tilted")), "a tree", None, True, False),
         (
@@ -151,13 +109,7 @@ def test_one_wrong_attribute_that_is_asked_for_fails(e, data):
         ),
         (seen(thing("ball")), "a pencil sketch of a ball", "a drawing of a ball", False, True),
         # the source prompt says nothing of a background
-        (
-            seen(thing("ball")),
-            "a ball in the snow",
-            "a ball",
-            False,
-            False,
-        ),
+        (seen(thing("ball")), "a ball in the snow", "a ball", False, False),
         (seen(), "a ball", "a star", False, False),
         (seen(thing("ball")), "a ball", "a ball", True, False),  # equal prompts change nothing
     ],

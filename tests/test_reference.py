@@ -1,14 +1,15 @@
 """A reference picture: an IP-Adapter of a pipeline sees it as in stock, and what cannot see is
 said."""
 
-import copy, diffusers, pytest, torch
+import copy, pytest, torch
 from dataclasses import replace
 from PIL import Image
 from fastedit import EditRequest, FastEditor
 from fastedit.core import ModelError, OptionError
 from fastedit.memory import predict_memory
-from fastedit.models import borrow, random_ip_adapter, random_model
+from fastedit.models import borrow, random_ip_adapter
 from fastedit.world import render, sample_scene
+from shared import stock_pipeline
 
 A, B, C = (Image.fromarray(render(sample_scene(i), 64)) for i in (5, 6, 7))
 SAME = dict(method="img2img", schedule="stock", steps=4, strength=0.75, seed=3)
@@ -16,16 +17,9 @@ SAME = dict(method="img2img", schedule="stock", steps=4, strength=0.75, seed=3)
 
 @pytest.fixture(scope="module", params=["sdxl", "sd15"])
 def pipe(request, tmp_path_factory):
-    diffusers.logging.disable_progress_bar()
-    family = request.param
-    folder = tmp_path_factory.mktemp("m") / family
-    random_model(folder, family, channels=(16, 32, 32), width=16)
-    kind = "StableDiffusion" + ("XL" if family == "sdxl" else "") + "ControlNetImg2ImgPipeline"
-    more = dict(safety_checker=None) if family == "sd15" else {}
-    net = diffusers.ControlNetModel.from_pretrained(folder / "controlnet")
-    p = getattr(diffusers, kind).from_pretrained(folder, controlnet=net, **more)
-    p.set_progress_bar_config(disable=True)
-    return random_ip_adapter(p)
+    folder = tmp_path_factory.mktemp("m") / request.param
+    kind = "ControlNetImg2ImgPipeline"
+    return random_ip_adapter(stock_pipeline(folder, request.param, kind, control=True))
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Words beyond a plain prompt: pieces, weights, clip skip, and prompts that come encoded."""
 
-import diffusers, pytest, torch
+import pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
 from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
 from fastedit.core import FastEditError, OptionError, PromptError
 from fastedit.denoise import Text, Wording, in_pieces, pieces_needed, weigh, weighed_words
-from fastedit.models import random_model
 from fastedit.world import render, sample_scene
+from shared import stock_pipeline
 
 A = Image.fromarray(render(sample_scene(5), 64))
 SAME = dict(method="img2img", schedule="stock", steps=4, strength=0.75, guidance=6.0, seed=3)
@@ -22,14 +22,8 @@ def apart(edit, other):
 
 @pytest.fixture(scope="module", params=["sdxl", "sd15"])
 def both(request, tmp_path_factory):
-    diffusers.logging.disable_progress_bar()
-    family = request.param
-    folder = tmp_path_factory.mktemp("m") / family
-    random_model(folder, family, channels=(16, 32, 32), width=16)
-    kind = "StableDiffusion" + ("XL" if family == "sdxl" else "") + "Img2ImgPipeline"
-    more = dict(safety_checker=None) if family == "sd15" else {}
-    pipe = getattr(diffusers, kind).from_pretrained(folder, **more)
-    pipe.set_progress_bar_config(disable=True)
+    folder = tmp_path_factory.mktemp("m") / request.param
+    pipe = stock_pipeline(folder, request.param, "Img2ImgPipeline")
     return pipe, FastEditor(pipe)
 
 

@@ -294,7 +294,7 @@ def _settled(before, after, t, where=None, rounds=1):
         t = found[0]
     return (t, *_fit(before, after, t, where))
 
-# %% ../../nbs/drift/022_registration.ipynb #b15771a0
+# %% ../../nbs/drift/022_registration.ipynb #4ac74f90
 def _fine(grey):
     "Energy of the fine detail in blocks of a picture."
     band = cv2.GaussianBlur(grey, (0, 0), .7)-cv2.GaussianBlur(grey, (0, 0), 1.6)
@@ -310,7 +310,14 @@ def _as_soft(before, after):
         if counts.sum() < 4 or np.quantile(there[counts]/was[counts], .8) > .5: return soft
     return soft
 
-_ENOUGH = .6   # share of edges from which on no other start is tried
+# %% ../../nbs/drift/022_registration.ipynb #cd91fd8e
+_ENOUGH, _BETTER = .6, .1   # shares of edges: no other start is tried; more than unmoved
+
+def _far(t, shape) -> bool:
+    "Whether most of a picture moves by over a pixel, which edges that stayed would show."
+    y, x = (np.linspace(-n/2, n/2, 9) for n in shape)
+    points = np.stack([*np.meshgrid(x, y), np.ones((9, 9))]).reshape(3, -1)
+    return bool(np.median(np.hypot(*((t-np.eye(3))@points)[:2])) > 1.5)
 
 def _best_map(before, after, where=None):
     "Map with the least misfit, from several starts."
@@ -323,8 +330,10 @@ def _best_map(before, after, where=None):
         found.append(_settled(*ready, one[0], where))
         if found[-1][2] > _ENOUGH: break
     best = max(found, key=lambda one: one[2], default=None)
-    if best is None or not _moves_everywhere(*ready, best[0], where):
-        return np.eye(3), *_fit(*ready, np.eye(3), where)
+    still = _fit(*ready, np.eye(3), where)
+    if best is None or not _moves_everywhere(*ready, best[0], where) or (
+            _far(best[0], before.shape) and best[2] < still[1]+_BETTER):
+        return np.eye(3), *still
     return _settled(*ready, best[0], where, 2)
 
 def framed(before, after) -> tuple:

@@ -80,7 +80,7 @@ def _judge(kind, evidence, at) -> Finding:
 # %% ../../nbs/failures/362_diagnosis.ipynb #544ac6cf
 _HIDES = dict(broken=tuple(k for k in KINDS if k != "broken"),
               structure=("background", "objects", "seam", "shift", "scale", "crop", "text",
-                         "overedited", "smoothed"),
+                         "overedited", "smoothed", "colour"),
               overedited=("ignored", "background", "objects", "smoothed", "colour", "contrast",
                           "seam", "text", "partial", "shift", "scale", "crop"),
               ignored=("partial", "seam"),
