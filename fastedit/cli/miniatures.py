@@ -96,7 +96,7 @@ def family(state, device, minutes, only, toy, compiled, quiet):
         raise typer.Exit(130)
     print(f"{report}\n\nnetworks in {state/'models'}, the card in {state/'README.md'}")
 
-# %% ../../nbs/cli/905_miniatures.ipynb #f9dd0f9d
+# %% ../../nbs/cli/905_miniatures.ipynb #e5e9f7e2
 Pairs = option(Path, "With edit-lora: folder of pictures with a pairs.jsonl, a line for each pair: "
                "source, target, source_prompt, prompt; drawn pairs if not given.")
 
@@ -124,7 +124,8 @@ def edit_lora(state, model, pairs, device, quiet, **amounts):
     from fastedit.training.edit_lora import folder_pairs, train_edit_lora
     told = None if pairs is None else folder_pairs(pairs)
     with interruptible(state):
-        file = train_edit_lora(state, model=model, pairs=told, device=device, quiet=quiet, **amounts)
+        file = train_edit_lora(state, model=model, pairs=told, device=device, quiet=quiet,
+                               **amounts)
     last_line(state/"edit-lora.csv")
     print(f"finished LoRA, for `fastedit edit ... --model {model} --lora {file}`")
 

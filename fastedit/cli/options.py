@@ -12,10 +12,11 @@ from typing import Annotated, get_origin
 import typer
 from ..core import OptionError, atomic_write, check_output, read_value
 
-# %% ../../nbs/cli/902_options.ipynb #adb8b9ca
+# %% ../../nbs/cli/902_options.ipynb #dd575b89
 def option(kind, help: str, *names: str, **limits):
     "Make the type of an option: the type of its value, its help, its names if they are others."
-    if get_origin(kind) is list: limits.setdefault("metavar", f"<{kind.__args__[0].__name__.lower()}>")
+    if get_origin(kind) is list:
+        limits.setdefault("metavar", f"<{kind.__args__[0].__name__.lower()}>")
     return Annotated[kind, typer.Option(*names, help=help, **limits)]
 
 def argument(kind, metavar: str, help: str):

@@ -36,7 +36,7 @@ def drawn_pairs(n: int=TRIPLES, start: int=TRIPLE_SEEDS) -> list:
     return [Pair(e.source_image(), e.target_image(), strip_brackets(e.source_prompt),
                  strip_brackets(e.target_prompt)) for e in edits]
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #4414977e
+# %% ../../nbs/training/612b_edit_lora.ipynb #7c8f31fe
 _KEYS = "source", "target", "source_prompt", "prompt"
 
 def _inside(folder, name, where) -> Path:
@@ -51,7 +51,8 @@ def _pair(line, folder, where) -> Pair:
     "Read a line of the list."
     try: told = json.loads(line)
     except (ValueError, RecursionError) as e: raise DataError(f"{where} is no JSON: {e}") from e
-    if not isinstance(told, dict): raise DataError(f"{where}: give an object with {', '.join(_KEYS)}")
+    if not isinstance(told, dict):
+        raise DataError(f"{where}: give an object with {', '.join(_KEYS)}")
     for k in _KEYS:
         if not isinstance(told.get(k), str) or not told[k].strip():
             raise DataError(f"{where}: {k} is missing or no text: give {', '.join(_KEYS)}")
@@ -135,12 +136,12 @@ def edit_loss(d: Denoiser, given: Lessons, batch: int):
         return each.mean(), {}
     return loss
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #9a69b8ef
+# %% ../../nbs/training/612b_edit_lora.ipynb #95d47cdb
 def train_edit_lora(state,                # folder of checkpoint, log and the finished LoRA
                     steps: int=900,       # in all
                     batch: int=24,        # pairs a step
                     model: str="mini",    # any Stable Diffusion model, by name or folder
-                    pairs=None,           # folder with `pairs.jsonl`, or a list of `Pair`; None: drawn
+                    pairs=None,           # folder with `pairs.jsonl`, or `Pair`s; None: drawn
                     rank: int=8,          # of the adapter
                     rate: float=2e-3,     # learning rate of AdamW, for rank 8 on the miniatures
                     device: str=None,     # torch device; None: a GPU if there is one
