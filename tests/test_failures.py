@@ -260,6 +260,16 @@ def test_a_start_that_fits_nothing_is_no_error():
     assert register(dot, move(dot, (3, 1)), where=nothing).shift == (0, 0)
 
 
+def test_a_photograph_is_never_its_own_donor(monkeypatch):
+    from fastedit.failures import calibration
+
+    pairs = []
+    monkeypatch.setattr(calibration, "photo_base", lambda *given: pairs.append(given[:2]))
+    monkeypatch.setattr(calibration, "make_case", lambda *given: None)
+    calibration.cases(per_kind=9, drawn=0)
+    assert pairs and all(name != donor for name, donor in pairs)
+
+
 def test_a_cast_and_a_blur_are_no_movement(cat):
     for after in (tint(cat, lightness=-6, a=8), smooth(cat, 2)):
         assert register(cat, after).shift == (0, 0)
