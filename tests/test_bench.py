@@ -697,7 +697,7 @@ def test_a_signal_ends_a_command_in_words(model, tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
         env=dict(os.environ, OMP_NUM_THREADS="1"),
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a background job ignores some
     )
     end = time.monotonic() + 120
     while p.poll() is None and time.monotonic() < end and len(lines(tmp_path)) < 2:
@@ -713,9 +713,17 @@ def test_a_signal_ends_a_command_in_words(model, tmp_path, number):
     )
 
 
+@pytest.fixture
+def heard():
+    "Have Ctrl+C heard, which a background job ignores."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_waits_for_the_row_at_work_and_a_second_one_does_not(
-    go, tmp_path, monkeypatch, times
+    go, tmp_path, monkeypatch, times, heard
 ):
     from fastedit.studies.bench.worker import Worker
 
