@@ -494,3 +494,20 @@ def test_the_command_refuses_in_words(place, args, says):
         and "Traceback" not in r.output
         and not Path("o").exists()
     )
+
+
+def test_a_strength_is_typed_as_for_one_edit(tmp_path):
+    from PIL import Image
+    from typer.testing import CliRunner
+    from fastedit.cli import app
+    from fastedit.editor import EditRequest
+
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 64), (90, 120, 60)).save(tmp_path / "in" / "a.png")
+    asked = ["--prompt", "a ball", "--method", "img2img", "--strength", ".5", "--steps", "2"]
+    r = CliRunner().invoke(
+        app, ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-q", *asked]
+    )
+    assert r.exit_code == 0, r.output
+    (made,) = (tmp_path / "out").glob("*.png")
+    assert EditRequest.from_png(made).strength == 0.5

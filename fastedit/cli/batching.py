@@ -59,7 +59,7 @@ def _folder(out: Path):
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file: give a folder for the pictures")
 
-# %% ../../nbs/cli/904b_batching.ipynb #abd0359a
+# %% ../../nbs/cli/904b_batching.ipynb #30a86673
 @app.command()
 def batch(place: Place,
           out: OutFolder,
@@ -97,7 +97,7 @@ def batch(place: Place,
     from fastedit.editor.many import plan_edits, read_edits, run_many
     _folder(out)
     common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                  strength=strength, guidance=number(guidance), schedule=schedule,
+                  strength=number(strength), guidance=number(guidance), schedule=schedule,
                   scheduler=scheduler, mask_crop=mask_crop, clip_skip=clip_skip,
                   prompt_weights=prompt_weights,
                   long_prompts=long_prompts, size=sides(size), options=named_values(option) or None,
