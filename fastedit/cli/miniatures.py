@@ -96,9 +96,9 @@ def family(state, device, minutes, only, toy, compiled, quiet):
         raise typer.Exit(130)
     print(f"{report}\n\nnetworks in {state/'models'}, the card in {state/'README.md'}")
 
-# %% ../../nbs/cli/905_miniatures.ipynb #e5e9f7e2
-Pairs = option(Path, "With edit-lora: folder of pictures with a pairs.jsonl, a line for each pair: "
-               "source, target, source_prompt, prompt; drawn pairs if not given.")
+# %% ../../nbs/cli/905_miniatures.ipynb #b072ebc4
+Pairs = option(Path, "With edit-lora: data set with right answers, such as a folder with a CSV of "
+               "image, target, source_prompt, target_prompt; drawn pairs if not given.")
 
 @contextmanager
 def interruptible(state):
@@ -121,15 +121,15 @@ def edit_lora(state, model, pairs, device, quiet, **amounts):
     check_models([model])
     writable(state/"checkpoint")
     bring(quiet)
-    from fastedit.training.edit_lora import folder_pairs, train_edit_lora
-    told = None if pairs is None else folder_pairs(pairs)
+    from fastedit.training.edit_lora import data_pairs, train_edit_lora
+    told = None if pairs is None else data_pairs(pairs)
     with interruptible(state):
         file = train_edit_lora(state, model=model, pairs=told, device=device, quiet=quiet,
                                **amounts)
     last_line(state/"edit-lora.csv")
     print(f"finished LoRA, for `fastedit edit ... --model {model} --lora {file}`")
 
-# %% ../../nbs/cli/905_miniatures.ipynb #cf9c3410
+# %% ../../nbs/cli/905_miniatures.ipynb #0c718f43
 _NAMED = f"One of {', '.join(STAGES)}, in this order; or edit-lora; or family."
 
 @app.command()
@@ -149,7 +149,7 @@ def train(stage: argument(str, "STAGE", _NAMED),
           quiet: Quiet=False):
     """Train a stage of the miniature models, a LoRA for editing, or a whole family on a GPU.
 
-    `fastedit train edit-lora --model MODEL --pairs FOLDER` teaches a model to edit by pairs of a
+    `fastedit train edit-lora --model MODEL --pairs DATA` teaches a model to edit by pairs of a
     picture and its edit, against prompts that are ignored; without --pairs by drawn ones.
 
     `fastedit train family --device cuda --minutes 8` trains the family at 128 pixels from

@@ -383,7 +383,7 @@ def _apart(self: Denoiser, x, t, text, neg, pair, control) -> tuple:
         self.count.control_nfe += n*len(self._acting(control) if self.edges is not None else ())
     return e0, self._unet(x, t, text, None, control)
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #a332b160
+# %% ../../nbs/denoise/057_denoiser.ipynb #b6fe5d9f
 @patch
 @torch.no_grad()
 def eps_x0(self: Denoiser, x, t, text, guidance=1., control=0., **kw) -> tuple:
@@ -396,9 +396,15 @@ def eps(self: Denoiser, x, t, text, guidance=1., control=0., **kw) -> torch.Tens
     return self.eps_x0(x, t, text, guidance, control, **kw)[0]
 
 @patch
-def clean(self: Denoiser, x, t, text, guidance=1., control=0., **kw) -> torch.Tensor:
-    "Predict the clean latents `f(x, t, text)`; a consistency model mixes in its input."
-    x0 = self.eps_x0(x, t, text, guidance, control, **kw)[1]
+def estimate(self: Denoiser, output, x, t) -> torch.Tensor:
+    "Turn what the UNet said at (x, t) into clean latents; a consistency model mixes in its input."
+    x0 = self.schedule.split(output, x, t)[1]
     if not self.consistent: return x0
     skip, out = boundary(int(t), scaling=self.parts.scheduler.get("timestep_scaling", 10.))
     return out*x0+skip*x
+
+@patch
+@torch.no_grad()
+def clean(self: Denoiser, x, t, text, guidance=1., control=0., **kw) -> torch.Tensor:
+    "Predict the clean latents `f(x, t, text)`."
+    return self.estimate(self.output(x, t, text, guidance, control, **kw), x, t)
