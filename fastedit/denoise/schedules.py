@@ -12,7 +12,7 @@ from ..core import OptionError, _torch as torch
 from ..models import CLIPPED, FLOORED, LAST, ZERO_SNR, scheduler_values
 
 # %% auto #0
-__all__ = ['NoiseSchedule', 'boundary']
+__all__ = ['NoiseSchedule', 'boundary', 'guidance_embedding']
 
 # %% ../../nbs/denoise/050_schedules.ipynb #26614338
 def _cosine(n: int) -> torch.Tensor:
@@ -167,3 +167,15 @@ def boundary(t,                        # integer time, or a tensor of them (B,)
     "Weigh input and answer of a latent consistency model at time `t`: `(c_skip, c_out)`."
     s = t*scaling
     return sigma_data**2/(s**2+sigma_data**2), s/(s**2+sigma_data**2)**.5
+
+# %% ../../nbs/denoise/050_schedules.ipynb #78143e5e
+def guidance_embedding(w: torch.Tensor,  # guidance scale minus 1, (B,)
+                       dim: int          # `unet.config.time_cond_proj_dim`
+                      ) -> torch.Tensor:
+    "Embed guidance scales by sines and cosines, (B, dim), as diffusers' LCM pipelines do."
+    half = dim//2
+    step = torch.log(torch.tensor(10000.))/(half-1)
+    f = torch.exp(torch.arange(half, dtype=torch.float32, device=w.device)*-step)
+    e = 1000.*w.float()[:, None]*f[None]
+    e = torch.cat([e.sin(), e.cos()], 1)
+    return torch.nn.functional.pad(e, (0, dim-2*half))
