@@ -3390,6 +3390,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastedit.pictures.depths': { 'fastedit.pictures.depths._estimator': ( 'pictures/depths.html#_estimator',
                                                                                    'fastedit/pictures/depths.py'),
                                           'fastedit.pictures.depths.depth_map': ( 'pictures/depths.html#depth_map',
+                                                                                  'fastedit/pictures/depths.py'),
+                                          'fastedit.pictures.depths.map_model': ( 'pictures/depths.html#map_model',
                                                                                   'fastedit/pictures/depths.py')},
             'fastedit.pictures.fitting': { 'fastedit.pictures.fitting.Fit': ('pictures/fitting.html#fit', 'fastedit/pictures/fitting.py'),
                                            'fastedit.pictures.fitting.Fit.content': ( 'pictures/fitting.html#fit.content',

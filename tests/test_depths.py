@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from fastedit import FastEditor
 from fastedit.core import ModelError, OptionError
-from fastedit.pictures import depth_map
+from fastedit.pictures import depth_map, segmentation_map
 from fastedit.world import render, sample_scene
 
 A = Image.fromarray(render(sample_scene(5), 64)).resize((96, 64))
@@ -37,10 +37,14 @@ def test_it_is_a_control_like_any_other(folder):
     assert e.control_nfe and e.request.control.startswith("picture:")
 
 
-def test_a_model_that_is_not_here_is_named(tmp_path):
-    with pytest.raises(ModelError, match="hf download nobody/depths"):
-        depth_map(A, "nobody/depths")
+@pytest.mark.parametrize("make", [depth_map, segmentation_map])
+def test_a_model_that_is_not_here_is_named(tmp_path, make):
+    with pytest.raises(ModelError, match="hf download nobody/maps"):
+        make(A, "nobody/maps")
     with pytest.raises(ModelError, match="folder with one of transformers'"):
-        depth_map(A, tmp_path)
+        make(A, tmp_path)
+
+
+def test_far_is_white_is_a_switch(folder):
     with pytest.raises(OptionError, match="far_is_white"):
-        depth_map(A, tmp_path, far_is_white="yes")
+        depth_map(A, folder, far_is_white="yes")

@@ -198,7 +198,7 @@ followed: num_control_type num_trans_channel num_trans_head num_trans_layer num_
 refused: controlnet_conditioning_channel_order=rgb: its class knows no other order
 """)
 
-# %% ../../nbs/models/041_configuration.ipynb #df50aea1
+# %% ../../nbs/models/041_configuration.ipynb #f247c1e1
 _VAE = _read(f"""
 followed: {_BLOCKS} latent_channels use_quant_conv use_post_quant_conv mid_block_add_attention:
   diffusers' class, built from them
@@ -216,7 +216,16 @@ no effect: sample_size: is where diffusers would start to work in tiles; here `v
 refused: dtype: diffusers does not take it
 no effect: torch_dtype: `precision` says in which type a network computes
 """)
-_TEXT = _read("""
+_OF_ENCODERS = """
+no effect: attention_dropout dropout initializer_range initializer_factor: networks do not train
+  here
+no effect: architectures model_type: the folder's place says which class it is
+no effect: output_hidden_states output_attentions chunk_size_feed_forward is_encoder_decoder
+  problem_type id2label label2id: do not change the states
+no effect: transformers_version name_or_path: say where the file comes from
+no effect: dtype torch_dtype: `precision` says in which type a network computes
+"""
+_TEXT = _read(f"""
 followed: hidden_size intermediate_size num_hidden_layers num_attention_heads
   max_position_embeddings vocab_size hidden_act layer_norm_eps projection_dim: transformers'
   class, built from them
@@ -227,16 +236,9 @@ refused: auto_map: the class would come from code in the repository
 refused: use_attention_mask: padding would have to be masked, which is not built
 refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
 no effect: bos_token_id pad_token_id: the tokenizer writes these tokens
-no effect: attention_dropout dropout initializer_range initializer_factor: networks do not train
-  here
-no effect: architectures model_type: the folder's place says which class it is
-no effect: output_hidden_states output_attentions chunk_size_feed_forward is_encoder_decoder
-  problem_type id2label label2id: do not change the states
-no effect: transformers_version name_or_path: say where the file comes from
-no effect: dtype torch_dtype: `precision` says in which type a network computes
-""")
+{_OF_ENCODERS}""")
 
-# %% ../../nbs/models/041_configuration.ipynb #131a9653
+# %% ../../nbs/models/041_configuration.ipynb #dee7b169
 _TOKENIZER = _read("""
 followed: model_max_length: prompts are cut and padded to it; more than the text encoder has
   places for is refused
@@ -251,21 +253,14 @@ no effect: add_prefix_space do_lower_case errors clean_up_tokenization_spaces pa
 no effect: name_or_path special_tokens_map_file tokenizer_file processor_class backend is_local
   local_files_only: say where the files come from
 """)
-_VISION = _read("""
+_VISION = _read(f"""
 followed: hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels
   image_size patch_size hidden_act layer_norm_eps projection_dim: transformers' class, built from
   them
 refused: quantization_config: the weights are quantised: use plain ones and `precision`
 refused: auto_map: the class would come from code in the repository
 refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
-no effect: attention_dropout dropout initializer_range initializer_factor: networks do not train
-  here
-no effect: architectures model_type: the folder's place says which class it is
-no effect: output_hidden_states output_attentions chunk_size_feed_forward is_encoder_decoder
-  problem_type id2label label2id: do not change the states
-no effect: transformers_version name_or_path: say where the file comes from
-no effect: dtype torch_dtype: `precision` says in which type a network computes
-""")
+{_OF_ENCODERS}""")
 _INDEX = _read("""
 followed: force_zeros_for_empty_prompt@sdxl: what stands in for a negative prompt that is not
   given

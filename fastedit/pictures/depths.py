@@ -12,26 +12,36 @@ from ..core import ModelError, OptionError
 from .reading import load_image
 
 # %% auto #0
-__all__ = ['DEPTH_MODEL', 'depth_map']
+__all__ = ['DEPTH_MODEL', 'map_model', 'depth_map']
 
-# %% ../../nbs/pictures/019b_depths.ipynb #6a1467df
+# %% ../../nbs/pictures/019b_depths.ipynb #422ab1a2
 DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"   # apache-2.0, 25 million weights
 
-@lru_cache(2)
-def _estimator(model: str, device: str):
-    "Load a depth model once; raises `ModelError` if it is not here, or is none."
-    from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
+def map_model(model: str,  # hub id of a model that is on this machine, or a folder
+              kind: str,   # class of transformers, such as "AutoModelForDepthEstimation"
+              what: str,   # "depth", what it is called in an error
+              task: str    # "depth estimation", likewise
+             ) -> tuple:
+    "Load a model that makes maps, and its reader; raises `ModelError` if it is not here, or is none."
+    import transformers
     here = dict(local_files_only=True)
     try:
-        net = AutoModelForDepthEstimation.from_pretrained(model, use_safetensors=True, **here)
-        reader = AutoImageProcessor.from_pretrained(model, **here)
+        net = getattr(transformers, kind).from_pretrained(model, use_safetensors=True, **here)
+        reader = transformers.AutoImageProcessor.from_pretrained(model, **here)
     except (OSError, ValueError, KeyError) as e:
         on_hub = model.count("/") == 1 and not Path(model).exists()
         way = (f"run `hf download {model}` once while online" if on_hub else
-               "it has to be a folder with one of transformers' models for depth estimation")
-        raise ModelError(f"depth model {model!r} cannot be loaded here: {way}, or give the folder "
+               f"it has to be a folder with one of transformers' models for {task}")
+        raise ModelError(f"{what} model {model!r} cannot be loaded here: {way}, or give the folder "
                          "of another one") from e
-    return pipeline("depth-estimation", model=net.eval(), image_processor=reader, device=device)
+    return net.eval(), reader
+
+@lru_cache(2)
+def _estimator(model: str, device: str):
+    "Load a depth model once."
+    from transformers import pipeline
+    net, reader = map_model(model, "AutoModelForDepthEstimation", "depth", "depth estimation")
+    return pipeline("depth-estimation", model=net, image_processor=reader, device=device)
 
 def depth_map(image,                     # picture, anything that `load_image` takes
               model=DEPTH_MODEL,         # hub id of a model that is on this machine, or a folder
