@@ -14,7 +14,7 @@ from .reading import load_image
 # %% auto #0
 __all__ = ['DEPTH_MODEL', 'map_model', 'depth_map']
 
-# %% ../../nbs/pictures/019b_depths.ipynb #422ab1a2
+# %% ../../nbs/pictures/019b_depths.ipynb #9eee7c2b
 DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"   # apache-2.0, 25 million weights
 
 def map_model(model: str,  # hub id of a model that is on this machine, or a folder
@@ -22,7 +22,7 @@ def map_model(model: str,  # hub id of a model that is on this machine, or a fol
               what: str,   # "depth", what it is called in an error
               task: str    # "depth estimation", likewise
              ) -> tuple:
-    "Load a model that makes maps, and its reader; raises `ModelError` if it is not here, or is none."
+    "Load a model that makes maps, and its reader; raises `ModelError` if none is here."
     import transformers
     here = dict(local_files_only=True)
     try:
