@@ -361,8 +361,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastedit/denoise/denoiser.py'),
                                            'fastedit.denoise.denoiser.Denoiser._conditions': ( 'denoise/denoiser.html#denoiser._conditions',
                                                                                                'fastedit/denoise/denoiser.py'),
-                                           'fastedit.denoise.denoiser.Denoiser._controlled': ( 'denoise/denoiser.html#denoiser._controlled',
-                                                                                               'fastedit/denoise/denoiser.py'),
                                            'fastedit.denoise.denoiser.Denoiser._keeps': ( 'denoise/denoiser.html#denoiser._keeps',
                                                                                           'fastedit/denoise/denoiser.py'),
                                            'fastedit.denoise.denoiser.Denoiser._kind': ( 'denoise/denoiser.html#denoiser._kind',

@@ -79,7 +79,7 @@ def consistent(self: Denoiser) -> bool:
     "Whether the model is a consistency model, whose answer is `c_skip*x + c_out*x0`."
     return self.parts.scheduler.get("_class_name") == "LCMScheduler"
 
-# %% ../../nbs/denoise/057_denoiser.ipynb #77687841
+# %% ../../nbs/denoise/057_denoiser.ipynb #2ffc8da5
 def spread(scales: tuple,   # one per block of the encoder, or one per residual; then the middle
            controlnet
           ) -> tuple:       # one per residual, the middle one last
@@ -91,11 +91,6 @@ def spread(scales: tuple,   # one per block of the encoder, or one per residual;
     raise OptionError(f"control scale has {len(scales)} values: this model takes {len(n)+1} "
                       "(one per block of its encoder, then the middle) "
                       f"or {sum(n)+1} (one per residual)")
-
-@patch
-def _controlled(self: Denoiser, control) -> bool:
-    "Whether the ControlNet has a say at a scale, or at one per block."
-    return self.edges is not None and bool(self._acting(control))
 
 @patch
 def _acting(self: Denoiser, control) -> list:
