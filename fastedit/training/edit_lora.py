@@ -100,7 +100,7 @@ def edit_loss(d: Denoiser, given: Lessons, batch: int):
         return each.mean(), {}
     return loss
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #54aa6e06
+# %% ../../nbs/training/612b_edit_lora.ipynb #5c30e089
 def train_edit_lora(state,                # folder of checkpoint, log and the finished LoRA
                     steps: int=900,       # in all
                     batch: int=24,        # pairs a step
@@ -122,7 +122,7 @@ def train_edit_lora(state,                # folder of checkpoint, log and the fi
     parts = load_model(model, device=device, controlnet=False, precision=precision)
     sees, has = parts.unet.config.in_channels, parts.vae.config.latent_channels
     if sees != has:
-        raise OptionError(f"model {model!r} sees {sees} channels, not the {has} of a picture alone: "
+        raise OptionError(f"model {model!r} sees {sees} channels, not the {has} of a picture: "
                           "give a model without an input for masks or sources")
     d = Denoiser(parts)
     given = lessons(d, drawn_pairs(2400) if pairs is None else pairs, quiet)
