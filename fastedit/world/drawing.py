@@ -218,7 +218,7 @@ def _mix(a, b, weight):
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return a+(b-a)*weight[..., None]
 
-# %% ../../nbs/world/031_drawing.ipynb #1342acb7
+# %% ../../nbs/world/031_drawing.ipynb #b012df9e
 def _body(thing, box, size):
     "The thing's colour and material inside `box`."
     first, second, _ = _tones(thing.colour)
@@ -257,6 +257,7 @@ def _shadow(thing, size):
 def _shade(image, thing):
     box, depth = _shadow(thing, len(image))
     image[box] *= 1-_DARK*depth[..., None]
+
 
 # %% ../../nbs/world/031_drawing.ipynb #b8bdcfaa
 def _flat(colour, like):
