@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Place', 'ForAll', 'OutFolder', 'Methods', 'Seeds', 'AtOnce', 'whole_numbers', 'check_batch', 'batch']
 
-# %% ../../nbs/cli/904b_batching.ipynb #48520788
+# %% ../../nbs/cli/904b_batching.ipynb #be23c1fc
 from pathlib import Path
 import typer
 from .checks import check_drawn, check_machine, check_models
 from .editing import (AllowSmaller, Anyway, Budget, ClipSkip, Control, ControlScale,
                                   Guidance, LongPrompts, MaskCrop, MethodOptions, NegativePrompt,
                                   Precision, PromptWeights, Residency, Schedule, Scheduler, Size,
-                                  SourcePrompt, Strength, _given, control_options)
-from .options import (Device, Lora, Model, Quiet, Steps, argument, loras, named_values,
+                                  SourcePrompt, Steps, Strength, _given, control_options,
+                                  whole)
+from .options import (Device, Lora, Model, Quiet, argument, loras, named_values,
                                   number, option, print_json, sides)
 from .terminal import app, say
 from .waiting import bring, load_editor
@@ -59,7 +60,7 @@ def _folder(out: Path):
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file: give a folder for the pictures")
 
-# %% ../../nbs/cli/904b_batching.ipynb #30a86673
+# %% ../../nbs/cli/904b_batching.ipynb #2fbf521b
 @app.command()
 def batch(place: Place,
           out: OutFolder,
@@ -96,11 +97,11 @@ def batch(place: Place,
     "Edit a folder or a table of pictures, each with its prompt; writes a page to look through."
     from fastedit.editor.many import plan_edits, read_edits, run_many
     _folder(out)
-    common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                  strength=number(strength), guidance=number(guidance), schedule=schedule,
-                  scheduler=scheduler, mask_crop=mask_crop, clip_skip=clip_skip,
-                  prompt_weights=prompt_weights,
-                  long_prompts=long_prompts, size=sides(size), options=named_values(option) or None,
+    common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt,
+                  steps=whole(steps), strength=number(strength), guidance=number(guidance),
+                  schedule=schedule, scheduler=scheduler, mask_crop=mask_crop,
+                  clip_skip=clip_skip, prompt_weights=prompt_weights, long_prompts=long_prompts,
+                  size=sides(size), options=named_values(option) or None,
                   **control_options(control, control_scale))
     common = {k: v for k, v in common.items() if v is not None}
     planned = plan_edits(read_edits(place, prompt), model, tuple(method or ()),

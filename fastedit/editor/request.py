@@ -82,7 +82,7 @@ def _check_prompt(name, value):
 Prompt = Annotated[str, Then(_check_prompt), Give("text", PromptError)]
 Words = Annotated[str|None, Then(_check_text), Give("text", PromptError)]
 
-# %% ../../nbs/editor/200_request.ipynb #9d6181af
+# %% ../../nbs/editor/200_request.ipynb #84f714c2
 def _name(words: str, kind=str|None): return Annotated[kind, Then(whole_text), Give(words)]
 
 def _check_model(name, value):
@@ -113,8 +113,9 @@ def _check_control(name, value):
         return found if len(found) > 1 else found[0]
     if is_own_map(value): return whole_text(name, value)
     kind, rest = split_kind(value)
-    if kind: raise OptionError(f"{name}={in_words(value)}: {in_words(rest)} is no picture that is "
-                               f"here: give the map's file, {kind}:map.png")
+    if kind: raise OptionError(f"{name}={in_words(value)}: a request names a map by its hash, not "
+                               f"by {in_words(rest)}: give the picture's file to `fastedit edit`, "
+                               "or the picture to an editor; is the file there?")
     if value not in CONDITIONS:
         raise OptionError(f"{name}={in_words(value)}: use one of {', '.join(CONDITIONS)}"
                           f"{nearest(value, CONDITIONS)}, or a picture that is the map")

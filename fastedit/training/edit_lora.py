@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TIMES', 'Pair', 'drawn_pairs', 'data_pairs', 'Lessons', 'lessons', 'edit_loss', 'train_edit_lora']
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #97cd53c4
+# %% ../../nbs/training/612b_edit_lora.ipynb #e323751e
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
-from ..core import DataError, OptionError, progress
+from ..core import DataError, OptionError, in_words, progress
 from ..denoise import Denoiser
 from ..measure import read_data, strip_brackets
 from ..models import load_model
@@ -100,7 +100,7 @@ def edit_loss(d: Denoiser, given: Lessons, batch: int):
         return each.mean(), {}
     return loss
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #a27a2f4c
+# %% ../../nbs/training/612b_edit_lora.ipynb #5c30e089
 def train_edit_lora(state,                # folder of checkpoint, log and the finished LoRA
                     steps: int=900,       # in all
                     batch: int=24,        # pairs a step
@@ -115,9 +115,15 @@ def train_edit_lora(state,                # folder of checkpoint, log and the fi
     """Teach a model to edit by a LoRA; returns its file.
 
     Raises `DataError` for pairs that cannot be read, `OptionError` for a model of another kind."""
-    if rank < 1: raise OptionError(f"rank={rank}: an adapter needs at least rank 1")
+    if not isinstance(rank, int) or rank < 1:
+        raise OptionError(f"rank={in_words(rank)}: give a whole number from 1")
     if isinstance(pairs, (str, Path)): pairs = data_pairs(pairs)
+    if pairs is not None and not pairs: raise DataError("pairs=[]: give at least one to learn from")
     parts = load_model(model, device=device, controlnet=False, precision=precision)
+    sees, has = parts.unet.config.in_channels, parts.vae.config.latent_channels
+    if sees != has:
+        raise OptionError(f"model {model!r} sees {sees} channels, not the {has} of a picture: "
+                          "give a model without an input for masks or sources")
     d = Denoiser(parts)
     given = lessons(d, drawn_pairs(2400) if pairs is None else pairs, quiet)
     torch.manual_seed(6)
