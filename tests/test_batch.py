@@ -497,7 +497,8 @@ def test_the_command_refuses_in_words(place, args, says):
     )
 
 
-def test_a_strength_is_typed_as_for_one_edit(tmp_path):
+@pytest.mark.parametrize("steps", ["2", "auto"])
+def test_numbers_are_typed_as_for_one_edit(tmp_path, steps):
     from PIL import Image
     from typer.testing import CliRunner
     from fastedit.cli import app
@@ -505,7 +506,7 @@ def test_a_strength_is_typed_as_for_one_edit(tmp_path):
 
     (tmp_path / "in").mkdir()
     Image.new("RGB", (64, 64), (90, 120, 60)).save(tmp_path / "in" / "a.png")
-    asked = ["--prompt", "a ball", "--method", "img2img", "--strength", ".5", "--steps", "2"]
+    asked = ["--prompt", "a ball", "--method", "img2img", "--strength", ".5", "--steps", steps]
     r = CliRunner().invoke(
         app, ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-q", *asked]
     )

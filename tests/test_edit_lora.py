@@ -128,6 +128,16 @@ def test_the_command_line_trains(tmp_path):
     assert "pytorch_lora_weights.safetensors" in "".join(r.output.split())
 
 
+def test_a_model_that_sees_more_than_a_picture_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="sees 8 channels, not the 4"):
+        train_edit_lora(tmp_path, model="mini-instruct", pairs=drawn_pairs(1), quiet=True)
+
+
+def test_no_pair_is_refused(tmp_path):
+    with pytest.raises(DataError, match="give at least one"):
+        train_edit_lora(tmp_path, pairs=[])
+
+
 def taught(folder, model="mini", steps=3, batch=2, **kw):
     pairs = kw.pop("pairs", None) or drawn_pairs(8)
     return train_edit_lora(folder, steps, batch, model, pairs, 2, device="cpu", quiet=True, **kw)

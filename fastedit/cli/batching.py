@@ -6,7 +6,7 @@
 __all__ = ['Place', 'ForAll', 'OutFolder', 'Methods', 'Seeds', 'AtOnce', 'whole_numbers', 'check_batch', 'check_references',
            'batch']
 
-# %% ../../nbs/cli/904b_batching.ipynb #39dc1b43
+# %% ../../nbs/cli/904b_batching.ipynb #b95f3d67
 from pathlib import Path
 import typer
 from .checks import check_adapter, check_drawn, check_machine, check_models
@@ -14,9 +14,9 @@ from .editing import (AllowSmaller, Anyway, Budget, ClipSkip, Control, ControlNe
                                   ControlScale, Guidance, IpAdapter, LongPrompts, MaskCrop,
                                   MethodOptions, NegativePrompt, Precision, PromptWeights,
                                   Reference, ReferenceScale, Residency, Schedule, Scheduler, Size,
-                                  SourcePrompt, Strength, _given, control_options, one_or_all,
-                                  reference_options)
-from .options import (Device, Lora, Model, Quiet, Steps, argument, loras, named_values,
+                                  SourcePrompt, Steps, Strength, _given, control_options,
+                                  one_or_all, reference_options, whole)
+from .options import (Device, Lora, Model, Quiet, argument, loras, named_values,
                                   number, option, print_json, sides)
 from .terminal import app, say
 from .waiting import bring, load_editor
@@ -68,7 +68,7 @@ def _folder(out: Path):
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file: give a folder for the pictures")
 
-# %% ../../nbs/cli/904b_batching.ipynb #7a036f06
+# %% ../../nbs/cli/904b_batching.ipynb #f0e1abcf
 @app.command()
 def batch(place: Place,
           out: OutFolder,
@@ -108,11 +108,11 @@ def batch(place: Place,
     "Edit a folder or a table of pictures, each with its prompt; writes a page to look through."
     from fastedit.editor.many import plan_edits, read_edits, run_many
     _folder(out)
-    common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt, steps=steps,
-                  strength=number(strength), guidance=number(guidance), schedule=schedule,
-                  scheduler=scheduler, mask_crop=mask_crop, clip_skip=clip_skip,
-                  prompt_weights=prompt_weights,
-                  long_prompts=long_prompts, size=sides(size), options=named_values(option) or None,
+    common = dict(source_prompt=source_prompt, negative_prompt=negative_prompt,
+                  steps=whole(steps), strength=number(strength), guidance=number(guidance),
+                  schedule=schedule, scheduler=scheduler, mask_crop=mask_crop,
+                  clip_skip=clip_skip, prompt_weights=prompt_weights, long_prompts=long_prompts,
+                  size=sides(size), options=named_values(option) or None,
                   **control_options(control, control_scale))
     shown, seer = reference_options(ip_adapter, reference, reference_scale)
     common = {k: v for k, v in (common | shown).items() if v is not None}

@@ -61,7 +61,7 @@ def _folder_rows(folder: Path, prompt) -> list:
                         f"write one into {Path(lost[0]).stem}.txt beside it, or give one for all")
     return rows
 
-# %% ../../nbs/editor/209d_many.ipynb #2d722f56
+# %% ../../nbs/editor/209d_many.ipynb #06d541f3
 _FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in ("image", "mask", "model"))
 _TEXT = ("image", "mask", "prompt", "source_prompt", "negative_prompt", "method", "control",
          "reference", "schedule", "scheduler")
@@ -81,6 +81,7 @@ def _check_columns(file, names: list):
     if twice := [n for i, n in enumerate(names) if n in names[:i]]:
         raise DataError(f"{file} has the column {twice[0]!r} twice: name each once")
 
+# %% ../../nbs/editor/209d_many.ipynb #c6336117
 def _table_row(file: Path, where: str, line: dict, prompt) -> dict:
     "What one line of a table says."
     if None in line: raise DataError(f"{where}: more cells than columns")
@@ -116,6 +117,7 @@ def _table_rows(file: Path, prompt) -> list:
     if not rows: raise DataError(f"{file} has no rows")
     return rows
 
+# %% ../../nbs/editor/209d_many.ipynb #73a2706b
 def _line_rows(file: Path, prompt) -> list:
     "A row for each line of JSON; its paths are relative to the file."
     rows = []
@@ -139,7 +141,7 @@ def read_edits(place,            # folder of pictures, or a table: .csv or .json
     if place.is_file() and (read := kinds.get(place.suffix.lower())): return read(place, prompt)
     raise DataError(f"{place} is no folder of pictures, no .csv and no .jsonl: give one of these")
 
-# %% ../../nbs/editor/209d_many.ipynb #75461a5c
+# %% ../../nbs/editor/209d_many.ipynb #b5350c7d
 @dataclass(frozen=True)
 class Planned:
     "One edit that shall be made."
@@ -163,6 +165,7 @@ def _named(stem: str, used: dict) -> str:
     used[stem] = used.get(stem, 0)+1
     return stem if used[stem] == 1 else _named(f"{stem}-{used[stem]}", used)
 
+# %% ../../nbs/editor/209d_many.ipynb #8e1e2f2b
 def _along(settings: dict, seen: dict) -> tuple:
     "Part settings into those of a request and the pictures that it names: (settings, {keyword})."
     named, given = dict(settings), {}

@@ -105,7 +105,7 @@ def is_encoded(prompt) -> bool:
     "Whether a prompt of a request is the hash of an encoded one."
     return isinstance(prompt, str) and prompt.startswith(OWN_WORDS)
 
-# %% ../../nbs/editor/200_request.ipynb #6876cd03
+# %% ../../nbs/editor/200_request.ipynb #cb2e0208
 _COMPUTED = dict(depth="depth_map", seg="segmentation_map", segment="segmentation_map")
 
 def _refuse_map(name, value):
@@ -127,7 +127,8 @@ def _check_control(name, value):
     if is_own_map(value): return whole_text(name, value)
     kind, rest = split_kind(value)
     if kind: raise OptionError(f"{name}={in_words(value)}: {in_words(rest)} is no picture that is "
-                               f"here: give the map's file, {kind}:map.png")
+                               "here: give the map's file to `fastedit edit`, or the picture to an "
+                               "editor; a request names it by its hash")
     if value not in CONDITIONS: _refuse_map(name, value)
     return value
 
@@ -187,7 +188,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #5a58bd97
+# %% ../../nbs/editor/200_request.ipynb #ab0964fe
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -204,11 +205,9 @@ class EditRequest:
     guidance: object=None        # guidance scale, a number or a curve such as "linear:3:1"
     source_guidance: float=None  # guidance scale of the source branch
     control: object=None         # control map: "canny", "canny-auto", "none", ..., or "picture:"
-                                 # and a hash, "depth:picture:"...; of several ControlNets one each,
-                                 # of one union all that it is shown at once
+                                 # and a hash, "depth:picture:"...; one each of several ControlNets
     control_scale: object=None   # ControlNet scale, a number >= 0 or a curve; one per UNet block
-                                 # (see `denoise.spread`); of several ControlNets or
-                                 # maps one of these each
+                                 # (see `denoise.spread`); of several maps one of these each
     schedule: str=None           # "continuous" or, for img2img, "stock"
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
                                  # None: the method's sampler, or that of a pipeline of yours

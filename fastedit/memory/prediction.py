@@ -124,7 +124,7 @@ def residual_numbers(config: dict,  # a UNet's configuration
     for i, c in enumerate(channels): total += layers*c*area(i)+(c*area(i+1) if i < last else 0)
     return total+channels[-1]*area(last)
 
-# %% ../../nbs/memory/064_prediction.ipynb #29d39ba9
+# %% ../../nbs/memory/064_prediction.ipynb #c73b423d
 class Estimate:
     "Numbers of one edit, from which its stages are made."
     def __init__(self, model, precision, residency, size, controlnet, vae_tile, device, work,
@@ -183,12 +183,14 @@ class Estimate:
     @property
     def controls(self) -> list: return [k for k in self.nets if part_of(k) == "controlnet"]
 
-    def cost(self, name, part, batch=1, number=None, height=None, width=None) -> Trace:
-        "One call of a network; nothing where it is not there."
-        if name not in self.nets: return Trace(0, 0)
-        h, w = (0, 0) if part in ("text", "reference") else (height or self.h, width or self.w)
-        return call_cost(self.nets[name], part, h, w, batch, number or self.number,
-                         self.spec.vae_factor, self.tokens)
+# %% ../../nbs/memory/064_prediction.ipynb #637f3258
+@patch
+def cost(self: Estimate, name, part, batch=1, number=None, height=None, width=None) -> Trace:
+    "One call of a network; nothing where it is not there."
+    if name not in self.nets: return Trace(0, 0)
+    h, w = (0, 0) if part in ("text", "reference") else (height or self.h, width or self.w)
+    return call_cost(self.nets[name], part, h, w, batch, number or self.number,
+                     self.spec.vae_factor, self.tokens)
 
 # %% ../../nbs/memory/064_prediction.ipynb #a0ca8c28
 @patch

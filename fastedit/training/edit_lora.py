@@ -6,11 +6,11 @@
 __all__ = ['TIMES', 'TRAINED', 'Pair', 'drawn_pairs', 'data_pairs', 'Lessons', 'lessons', 'edit_loss', 'accelerator',
            'train_edit_lora']
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #98879b06
+# %% ../../nbs/training/612b_edit_lora.ipynb #cb8ec185
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
-from ..core import DataError, OptionError, progress
+from ..core import DataError, OptionError, in_words, progress
 from ..denoise import Denoiser
 from ..measure import read_data, strip_brackets
 from ..models import default_device, find_spec, load_model, native_precision
@@ -127,7 +127,14 @@ def accelerator(device: str=None,       # torch device; None: the one that accel
     return Accelerator(mixed_precision=TRAINED[precision], cpu=cpu,
                        gradient_accumulation_steps=accumulate)
 
-# %% ../../nbs/training/612b_edit_lora.ipynb #6ff1ac70
+# %% ../../nbs/training/612b_edit_lora.ipynb #073343e2
+def _check_channels(parts, model):
+    "Refuse a model whose UNet sees more than the picture."
+    sees, has = parts.unet.config.in_channels, parts.vae.config.latent_channels
+    if sees != has:
+        raise OptionError(f"model {model!r} sees {sees} channels, not the {has} of a picture: "
+                          "give a model without an input for masks or sources")
+
 def _adapted(parts, rank: int):
     "Put an adapter into a model's UNet; in half precision it stays in fp32."
     torch.manual_seed(6)
@@ -153,13 +160,16 @@ def train_edit_lora(state,                # folder of checkpoint, log and the fi
 
     Raises `DataError` for pairs that cannot be read, `OptionError` for a model of another kind.
     Under `accelerate launch` every process takes a part of each step, and the main one writes."""
-    if rank < 1: raise OptionError(f"rank={rank}: an adapter needs at least rank 1")
+    if not isinstance(rank, int) or rank < 1:
+        raise OptionError(f"rank={in_words(rank)}: give a whole number from 1")
     if isinstance(pairs, (str, Path)): pairs = data_pairs(pairs)
+    if pairs is not None and not pairs: raise DataError("pairs=[]: give at least one to learn from")
     device = device or default_device()
     if precision == "auto": precision = native_precision(find_spec(model), device)
     by = accelerator(device, precision, accumulate)
     if by.num_processes > 1: device = str(by.device)
     parts = load_model(model, device=device, controlnet=False, precision=precision)
+    _check_channels(parts, model)
     d, quiet = Denoiser(parts), quiet or not by.is_main_process
     given = lessons(d, drawn_pairs(2400) if pairs is None else pairs, quiet)
     _adapted(parts, rank)
