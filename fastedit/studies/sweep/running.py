@@ -86,8 +86,7 @@ class Sweep:
                 raise PromptError("no prompt was given: say what the picture shall show")
             own["prompt"] = text
         reads = method.source_prompt or any(isinstance(x, str) and x == AUTO for x in v.values())
-        if reads and s.source_prompt is not None:
-            own["source_prompt"] = s.source_prompt
+        if reads and s.source_prompt is not None: own["source_prompt"] = s.source_prompt
         return request_of(v, **own)
 
     def _refuse(self):
