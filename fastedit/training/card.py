@@ -28,13 +28,13 @@ from .teacher import train_teacher
 from .vae import psnr, train_vae
 from ..world import EDIT_TYPES, caption, sample_edit
 
-# %% ../../nbs/training/613_card.ipynb #60913ac4
+# %% ../../nbs/training/613_card.ipynb #6dfcdcee
 # in order: the function, and the default number of steps
 STAGES = {"vae": (train_vae, 1800), "reader": (train_reader, 1500),
           "teacher": (train_teacher, 6000), "student": (train_student, 1500),
           "lcm-lora": (train_lcm_lora, 1500), "lcm": (train_lcm, 1500),
           "controlnet": (train_controlnet, 1000),
-          "controlnet-seg": (train_controlnet_seg, 600), "instruct": (train_instruct, 800)}
+          "controlnet-seg": (train_controlnet_seg, 420), "instruct": (train_instruct, 800)}
 
 def train(stage: str,       # key of `STAGES`; needs the stages before it
           state="state",    # folder of checkpoints, logs and finished parts

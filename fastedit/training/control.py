@@ -110,9 +110,9 @@ def segment_agreement(parts,            # model with a ControlNet for segmentati
     found = [edge_match(o, canny_map(p))[0] for o, p in zip(outlines, to_pictures(drawn))]
     return dict(outline=float(np.mean(found)), noun=right["noun"].float().mean().item())
 
-# %% ../../nbs/training/611_control.ipynb #7a332490
+# %% ../../nbs/training/611_control.ipynb #61de34aa
 def train_controlnet_seg(state,            # folder of checkpoints and parts
-                         steps: int=600,   # in all
+                         steps: int=420,   # in all
                          batch: int=24,    # pictures a step
                          quiet: bool=False):
     "Train a stem for segmentation maps in front of the canny ControlNet; returns the ControlNet."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['edits_of', 'data_file', 'read_rows', 'ablate']
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #54615587
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #3d893dbc
 import json, time
 from collections import Counter
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from ...core import (DataError, OptionError, atomic_write, content_hash, in_word
 from ...editor import FastEditor, versions
 from ...measure import Scorer
 from ...methods import find_method
-from ...pictures import CONDITIONS, canny, pixel_hash, to_image
+from ...pictures import CONDITIONS, canny, load_image, pixel_hash
 from .themes import SETS, Theme, find_theme
 from ..sweep import Sweep, subjects
 from ...world import EDIT_TYPES, sample_edit, scene_segments
@@ -49,14 +49,14 @@ def _subject(edit, extra: dict):
     if extra.get("mask"): s = _masked(s, extra["mask"])
     return replace(s, source_prompt="") if extra.get("source") == _NO_SOURCE else s
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #1e700f54
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #670b3ac2
 def _maps(edits) -> dict:
     "Further control maps by name."
     known = {pixel_hash(e.source_image(64)): e for e in edits}
     def edit(image): return known[pixel_hash(image)]
     def own(image): return canny(edit(image).target_image(64))
-    def segments(image): return to_image(scene_segments(edit(image).source, 64))
-    def target(image): return to_image(scene_segments(edit(image).target, 64))
+    def segments(image): return load_image(scene_segments(edit(image).source, 64))
+    def target(image): return load_image(scene_segments(edit(image).target, 64))
     low = {f"canny {a}/{b}": partial(canny, low=a, high=b)
            for a, b in ((25, 50), (50, 100), (200, 400))}
     return {**low, "canny, blurred": partial(canny, blur=1., low=50, high=100), "own": own,
