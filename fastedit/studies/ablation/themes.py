@@ -104,9 +104,9 @@ _MAPS = Theme("canny", "which outlines are drawn", (
           ("none", "canny", "canny 50/100", "canny-auto", "canny, blurred", "soft", "own"),
           **_HELD),))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #aa5efd3e
-_OF = {"canny": ("canny", "none"), "segments": ("none", "segments"), "both": ("canny", "segments"),
-       "target's": ("none", "target's segments"),
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #f7d2c098
+_OF = {"canny": ("canny", "none"), "segments": ("none", "segments"),
+       "both": ("canny", "segments"), "target's": ("none", "target's segments"),
        "canny and target's": ("canny", "target's segments")}   # what the two are shown
 
 def _shown(what, scale):
@@ -123,8 +123,9 @@ _BOTH = "edit_friendly-4", "img2img-4"
 _GRID = {f"{k}, {s:g}": _shown(k, s) for k in _OF for s in (.25, .5, 1.)}
 _SCALES = Theme("hybrid-scales", "how strongly to hold outlines, segments, and both",
                 tuple(_two(m, _GRID) for m in _BOTH), sets={"tuning": 2610})
+_CHOSEN = {"canny": .5, "segments": .5, "both": .25, "target's": 1., "canny and target's": .5}
 _HYBRID = Theme("hybrid", "whether segments beside outlines are worth a second ControlNet",
-                tuple(_two(m, {k: _shown(k, .5) for k in _OF}) for m in _BOTH),
+                tuple(_two(m, {k: _shown(k, s) for k, s in _CHOSEN.items()}) for m in _BOTH),
                 sets={"held-out": 2611})
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #480fe633
@@ -198,10 +199,10 @@ _AUTO_6 = Theme("auto-6", "the same, for six steps of the method that led with t
     _turn("edit_friendly-4, 6 steps", "strength", .8, (.5, .6, .7, .8, .96), steps=6,
           **_FRIENDLY),))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #6bac52a0
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #a6b57508
 THEMES = {t.key: t for t in (_STRENGTH, _STEPS, _GUIDANCE, _CONTROL, _MASKS, _PROMPTS, _SEEDS,
-                             _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS, _AUTO, _AUTO_6, _SCALES,
-                             _HYBRID)}
+                             _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS, _AUTO, _AUTO_6,
+                             _SCALES, _HYBRID)}
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #d0d67e6d
 _all_ = ["THEMES"]
