@@ -33,6 +33,9 @@ PRESETS = {p.key: p for p in (
            dict(uac=True, steps=12, strength=1.)),
     Preset("turbo-words", "turbo", "keeps the background best: changes only where the words look",
            dict(region="words", strength=.8)),
+    Preset("chord-single", "chord",
+           "asks at one time, earlier than the chord: three evaluations, not five",
+           dict(strength=.75, d=0.)),
     Preset("edit_friendly-4", "edit_friendly", "four steps on a distilled model",
            dict(steps=4, strength=.8, guidance=1., source_guidance=1.)))}
 

@@ -19,8 +19,9 @@ __all__ = ['PAGES', 'page_methods', 'register_method', 'register_preset', 'metho
            'find_method', 'method_table']
 
 # %% ../../nbs/methods/096_registry.ipynb #2fe2ee5f
-PAGES = ("img2img", "ddcm", "turbo", "edit_friendly", "chord", "ddim", "p2p", "null_text",
-         "masactrl", "pnp", "renoise", "leditspp", "instruct", "inpaint", "controls")
+PAGES = ("img2img", "ddcm", "turbo", "edit_friendly", "chord", "ddim", "instant_edit", "p2p",
+         "null_text", "masactrl", "pnp", "renoise", "leditspp", "instruct", "inpaint",
+         "controls")
 
 def page_methods(page: str) -> dict:
     "Import a page of the package: its methods by name."
