@@ -35,7 +35,7 @@ def fits_better(clip: str="clip-mini"  # which CLIP looks, a key of `BACKBONES`
         return float(clip_contrast(seen, want, was))
     return check
 
-# %% ../../nbs/adaptive/390_auto.ipynb #82d90a7f
+# %% ../../nbs/adaptive/390_auto.ipynb #e9f0b486
 @dataclass(frozen=True)
 class Tried:
     "An edit, after as many tries as it took."
@@ -49,7 +49,7 @@ def _own_check(editor):
     return fits_better("clip-mini" if editor.spec.key in EMBEDDED else "clip-vit-l14")
 
 def _told(strengths, scores, spent) -> str:
-    tries = ", ".join(f"strength {s:g} scores {x:.2g}" for s, x in zip(strengths, scores))
+    tries = ", ".join(f"strength {s:g} scores {x:.2f}" for s, x in zip(strengths, scores))
     many = "1 try" if len(scores) == 1 else f"{len(scores)} tries"
     return f"{many}: {tries}; {spent} UNet evaluations in all"
 
