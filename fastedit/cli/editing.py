@@ -27,11 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-<<<<<<< HEAD
-# %% ../../nbs/cli/904_editing.ipynb #45fdc2f5
-=======
-# %% ../../nbs/cli/904_editing.ipynb #57b9d770
->>>>>>> main
+# %% ../../nbs/cli/904_editing.ipynb #37c82f70
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, FILE.py:NAME of your own, or auto, which reads the words of "
                 "both prompts (experimental: on held-out drawings no better than the default); "
