@@ -51,7 +51,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fastedit/cli/editing.py'),
                                       'fastedit.cli.editing.reproduce': ('cli/editing.html#reproduce', 'fastedit/cli/editing.py'),
                                       'fastedit.cli.editing.save_edit': ('cli/editing.html#save_edit', 'fastedit/cli/editing.py'),
-                                      'fastedit.cli.editing.tried_twice': ('cli/editing.html#tried_twice', 'fastedit/cli/editing.py'),
+                                      'fastedit.cli.editing.try_twice': ('cli/editing.html#try_twice', 'fastedit/cli/editing.py'),
                                       'fastedit.cli.editing.whole': ('cli/editing.html#whole', 'fastedit/cli/editing.py')},
             'fastedit.cli.installing': { 'fastedit.cli.installing.devices': ('cli/installing.html#devices', 'fastedit/cli/installing.py'),
                                          'fastedit.cli.installing.doctor': ('cli/installing.html#doctor', 'fastedit/cli/installing.py'),

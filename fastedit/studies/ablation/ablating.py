@@ -145,7 +145,7 @@ def read_rows(path: Path) -> tuple:
 def _figure(v):
     return None if v is None else round(float(v), 2) if v != int(v) else int(v)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #0a979e8d
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #7880942a
 def _started(theme, path) -> tuple:
     "What is there already of the same theme, or nothing."
     key = content_hash([[p.name, [[str(v), p.settings(v)] for v in p.values]]
@@ -155,8 +155,8 @@ def _started(theme, path) -> tuple:
         if head.get("hash") == key: return head, {(x["panel"], str(x["value"])): x for x in lines}
     lines = {(p.name, str(v)): dict(panel=p.name, value=v, **{f: [] for f in figures_of(theme)})
              for p in theme.panels for v in p.values}
-    return dict(theme=theme.key, hash=key, sets=theme.seeds or SETS, rounds=0, seconds=0., alone=0, ran=0,
-                types=[], set=[], command=f"fastedit ablate {theme.key}"), lines
+    return dict(theme=theme.key, hash=key, sets=theme.seeds or SETS, rounds=0, seconds=0.,
+                alone=0, ran=0, types=[], set=[], command=f"fastedit ablate {theme.key}"), lines
 
 def _add(head, lines, kind, found, figures):
     "Add a round on one set to the lines."
