@@ -132,7 +132,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #ba3312e6
+# %% ../../nbs/cli/904_editing.ipynb #b56d6274
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -159,8 +159,7 @@ def edit(image: Image,
          residency: Residency="resident", budget: Budget=None,
          allow_smaller: AllowSmaller=False,
          option: MethodOptions=None,
-         repair: Repair=False, second_try: SecondTry=False,
-         anyway: Anyway=False,
+         repair: Repair=False, second_try: SecondTry=False, anyway: Anyway=False,
          as_json: option(bool, "Print request, steps, cost and notes as JSON.", "--json")=False,
          quiet: Quiet=False,
          ctx: typer.Context=None):
