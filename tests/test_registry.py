@@ -88,7 +88,7 @@ LAST = Method("last", "believe one answer", last, nfe=lambda cfg, **_: cfg, step
 
 def test_every_page_gives_its_methods_in_the_order_of_the_book():
     found = [k for page in registry.PAGES for k in registry.page_methods(page)]
-    assert found == list(method_names()) and len(found) == len(set(found)) == 18
+    assert found == list(method_names()) and len(found) == len(set(found)) == 19
     assert all(find_method(k).key == k for k in found)
 
 
@@ -400,3 +400,13 @@ find_method({f"{mine}:LAST"!r}); method_table(method_names(presets=True))
 print("torch" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", src], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["False"], done.stderr
+
+
+def test_a_gguf_says_what_reads_it(monkeypatch):
+    import fastedit.models.doctor as doctor
+
+    for there, said in ((None, True), (object(), False)):
+        monkeypatch.setattr(doctor, "find_package", lambda name: there)
+        told = str(doctor.diagnose("flux2-klein-gguf"))
+        assert ("pip install gguf" in told) == said and "unsloth/FLUX.2-klein-4B-GGUF" in told
+    assert "gguf" not in str(doctor.diagnose("flux2-klein-fp8"))

@@ -37,7 +37,7 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #3d9c9f80
+# %% ../../nbs/editor/209_editor.ipynb #8f8fada2
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
@@ -81,7 +81,7 @@ class FastEditor(PlacedStages):
     @property
     def _lock(self):
         "The turn of the loaded model, whichever editor has it."
-        net = self.parts.unet if self.flow is None else self.flow.pipe.transformer
+        net = self.parts.unet if self.flow is None else self.flow.net
         return turn_of(net, f"the model {self.spec.key!r}")
 
 # %% ../../nbs/editor/209_editor.ipynb #8aec5fec
@@ -220,7 +220,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts), counted(on_step) as told:
         return _accounted(self, image, mask, r, told, pictures)
 
-# %% ../../nbs/editor/209_editor.ipynb #6dd8fae4
+# %% ../../nbs/editor/209_editor.ipynb #d78baf48
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
@@ -250,7 +250,7 @@ def _account_of(self, draft, moved, peak) -> EditResult:
     return EditResult(draft.image, draft.source, draft.request, draft.job.grid, count.nfe,
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused,
-                      region=draft.region)
+                      region=draft.region, maps=draft.maps)
 
 # %% ../../nbs/editor/209_editor.ipynb #5b98f8f9
 @patch

@@ -12,7 +12,7 @@ from ..request import AUTO, is_encoded
 from ...methods import Method, Option, check_options
 from ...models import ModelSpec
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #07a5c249
+# %% ../../../nbs/editor/flow/201_rules.ipynb #dd42a154
 @dataclass(frozen=True)
 class FlowRule:
     "How one of diffusers' pipelines takes a request."
@@ -20,6 +20,7 @@ class FlowRule:
     scale: str         # the pipeline's name for the guidance scale
     negative: bool     # whether it takes a negative prompt, for a second evaluation per step
     reference: str     # at which size the source picture is shown to the model, in words
+    plain: bool=False  # takes one picture, no guidance scale, and tells nobody of its steps
     areas: bool=False  # wants the area said beside width and height, and has preferred sizes
     methods: tuple=("flow",)  # ways to edit, the first if none is named
     source_guidance: float=1.5  # of flowedit's source branch, as published for such models
@@ -32,6 +33,8 @@ FLOW = {r.pipeline: r for r in (
     FlowRule("QwenImageEditPlusPipeline", "true_cfg_scale", True,
              "twice: at 384x384 pixels to the language model, at 1024x1024 to the VAE, whatever "
              "the working size"),
+    FlowRule("DreamLiteMobilePipeline", "", False,
+             "at 512x512 pixels to the language model, at the working size to the VAE", plain=True),
     FlowRule("FluxKontextPipeline", "guidance_scale", False, "at the working size", areas=True))}
 
 FLOW_METHODS = tuple(dict.fromkeys(m for rule in FLOW.values() for m in rule.methods))
@@ -52,7 +55,7 @@ FLOWEDIT = Method(
                  n_min=Option(0, 0, 1000, "steps at the end that are ordinary sampling")),
     cite="Kulikov et al. 2024, arXiv 2412.08629")
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #bf79ad0e
+# %% ../../../nbs/editor/flow/201_rules.ipynb #84ef4a68
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
     change="no strength is searched for there",
@@ -65,17 +68,18 @@ _REFUSED = dict(
     source_guidance="there is no source branch", control_scale="it has no ControlNet")
 
 _FLOWEDIT_HEARS = "strength", "source_guidance"
+_MEASURED = "steps", "strength", "guidance"   # what 'auto' chooses for other models
 
 def _refuse_foreign(r, way, who):
     "Refuse fields that mean nothing to a pipeline."
+    for name in (k for k in _MEASURED if getattr(r, k, None) == AUTO):
+        raise OptionError(f"{name}='auto': {who}, for which nothing was measured: leave {name} "
+                          "out, or give a number")
     for name, why in _REFUSED.items():
         if way == "flowedit" and name in _FLOWEDIT_HEARS: continue
         v = getattr(r, name, None)
         if v is False or v in (None, "none") or name == "control_scale" and v == 0: continue
         raise OptionError(f"{name}={v!r} makes no sense here: {who}, and {why}. Leave {name} out")
-    if r.steps == AUTO:
-        raise OptionError(f"steps='auto': {who}, for which nothing was measured: leave steps out, "
-                          "or give a number")
     for name in ("prompt", "negative_prompt", "source_prompt"):
         if is_encoded(getattr(r, name, None)):
             raise OptionError(f"{name}_embeds: {who}, which reads words: give {name} as text")
