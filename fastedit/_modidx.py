@@ -1677,6 +1677,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastedit/failures/evidence.py'),
                                             'fastedit.failures.evidence.broken_share': ( 'failures/evidence.html#broken_share',
                                                                                          'fastedit/failures/evidence.py'),
+                                            'fastedit.failures.evidence.common_cast': ( 'failures/evidence.html#common_cast',
+                                                                                        'fastedit/failures/evidence.py'),
                                             'fastedit.failures.evidence.detail_lost': ( 'failures/evidence.html#detail_lost',
                                                                                         'fastedit/failures/evidence.py'),
                                             'fastedit.failures.evidence.empty_share': ( 'failures/evidence.html#empty_share',

@@ -25,7 +25,7 @@ cv2 = Later("cv2")
 # %% ../../nbs/failures/363_calibration.ipynb #e1d02e0f
 TUNING = ("astronaut", "coffee", "camera", "china", "coins", "immunohistochemistry")
 HELD_OUT = ("chelsea", "rocket", "flower", "motorcycle", "hubble_deep_field", "grace_hopper")
-TUNING_SEEDS, HELD_OUT_SEEDS = 7_000, 16_000  # the first of the drawn edits
+TUNING_SEEDS, HELD_OUT_SEEDS = 7_000, 17_000  # the first of the drawn edits
 
 def _load(name):
     if name in ("china", "flower"):
