@@ -140,14 +140,14 @@ def read_values(text: str,       # "0.3,0.5", "a ball|a cup", "0.3..0.7/5" (five
                           "give each value once")
     return out
 
-# %% ../nbs/002_values.ipynb #d365eb8a
+# %% ../nbs/002_values.ipynb #e3afaf1b
 def _pair(text: str) -> tuple:
     "Read FIELD=VALUES into the field's name and the text of its values."
     k, eq, v = text.partition("=")
     k = k.strip().replace("-", "_")
     if not eq or not k or not v.strip(): raise OptionError(f"{text!r}: write FIELD=VALUE")
     if k.startswith(("option.", "options.")): return f"options.{k.partition('.')[2]}", v
-    known = (*TEXTS, *NUMBERS, *NAMES)
+    known = (*TEXTS, *NUMBERS, *NAMES, *SWITCHES)
     if k not in known:
         raise OptionError(f"unknown field {k}{nearest(k, known)}: "
                           f"an edit has {', '.join(known)} and option.NAME")

@@ -284,3 +284,36 @@ def test_a_strength_that_is_auto_and_a_change_are_one_too_many():
 def test_nothing_to_try_is_refused():
     with pytest.raises(OptionError, match="strengths"):
         edit_and_check(None, None, None, ())
+
+
+@pytest.mark.parametrize("settings", [dict(strength="auto"), dict(steps="auto")])
+def test_a_preset_holds_values(settings):
+    from fastedit.methods import register_preset
+
+    with pytest.raises(OptionError, match="has no .*='auto'"):
+        register_preset("mine-by-words", "ddcm", **settings)
+
+
+def test_a_preset_names_a_method():
+    from fastedit.methods import register_preset
+
+    with pytest.raises(OptionError, match="name a method"):
+        register_preset("mine-by-words", "auto", steps=6)
+
+
+def test_a_bench_by_words_runs_on_the_measured_model():
+    from fastedit.studies.bench import make_runs
+
+    assert make_runs("ddcm", settings=dict(steps="auto"))[0].model == "mini"
+
+
+@pytest.mark.parametrize("setting", [dict(change=0.1), dict(reference="a.png")])
+def test_what_belongs_to_one_edit_is_refused_by_tables(setting):
+    from fastedit.studies.bench import make_runs
+    from fastedit.studies.sweep import Sweep
+
+    (name,) = setting
+    with pytest.raises(OptionError, match=f"{name}="):
+        make_runs("edit_friendly-4", settings=setting)
+    with pytest.raises(OptionError, match=f"{name}="):
+        Sweep(np.zeros((64, 64, 3), np.uint8), "a ball", steps=[1, 2], **setting).plan()

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
 from fastedit.core import Cancelled, DataError, ImageError, OptionError
-from fastedit.editor.many import ROWS, done_before, plan_edits, read_edits, run_many
+from fastedit.editor.many import ROWS, done_before, is_done, plan_edits, read_edits, run_many
 from fastedit.editor.together import Edits, flags, in_chunks, read_jobs
-from fastedit.models import load_model, random_model
+from fastedit.models import load_model, random_ip_folder, random_model
+from fastedit.models.networks import load_network
 from fastedit.world import render, sample_scene
 
 
@@ -496,7 +497,8 @@ def test_the_command_refuses_in_words(place, args, says):
     )
 
 
-def test_a_strength_is_typed_as_for_one_edit(tmp_path):
+@pytest.mark.parametrize("steps", ["2", "auto"])
+def test_numbers_are_typed_as_for_one_edit(tmp_path, steps):
     from PIL import Image
     from typer.testing import CliRunner
     from fastedit.cli import app
@@ -504,10 +506,111 @@ def test_a_strength_is_typed_as_for_one_edit(tmp_path):
 
     (tmp_path / "in").mkdir()
     Image.new("RGB", (64, 64), (90, 120, 60)).save(tmp_path / "in" / "a.png")
-    asked = ["--prompt", "a ball", "--method", "img2img", "--strength", ".5", "--steps", "2"]
+    asked = ["--prompt", "a ball", "--method", "img2img", "--strength", ".5", "--steps", steps]
     r = CliRunner().invoke(
         app, ["batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-q", *asked]
     )
     assert r.exit_code == 0, r.output
     (made,) = (tmp_path / "out").glob("*.png")
     assert EditRequest.from_png(made).strength == 0.5
+
+
+@pytest.fixture(scope="module")
+def seeing(folder, tmp_path_factory):
+    home = tmp_path_factory.mktemp("ip")
+    random_ip_folder(home, load_network("UNet2DConditionModel", folder / "unet"))
+    return FastEditor(folder, ip_adapter=home), home
+
+
+STYLED = dict(method="img2img", steps=2, control="none")
+
+
+def test_a_batch_takes_references(seeing):
+    own, _ = seeing
+    jobs = [dict(JOBS[i], reference=picture(7 + i % 2)) for i in range(3)]
+    singles = [own(**j, **STYLED, reference_scale=0.7) for j in jobs]
+    batch = own.batch(jobs, **STYLED, reference_scale=0.7)
+    assert [e.image.tobytes() for e in batch] == [e.image.tobytes() for e in singles]
+    together = own.batch(jobs, at_once=3, **STYLED, reference_scale=0.7)
+    assert all(apart(a, b) <= 1 for a, b in zip(together, singles))
+    for_all = own.batch(JOBS, reference=picture(7), **STYLED)
+    assert for_all[0].request.reference == singles[0].request.reference
+    with pytest.raises(OptionError, match="IP-Adapter.*wants to see"):
+        own(**JOBS[0], **STYLED)
+
+
+def test_a_table_names_references(place, seeing):
+    own, _ = seeing
+    for i in (7, 8):
+        picture(i).save(place / f"s{i}.png")
+    (place / "t.csv").write_text(
+        "image,prompt,reference,reference_scale\n"
+        "in/p1.png,a cup,s7.png,.6\nin/p2.png,a star,s8.png,\n"
+    )
+    (place / "t.jsonl").write_text(
+        '{"image": "in/p1.png", "prompt": "a cup", "reference": "s7.png", '
+        '"reference_scale": 0.6}\n\n'
+        '{"image": "in/p2.png", "prompt": "a star", "reference": "s8.png", "mask": null}\n'
+    )
+    how = dict(STYLED, model=own.spec.key)
+    plans = [plan_edits(read_edits(place / n), **how) for n in ("t.csv", "t.jsonl")]
+    assert plans[0] == plans[1] and len({p.request.reference for p in plans[0]}) == 2
+    rows = run_many(own, plans[0], place / "out")
+    assert not any("error" in r for r in rows)
+    for p in plans[0]:
+        single = own(p.image, request=p.request, reference=p.given["reference"])
+        assert np.array_equal(Image.open(place / "out" / f"{p.name}.png"), single.image)
+    picture(9).save(place / "s8.png")
+    again = plan_edits(read_edits(place / "t.csv"), **how)
+    done = done_before(place / "out")
+    assert [is_done(p, done, place / "out") for p in again] == [True, False]
+
+
+def test_a_reference_that_is_missing_is_refused_before_anything_runs(place):
+    (place / "t.csv").write_text("image,prompt,reference\nin/p1.png,a cup,away.png\n")
+    with pytest.raises(ImageError, match="away.png"):
+        plan_edits(read_edits(place / "t.csv"))
+
+
+def test_a_table_names_control_pictures(place, ed):
+    picture(7).save(place / "map.png")
+    (place / "t.jsonl").write_text(
+        '{"image": "in/p1.png", "prompt": "a cup", "control": "depth:map.png"}\n'
+        '{"image": "in/p2.png", "prompt": "a cup", "control": "canny"}\n'
+    )
+    plan = plan_edits(read_edits(place / "t.jsonl"), model=ed.spec.key, method="img2img", steps=1)
+    assert [p.request.control[:14] for p in plan] == ["depth:picture:", "canny"]
+    assert not any("error" in r for r in run_many(ed, plan, place / "out"))
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ('{"image": "a.png"}\n', "line 1: no prompt"),
+        ("[1]\n", "line 1 is no JSON object"),
+        ('{"image": "a.png", "promt": "a"}\n', "line 1 has a column 'promt'.*prompt"),
+        ("{\n", "line 1"),
+        ("\n", "no rows"),
+    ],
+)
+def test_wrong_json_lines_are_said(place, text, says):
+    (place / "t.jsonl").write_text(text)
+    with pytest.raises(DataError, match=says):
+        read_edits(place / "t.jsonl")
+
+
+def test_references_can_be_typed(place, folder, seeing):
+    picture(7).save(place / "s7.png")
+    line = ["batch", "in", "-o", "out", "--prompt", "a star", "--model", folder, "-q"]
+    line += ["--method", "img2img", "--steps", "1", "--control", "none", "--ip-adapter", seeing[1]]
+    line = [str(x) for x in line]
+    done = CliRunner().invoke(app, [*line, "--reference", "s7.png", "--reference-scale", "0.5"])
+    assert done.exit_code == 0, done.output
+    r = EditRequest.from_png("out/p1.png")
+    assert r.reference.startswith("picture:") and r.reference_scale == 0.5
+    for bad, words in (([], "--reference PICTURE"), (["--reference", "no.png"], "no.png")):
+        done = CliRunner().invoke(app, [*line, *bad])
+        assert done.exit_code and words in " ".join(done.output.split())
+    without = [x for x in line if x not in ("--ip-adapter", str(seeing[1]))]
+    done = CliRunner().invoke(app, [*without, "--reference", "s7.png"])
+    assert done.exit_code == 2 and "--ip-adapter ip-sdxl" in " ".join(done.output.split())

@@ -2,19 +2,24 @@
 
 import csv, json
 import numpy as np, pytest, torch
+from types import SimpleNamespace
 from PIL import Image
+from safetensors.torch import load_file
 from fastedit import FastEditor
 from fastedit.core import DataError, ModelError, OptionError
 from fastedit.denoise import Denoiser
 from fastedit.models import load_model, random_model
 from fastedit.training.edit_lora import (
     Pair,
+    accelerator,
     data_pairs,
     drawn_pairs,
     edit_loss,
     lessons,
     train_edit_lora,
 )
+from fastedit.training.distillation import lora_config, save_lora
+from fastedit.training.loop import Alone, _gradients, fit
 
 
 def write_pairs(folder, *lines):
@@ -121,3 +126,129 @@ def test_the_command_line_trains(tmp_path):
     r = CliRunner().invoke(app, [*asked, "--state", str(tmp_path / "s"), "--device", "cpu"])
     assert r.exit_code == 0, r.output
     assert "pytorch_lora_weights.safetensors" in "".join(r.output.split())
+
+
+def test_a_model_that_sees_more_than_a_picture_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="sees 8 channels, not the 4"):
+        train_edit_lora(tmp_path, model="mini-instruct", pairs=drawn_pairs(1), quiet=True)
+
+
+def test_no_pair_is_refused(tmp_path):
+    with pytest.raises(DataError, match="give at least one"):
+        train_edit_lora(tmp_path, pairs=[])
+
+
+def taught(folder, model="mini", steps=3, batch=2, **kw):
+    pairs = kw.pop("pairs", None) or drawn_pairs(8)
+    return train_edit_lora(folder, steps, batch, model, pairs, 2, device="cpu", quiet=True, **kw)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "An SDXL-shaped model of tiny parts."
+    home = tmp_path_factory.mktemp("m") / "sdxl"
+    return str(random_model(home, channels=(16, 32, 32), width=16))
+
+
+def far(a, b):
+    a, b = load_file(a), load_file(b)
+    return max((a[k].float() - b[k].float()).abs().max().item() for k in a)
+
+
+def test_accelerate_gives_the_bytes_of_the_plain_loop(tmp_path, tiny):
+    by_accelerate = taught(tmp_path / "a", tiny)
+    parts = load_model(tiny, device="cpu", controlnet=False)
+    d = Denoiser(parts)
+    given = lessons(d, drawn_pairs(8), quiet=True)
+    torch.manual_seed(6)
+    parts.unet.requires_grad_(False).add_adapter(lora_config(2))
+    how = dict(lr=None, adam_lr=2e-3, ema=0.98, every=50, quiet=True)
+    fit("edit-lora", dict(unet=parts.unet), edit_loss(d, given, 2), 3, tmp_path / "b", **how)
+    save_lora(parts.unet, tmp_path / "b")
+    assert by_accelerate.read_bytes() == (tmp_path / "b" / by_accelerate.name).read_bytes()
+
+
+def test_parts_add_up_to_one_batch(tiny):
+    "Two parts of two pairs have the gradients of one of four, but for the order of sums."
+    parts = load_model(tiny, device="cpu", controlnet=False)
+    d, run = Denoiser(parts), SimpleNamespace(name="edit-lora", before=(0, 0))
+    given = lessons(d, drawn_pairs(8), quiet=True)
+    torch.manual_seed(6)
+    parts.unet.requires_grad_(False).add_adapter(lora_config(2))
+
+    def gradients(batch, accumulate):
+        by = accelerator("cpu", accumulate=accumulate)
+        told = _gradients(run, edit_loss(d, given, batch, accumulate), 3, 0, by)
+        found = {n: p.grad.clone() for n, p in parts.unet.named_parameters() if p.requires_grad}
+        parts.unet.zero_grad()
+        return told["loss"], torch.cat([g.flatten() for g in found.values()])
+
+    (whole, a), (split, b), (_, other) = (gradients(*x) for x in ((4, 1), (2, 2), (2, 1)))
+    assert split == pytest.approx(whole, rel=1e-5)
+    assert (a - b).norm() < 1e-4 * a.norm() < 0.1 * a.norm() < (a - other).norm()
+
+
+def test_mixed_precision_keeps_the_adapter_whole(tmp_path, tiny):
+    full, mixed = taught(tmp_path / "a", tiny), taught(tmp_path / "b", tiny, precision="bf16")
+    assert 0 < far(full, mixed) < 0.05
+    kept = torch.load(tmp_path / "b" / "edit-lora.pt", weights_only=True)
+    assert all(p.dtype == torch.float32 for p in kept["params"].values())
+    (_, a), (_, b) = losses(tmp_path / "a")[0], losses(tmp_path / "b")[0]
+    assert a == pytest.approx(b, rel=0.05)
+    both = taught(tmp_path / "c", tiny, precision="bf16", accumulate=2)
+    assert both.is_file()
+
+
+def test_a_run_with_parts_goes_on(tmp_path, tiny):
+    at_once = taught(tmp_path / "a", tiny, 4, 1, accumulate=2)
+    taught(tmp_path / "b", tiny, 2, 1, accumulate=2)
+    again = taught(tmp_path / "b", tiny, 4, 1, accumulate=2)
+    assert set(load_file(again)) == set(load_file(at_once))
+    assert [s for s, _ in losses(tmp_path / "b")] == [2, 4]
+
+
+class Second(Alone):
+    "The second of two processes, the first of which has the same gradients."
+
+    num_processes, process_index, is_main_process = 2, 1, False
+
+    def reduce(self, x, how):
+        assert how == "mean"
+        return x
+
+
+def test_only_the_main_process_writes(tmp_path):
+    net, asked = torch.nn.Linear(2, 1), []
+
+    def loss_fn(step, rng, part):
+        asked.append(part)
+        return net(torch.ones(1, 2)).square().mean(), {}
+
+    fit("toy", dict(net=net), loss_fn, 3, tmp_path, lr=None, quiet=True, by=Second())
+    assert asked == [1, 1, 1] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        (dict(precision="fp16"), "fp16.*GPU: use bf16 or fp32"),
+        (dict(precision="nf4"), "precision='nf4'.*fp32, bf16, fp16"),
+        (dict(accumulate=0), "accumulate=0"),
+    ],
+)
+def test_what_accelerate_cannot_is_refused_first(how, words):
+    with pytest.raises(OptionError, match=words):
+        accelerator("cpu", **how)
+
+
+def test_precision_and_parts_can_be_typed(tmp_path, tiny):
+    from typer.testing import CliRunner
+    from fastedit.cli import app
+
+    pairs = write_pairs(tmp_path / "d", GOOD)
+    asked = ["train", "edit-lora", "--pairs", str(pairs), "--steps", "1", "--batch", "1", "-q"]
+    asked += ["--model", tiny, "--state", str(tmp_path / "s"), "--device", "cpu"]
+    r = CliRunner().invoke(app, [*asked, "--precision", "bf16", "--accumulate", "2"])
+    assert r.exit_code == 0, r.output
+    r = CliRunner().invoke(app, ["train", "vae", "--accumulate", "2"])
+    assert r.exit_code == 2 and "--accumulate" in r.output

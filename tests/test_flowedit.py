@@ -180,3 +180,11 @@ def test_other_models_are_told_where_it_runs():
         find_method("flowedit")
     with pytest.raises(OptionError, match="is there already"):
         register_method(replace(find_method("ddcm"), key="flowedit"))
+
+
+@pytest.mark.parametrize("field", ["steps", "strength", "guidance"])
+@pytest.mark.parametrize("key", KEYS)
+def test_nothing_chooses_for_a_flow_model(key, field):
+    r = EditRequest(B, model=key, method="flowedit", **{field: "auto"})
+    with pytest.raises(OptionError, match=f"{field}='auto': .* nothing was measured"):
+        F.check_flow(M.MODELS[key], r)

@@ -18,6 +18,7 @@ from fastedit.denoise import (
 from fastedit.denoise import Denoiser, Noise, Text
 from fastedit.methods.base import Job, check_options, cost, find_method, pairs, posterior
 from fastedit.methods.ddcm import window
+from fastedit.methods.instant_edit import disentangled
 from fastedit.methods.renoise import backward, corrected, forward, regularised
 from fastedit.models import LCM_SCHEDULER, clip_tokenizer, load_model, random_model
 from fastedit.denoise import NoiseSchedule, lcm_grid, share_of, time_of
@@ -181,6 +182,68 @@ def test_chord_is_its_formula(parts, steps, t, d):
     assert (
         dn.count.nfe - 2 * 2 * steps - 1 == cost(m, steps, False, **job.options)[0] == 4 * steps + 1
     )
+
+
+@torch.no_grad()
+def test_chord_single_is_one_difference_at_one_time_and_a_proximal_step(parts):
+    m, dn = find_method("chord-single"), Denoiser(parts)
+    _, job = job_of(dn, "chord-single")
+    found, n, sc = m(job), Noise((3,), (4, 16, 16))(), dn.schedule
+    assert job.grid == (749, 300) and dn.count.nfe == cost(m, m.steps, False)[0] == 3
+    x = sc.noised(job.z0, n, 749)
+    z = job.z0 + dn.clean(x, 749, job.target) - dn.clean(x, 749, job.source)
+    want = dn.clean(sc.noised(z, n, 300), 300, job.target)
+    assert (found - want).abs().max() < 2e-5 * max(1, want.abs().max())
+
+
+# ---- instant_edit
+
+
+def at_right_angles(e0, src, tgt):
+    "Per picture and channel, what of `tgt-e0` is at right angles to `src-e0`."
+    out = torch.zeros_like(tgt)
+    for i in range(len(tgt)):
+        for c in range(tgt.shape[1]):
+            a, b = (tgt - e0)[i, c].flatten(), (src - e0)[i, c].flatten()
+            out[i, c] = (a - (a @ b) / (b @ b) * b).view(tgt.shape[2:])
+    return out
+
+
+@pytest.mark.parametrize("g, w", [(1.1, 3.0), (1.0, 0.0), (2.0, 0.7)])
+@torch.no_grad()
+def test_instant_edit_is_its_formula(double_parts, g, w):
+    dn, z0 = Denoiser(double_parts), latents(n=2).double()
+    kw = dict(grid=(999, 499), z0=z0, seeds=(3, 4), guidance=g, dpg=w, region="given")
+    m, job = job_of(dn, "instant_edit", **kw)
+    found, sc, none = m(job), dn.schedule, dn.unconditional()
+    assert dn.count.nfe == 2 * cost(m, 2, g != 1)[0] == 20
+    e = lambda x, t, text: dn.eps(x, t, text)
+    level = lambda t: sc.levels(t, z0)
+
+    def step(x, noise, t, prev):
+        (a, s), (a1, s1) = level(t), level(prev)
+        return a1 * (x - s * noise) / a + s1 * noise
+
+    low = step(z0, e(z0, 499, none), -1, 499)
+    top = step(low, e(low, 999, none), 499, 999)
+    x = top
+    for t, prev, was, then in ((999, 499, top, low), (499, -1, low, z0)):
+        e0, src, tgt = (e(x, t, text) for text in (none, job.source, job.target))
+        new = e0 + g * (tgt - e0) + w * at_right_angles(e0, src, tgt)
+        own = e0 + g * (e(was, t, job.source) - e0)
+        x = then + step(x, new, t, prev) - step(was, own, t, prev)
+    assert (found - x).abs().max() < 1e-6 * max(1, x.abs().max())
+    assert (found - z0).abs().max() > 1e-3
+
+
+def test_guidance_by_what_is_new_leaves_alone_what_the_source_asks_for_too():
+    e0, src, tgt = (latents(s, 2) for s in (1, 2, 3))
+    p = disentangled(e0, src, tgt, 1.0, 1.0) - tgt
+    assert ((p * (src - e0)).sum((-2, -1))).abs().max() < 1e-3  # at right angles to the source
+    torch.testing.assert_close(disentangled(e0, src, src, 1.3, 5.0), e0 + 1.3 * (src - e0))
+    torch.testing.assert_close(disentangled(e0, src, tgt, 1.0, 0.0), tgt)
+    # a source prompt that asks for nothing takes nothing away
+    torch.testing.assert_close(disentangled(e0, e0, tgt, 1.0, 1.0), e0 + 2 * (tgt - e0))
 
 
 # ---- turbo

@@ -288,3 +288,11 @@ def test_an_adapter_counts_in_every_plan(residency):
     assert more.required >= plain.required and more.moved >= plain.moved
     if residency == "resident":
         assert more.required > plain.required + 2e9
+
+
+@pytest.mark.parametrize("adapter", ["ip-sdxl", "ip-sd15"])
+def test_a_plan_refuses_what_the_loader_refuses(adapter):
+    from fastedit.memory import plan
+
+    with pytest.raises(ModelError):
+        plan("ssd-1b", 24, ip_adapter=adapter)

@@ -219,7 +219,36 @@ def test_chord_without_length_asks_at_one_time(models):
     assert (z - (job.z0 + (0.15 * D[0] + 0.9 * D[1]) / 1.05)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("key", FEW)
+@pytest.mark.parametrize("region", ["given", "model", "words"])
+@pytest.mark.parametrize("model", ["sdxl", "sd15", "v", "sd15-many"])
+def test_instant_edit_returns_the_source_under_equal_prompts(models, model, region):
+    kw = dict(guidance=1.7, edges=edges_of(), control=0.4, region=region)
+    z, job = run(models[model], "instant_edit", tgt=SRC, **kw)
+    assert (z - job.z0).abs().max() < 1e-4 and job.d.count.control_nfe == job.d.count.nfe == 20
+    other, _ = run(models[model], "instant_edit", **kw)
+    assert (other - job.z0).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(dgp=1.0), "no option 'dgp'.*dpg"),
+        (dict(dpg=-1.0), "dpg=-1.0.*from 0"),
+        (dict(region="word"), "region='word'.*words"),
+        (dict(threshold=1.5), "threshold=1.5"),
+    ],
+)
+def test_instant_edit_refuses_bad_options_in_words(options, words):
+    with pytest.raises(OptionError, match=words):
+        check_options(find_method("instant_edit"), options)
+
+
+def test_instant_edit_needs_the_unconditional_half(models):
+    with pytest.raises(ModelError, match="unconditional half"):
+        check_model(find_method("instant_edit"), models["w"])
+
+
+@pytest.mark.parametrize("key", (*FEW, "instant_edit"))
 def test_regions(models, key):
     kw = SMALL.get(key, {})
     mask = torch.zeros(1, 1, 16, 16)

@@ -207,3 +207,9 @@ def test_what_leaves_the_picture_needs_none(editor, method):
     shown = editor(A, "a cup", method=method, reference=B)
     assert alone.image.tobytes() == shown.image.tobytes()
     assert alone.request.reference is None
+
+
+def test_a_control_beside_a_whole_request_is_refused_though_a_picture_came_along(editor):
+    e = editor(A, "a blue ball", reference=B, method="img2img", steps=1)
+    with pytest.raises(OptionError, match="not both"):
+        editor(A, request=e.request, reference=B, control="canny")

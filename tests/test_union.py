@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
 from fastedit.core import ModelError, OptionError
-from fastedit.editor import take_control
+from fastedit.denoise import Memo
+from fastedit.editor import take_control, weigh_edit
 from fastedit.memory import predict_memory, weight_bytes
 from fastedit.models import CONFIGURATION, is_union, load_model, quiet_libraries, random_model
 from fastedit.pictures import CONTROL_KINDS, canny
@@ -162,3 +163,163 @@ def test_it_can_be_typed(folder, tmp_path):
     done = CliRunner().invoke(app, [str(x) for x in line])
     assert done.exit_code == 0, done.output
     assert EditRequest.from_png(out).control.startswith("depth:picture:")
+
+
+def stock_of_several(pipe, maps, modes, scales, **kw):
+    return pipe(
+        "a cup",
+        image=A,
+        control_image=list(maps),
+        control_mode=list(modes),
+        strength=0.75,
+        num_inference_steps=4,
+        guidance_scale=1.5,
+        controlnet_conditioning_scale=list(scales),
+        generator=torch.Generator().manual_seed(3),
+        height=64,
+        width=64,
+        **kw,
+    ).images[0]
+
+
+@pytest.mark.parametrize("scales", [(0.5, 0.8), (1.0, 1.0), (0.7, 0.0)])
+def test_several_maps_at_once_are_stocks(pipe, editor, scales):
+    want = stock_of_several(pipe, [B, canny(A)], [1, 3], scales)
+    e = editor(A, "a cup", control=[{"depth": B}, "canny"], control_scale=list(scales), **SAME)
+    assert apart(want, e.image) <= 1 and e.control_nfe == e.nfe
+    one = editor(A, "a cup", control={"depth": B}, control_scale=scales[0], **SAME)
+    assert apart(one.image, e.image)
+
+
+def test_three_maps_and_their_order(pipe, editor):
+    want = stock_of_several(pipe, [B, A, canny(A)], [5, 1, 3], [0.5, 0.5, 0.5])
+    kinds = [{"seg": B}, {"depth": A}, "canny"]
+    got = editor(A, "a cup", control=kinds, control_scale=0.5, **SAME)
+    assert apart(want, got.image) <= 1
+    turned = editor(A, "a cup", control=kinds[::-1], control_scale=0.5, **SAME)
+    assert (turned.latents - got.latents).abs().max() < 1e-3
+
+
+def test_each_map_has_its_window(pipe, editor):
+    window = dict(control_guidance_start=[0.0, 0.3], control_guidance_end=[0.4, 1.0])
+    want = stock_of_several(pipe, [B, canny(A)], [1, 3], [0.8, 0.6], **window)
+    scales = ["interval:0.8:0:0.4", "interval:0.6:0.3:1"]
+    got = editor(A, "a cup", control=[{"depth": B}, "canny"], control_scale=scales, **SAME)
+    always = editor(A, "a cup", control=[{"depth": B}, "canny"], control_scale=[0.8, 0.6], **SAME)
+    assert apart(want, got.image) <= 1 < apart(always.image, got.image)
+
+
+def test_it_is_not_asked_once_no_map_speaks(editor):
+    early = editor(
+        A, "a cup", control=[{"depth": B}, "canny"], control_scale="interval:1:0:0.5", **SAME
+    )
+    assert 0 < early.control_nfe < early.nfe
+    silent = editor(A, "a cup", control=[{"depth": B}, "canny"], control_scale=0, **SAME)
+    assert silent.control_nfe == 0 and any("does nothing" in n for n in silent.notes)
+
+
+def test_none_among_maps_is_left_out(editor):
+    alone = editor(A, "a cup", control={"depth": B}, control_scale=0.8, **SAME)
+    given = dict(control=["none", {"depth": B}], control_scale=[0.3, 0.8])
+    e = editor(A, "a cup", **given, **SAME)
+    assert e.image.tobytes() == alone.image.tobytes() and e.request.control == alone.request.control
+
+
+def test_several_maps_of_a_borrowed_pipeline(pipe, editor):
+    given = dict(control=[{"depth": B}, {"normal": B}], control_scale=[0.5, 0.8])
+    a, b = (e(A, "a cup", **given, **SAME) for e in (FastEditor(pipe), editor))
+    assert a.image.tobytes() == b.image.tobytes()
+
+
+def test_kept_answers_know_the_scale_of_each_map(folder):
+    own = FastEditor(folder, keep_negative=True)
+    own.memo = Memo()
+    for scales in ([0.5, 0.8], [0.8, 0.5]):
+        given = dict(
+            SAME, control=[{"depth": B}, {"normal": B}], control_scale=scales, guidance=3.0
+        )
+        fresh = FastEditor(folder, keep_negative=True)
+        fresh.memo = Memo()
+        assert torch.equal(own(A, "a cup", **given).latents, fresh(A, "a cup", **given).latents)
+
+
+def test_a_request_with_several_maps_comes_again(editor):
+    maps = [{"depth": B}, {"seg": A}]
+    e = editor(A, "a cup", control=maps, control_scale=[0.5, 0.8], **SAME)
+    assert EditRequest.from_json(e.request.json) == e.request
+    again = editor(A, request=EditRequest.from_json(e.request.json), control=maps[::-1])
+    assert again.image.tobytes() == e.image.tobytes()
+
+
+def test_maps_that_do_not_go_together_are_refused(editor, folder, tmp_path):
+    def refused(words, control, scale=None):
+        with pytest.raises(OptionError, match=words):
+            editor(A, "a cup", control=control, control_scale=scale, **SAME)
+
+    refused("are of one kind to this ControlNet.*leave one out", [{"depth": A}, {"depth": B}])
+    refused("are of one kind", [{"hed": A}, {"scribble": B}])
+    refused("does not know that kind", [{"depth": A}, "tile"])
+    refused("say which one this is", [{"depth": A}, B])
+    refused("one number or curve for all 2 maps", [{"depth": A}, "canny"], [0.1, 0.2, 0.3])
+    plain = random_model(tmp_path / "p", channels=(16, 32, 32), width=16, seed=1)
+    with pytest.raises(OptionError, match="one ControlNet.*union-sdxl"):
+        FastEditor(plain)(A, "a cup", control=[{"depth": B}, "canny"], **SAME)
+
+
+def test_several_maps_are_planned(editor, folder):
+    many, one = (predict_memory("sdxl", controlnet="union-sdxl", maps=n) for n in (3, 1))
+    assert many.weights == one.weights and many.stages[-2].carried > one.stages[-2].carried
+    w = weigh_edit(
+        editor,
+        A,
+        "a cup",
+        control=[{"depth": B}, "canny"],
+        method="img2img",
+        steps=2,
+        guidance=1.5,
+        size=(128, 128),
+    )
+    denoise = next(s for s in w["stages"] if s["stage"] == "denoise")
+    assert 0.9 < denoise["ratio"] < 1.3
+    with pytest.raises(OptionError, match="only one ControlNet-Union"):
+        predict_memory("sdxl", maps=2)
+
+
+def test_the_account_shows_every_map(editor):
+    e = editor(A, "a cup", control=[{"depth": B}, "canny"], control_scale=0.5, **SAME)
+    html = e._repr_html_()
+    assert html.count("<figcaption>control map:") == 2 and "depth:picture:" in html
+    own = editor(A, "a cup", control={"depth": B}, control_scale=0.5, **SAME)
+    assert own._repr_html_().count("<figcaption>control map:") == 1
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("pose", "not drawn from the picture here: give it as a picture, control='pose.png'"),
+        ("openpose", "'openpose:openpose.png'"),
+        ("depth", r"pictures.depth_map\(photo\) computes one"),
+        ("seg", r"pictures.segmentation_map\(photo\) computes one"),
+    ],
+)
+def test_a_map_that_is_not_drawn_here_says_its_way(kind, words):
+    with pytest.raises(OptionError, match=words):
+        EditRequest("a cup", control=kind)
+
+
+def test_several_maps_can_be_typed(folder, tmp_path):
+    for name, p in dict(a=A, b=B).items():
+        p.save(tmp_path / f"{name}.png")
+    out = tmp_path / "out.png"
+    line = ["edit", tmp_path / "a.png", "a cup", "-o", out, "--model", folder, "-q"]
+    line += ["--method", "img2img", "--steps", "2", "--control", f"depth:{tmp_path / 'b.png'}"]
+    typed = [str(x) for x in line]
+    more = ["--control", "canny", "--control-scale", "0.4", "--control-scale", "interval:.6:0:.5"]
+    done = CliRunner().invoke(app, typed + more)
+    assert done.exit_code == 0, done.output
+    r = EditRequest.from_png(out)
+    assert len(r.control) == 2 and r.control_scale == (0.4, "interval:.6:0:.5")
+    done = CliRunner().invoke(app, ["plan", "sdxl", "--controlnet", "union-sdxl", "--maps", "2"])
+    assert done.exit_code in (0, 2), done.output
+    pose = CliRunner().invoke(app, [*typed[:-1], "pose"])
+    assert pose.exit_code == 2 and "control='pose.png'" in " ".join(pose.output.split())

@@ -131,3 +131,9 @@ def test_it_needs_no_heavy_library():
         "('torch', 'diffusers', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_switch_can_be_typed():
+    assert read_settings(["repair=true"], ["long_prompts=true,false"]) == dict(
+        repair=True, long_prompts=[True, False]
+    )

@@ -27,7 +27,7 @@ Mask = option(Path, "Picture that is white where the edit may go; "
               "the rest stays byte-identical, in a .png or .webp.")
 Feather = option(float, "Inward ramp of the mask, pixels.", min=0)
 
-# %% ../../nbs/cli/904_editing.ipynb #7f51b6fb
+# %% ../../nbs/cli/904_editing.ipynb #57b9d770
 Method = option(str, "edit_friendly-4 (if not given), ddcm, img2img, ..., a method or preset of "
                 "the registry, FILE.py:NAME of your own, or auto, which reads the words of "
                 "both prompts (experimental: on held-out drawings no better than the default); "
@@ -40,10 +40,10 @@ Guidance = option(str, "Guidance scale, a curve such as linear:3:1, or auto.")
 SourceGuidance = option(float, "Guidance scale of the source's branch, 0 to 100.")
 Control = option(list[str], "Control map: canny, canny-auto, none, ..., or a picture that is the "
                  "map, its kind before it for a union: depth:depth.png; repeated, one for each "
-                 "--controlnet.", "--control")
+                 "--controlnet, or several for one union.", "--control")
 ControlScale = option(list[str], "ControlNet scale, a curve such as interval:1:0:0.5, auto, or "
                       "with commas one per UNet block, then the middle; repeated, one for each "
-                      "--controlnet.", "--control-scale")
+                      "--controlnet or map.", "--control-scale")
 ControlNets = option(list[str], "ControlNet instead of the model's own: a name (see `fastedit "
                      "doctor`) or a folder; may be repeated.", "--controlnet")
 

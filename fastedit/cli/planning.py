@@ -46,15 +46,16 @@ def show_plan(chosen):
     seconds = in_seconds(chosen.to_dict()["seconds_estimate"], " on ")
     print(f"  estimate: {seconds or 'fits on none of the listed cards'}")
 
-# %% ../../nbs/cli/908_planning.ipynb #1cbc9528
+# %% ../../nbs/cli/908_planning.ipynb #ce11ce45
 Budget = option(float, "Free memory of your card in GiB: what to do with it, in full.")
 Size = option(str, "WIDTHxHEIGHT that the model works at; its native area if not given.")
 Method = option(str, "Whose work is counted; ddcm, or for an instruction model instruct, "
                 "if not given.")
+Maps = option(int, "Maps that a ControlNet-Union is shown at once.", min=1)
 Card = option(str, "Card whose times are compared, such as 'RTX 4060 8GB'; "
               "the smallest that has the memory if not given.")
 
-# %% ../../nbs/cli/908_planning.ipynb #ad05101e
+# %% ../../nbs/cli/908_planning.ipynb #0f477b51
 @app.command()
 def plan(model: Model="ssd-1b",
          budget: Budget=None,
@@ -64,6 +65,7 @@ def plan(model: Model="ssd-1b",
          steps: Steps=None,
          controlnet: ControlNets=None,
          no_controlnet: option(bool, "Without the model's ControlNet.", "--no-controlnet")=False,
+         maps: Maps=1,
          ip_adapter: IpAdapter=None,
          card: Card=None,
          as_json: option(bool, "Print JSON, in bytes and seconds.", "--json")=False,
@@ -80,7 +82,8 @@ def plan(model: Model="ssd-1b",
     if controlnet and no_controlnet:
         raise OptionError("--controlnet and --no-controlnet: give one of them")
     kw = dict(size=shape, steps=steps, precision=precision, ip_adapter=ip_adapter,
-              controlnet=one_or_all(controlnet) or not no_controlnet, work=asked, card=card)
+              controlnet=one_or_all(controlnet) or not no_controlnet, work=asked, card=card,
+              maps=maps)
     with waiting("planning", quiet):
         chosen = None if budget is None else memory.plan(model, budget, **kw)
         rows = memory.plan_table(model, **kw)

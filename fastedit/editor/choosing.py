@@ -72,7 +72,8 @@ SETTINGS = {"mini": {            # model -> method -> setting -> row -> value, f
     "ddcm": dict(strength=_rows(.7, .7, .5, 1., .5), steps=_rows(4, 4, 4, 4, 2),
                  guidance=_rows(1., 2., 1., 1.5, 1.)),
     "turbo": dict(strength=_rows(.8, .8, 1., 1., .8), steps=_rows(4, 4, 4, 4, 4)),
-    "img2img": dict(control_scale=_rows(0., 0., .5, 0., 0.))}}
+    "img2img": dict(control_scale=_rows(0., 0., .5, 0., 0.)),
+    "img2img-4": dict(strength=_rows(.6, 1., .6, .8, 1.))}}
 
 # %% ../../nbs/editor/205b_choosing.ipynb #f9441432
 _KNOBS = ("steps", "strength", "guidance", "control_scale")

@@ -11,7 +11,7 @@ from ..models import is_union
 from ..pictures import CONDITIONS, CONTROL_KINDS, DRAWN_KINDS, pixel_hash, read_image
 
 # %% auto #0
-__all__ = ['take_control', 'own_maps', 'check_maps', 'same_maps', 'kind_of', 'check_kind']
+__all__ = ['take_control', 'own_maps', 'check_maps', 'same_maps', 'kind_of', 'check_kinds']
 
 # %% ../../nbs/editor/206d_control.ipynb #dee2c883
 def _kind_before(given) -> tuple:
@@ -70,15 +70,15 @@ def same_maps(control, pictures: dict):
         raise OptionError(f"control: the picture {lost[0].removeprefix(OWN_MAP)} is not the one of "
                           f"the request, whose control is {control!r}")
 
-# %% ../../nbs/editor/206d_control.ipynb #70eec67e
+# %% ../../nbs/editor/206d_control.ipynb #1ef5ad52
 def kind_of(control) -> int|None:
     "Number the kind of map that a request's control names; None if it names none."
     kind = split_kind(control)[0] or DRAWN_KINDS.get(control)
     return None if kind is None else CONTROL_KINDS[kind]
 
-def check_kind(net,          # a ControlNet
-               control: str  # of a request, for it
-              ):
+def _check_kind(net,          # a ControlNet
+                control: str  # of a request, for it
+               ):
     "Refuse a map whose kind a ControlNet-Union is not told, or does not know."
     if control == "none" or not is_union(net): return
     kind, most = kind_of(control), net.config.num_control_type
@@ -89,3 +89,15 @@ def check_kind(net,          # a ControlNet
     if kind >= most:
         raise OptionError(f"control={control!r}: this ControlNet does not know that kind of map, "
                           f"only {known}: load another, such as union-promax-sdxl")
+
+def check_kinds(net,     # a ControlNet
+                control  # of a request, for it: a name, or several that it is shown at once
+               ):
+    "Refuse maps whose kinds a ControlNet-Union is not told, does not know, or is shown twice."
+    names, seen = control if isinstance(control, tuple) else (control,), {}
+    for name in names: _check_kind(net, name)
+    for name in names if len(names) > 1 else ():
+        if (kind := kind_of(name)) in seen:
+            raise OptionError(f"control={control!r}: {seen[kind]!r} and {name!r} are of one kind "
+                              "to this ControlNet, which takes one map of each: leave one out")
+        seen[kind] = name

@@ -37,7 +37,7 @@ def default_guidance(r: EditRequest, method: Method,
         source = guidance if same else _borne(method.source_guidance, spec)
     return guidance, source
 
-# %% ../../nbs/editor/208_defaults.ipynb #ab60e66b
+# %% ../../nbs/editor/208_defaults.ipynb #ed1bfcf2
 def _of_several(r, method, n: int) -> tuple:
     "Fill in a control and a scale for each of several ControlNets."
     control, scale = r.control or ("none",)*n, r.control_scale
@@ -53,15 +53,31 @@ def _of_several(r, method, n: int) -> tuple:
                           f"or a list of {n}")
     return control, tuple(0. if c == "none" else s for c, s in zip(control, scale))
 
+def _of_maps(r, method) -> tuple:
+    "Fill in a scale for each of the maps that one union is shown; what is 'none' is left out."
+    control, scale, n = r.control, r.control_scale, len(r.control)
+    if scale is None: scale = method.control or .5
+    if not isinstance(scale, tuple): scale = (scale,)*n
+    if len(scale) != n or any(isinstance(s, tuple) for s in scale):
+        raise OptionError(f"control_scale={scale!r}: give one number or curve for all {n} maps of "
+                          "this ControlNet, or a list with one for each; several maps have no "
+                          "scales by block")
+    kept = [(c, s) for c, s in zip(control, scale) if c != "none"]
+    if len(kept) > 1: return tuple(zip(*kept))
+    return kept[0] if kept else ("none", 0.)
+
 def default_control(r: EditRequest, method: Method,
-                    has_control: int   # how many ControlNets the model has
+                    has_control: int,   # how many ControlNets the model has
+                    union: bool=False   # whether its one ControlNet takes several maps at once
                    ) -> tuple:
     "Fill in a request's control map and its scale: (name, scale); of several, one for each."
     if has_control > 1: return _of_several(r, method, has_control)
+    if union and isinstance(r.control, tuple): return _of_maps(r, method)
     if isinstance(r.control, tuple):
         raise OptionError(f"control has {len(r.control)} maps and this editor "
                           f"{'one ControlNet' if has_control else 'no ControlNet'}: make "
-                          "FastEditor(model, controlnet=[...]) with one for each")
+                          "FastEditor(model, controlnet=[...]) with one for each, or with "
+                          "controlnet='union-sdxl', which takes several")
     scale = r.control_scale
     if isinstance(scale, tuple) and any(isinstance(s, tuple) for s in scale):
         raise OptionError(f"control_scale={scale!r}: scales of several ControlNets, and this "

@@ -220,7 +220,7 @@ def __call__(self: FastEditor,
     with self._lock, ordinary(), torch.no_grad(), few_threads(self.parts), counted(on_step) as told:
         return _accounted(self, image, mask, r, told, pictures)
 
-# %% ../../nbs/editor/209_editor.ipynb #6dd8fae4
+# %% ../../nbs/editor/209_editor.ipynb #d78baf48
 def _shrink(r, share: float, spec) -> EditRequest:
     "Give a request a share of its working area."
     if share == 1: return r
@@ -250,7 +250,7 @@ def _account_of(self, draft, moved, peak) -> EditResult:
     return EditResult(draft.image, draft.source, draft.request, draft.job.grid, count.nfe,
                       count.control_nfe, draft.clock, count.network_seconds, peak, (), (),
                       self.parts.revision, versions(), draft.latents, memory, count.reused,
-                      region=draft.region)
+                      region=draft.region, maps=draft.maps)
 
 # %% ../../nbs/editor/209_editor.ipynb #5b98f8f9
 @patch

@@ -82,7 +82,7 @@ def _check_prompt(name, value):
 Prompt = Annotated[str, Then(_check_prompt), Give("text", PromptError)]
 Words = Annotated[str|None, Then(_check_text), Give("text", PromptError)]
 
-# %% ../../nbs/editor/200_request.ipynb #9d6181af
+# %% ../../nbs/editor/200_request.ipynb #2802cf52
 def _name(words: str, kind=str|None): return Annotated[kind, Then(whole_text), Give(words)]
 
 def _check_model(name, value):
@@ -105,6 +105,19 @@ def is_encoded(prompt) -> bool:
     "Whether a prompt of a request is the hash of an encoded one."
     return isinstance(prompt, str) and prompt.startswith(OWN_WORDS)
 
+# %% ../../nbs/editor/200_request.ipynb #cb2e0208
+_COMPUTED = dict(depth="depth_map", seg="segmentation_map", segment="segmentation_map")
+
+def _refuse_map(name, value):
+    "Say how a map comes here that is not drawn from the picture by its name."
+    if value not in CONTROL_KINDS:
+        raise OptionError(f"{name}={in_words(value)}: use one of {', '.join(CONDITIONS)}"
+                          f"{nearest(value, CONDITIONS)}, or a picture that is the map")
+    made = f"; pictures.{_COMPUTED[value]}(photo) computes one" if value in _COMPUTED else ""
+    raise OptionError(f"{name}={in_words(value)}: a map of that kind is not drawn from the picture "
+                      f"here: give it as a picture, {name}='{value}.png', or of a ControlNet-Union "
+                      f"'{value}:{value}.png'{made}. Drawn here: {', '.join(CONDITIONS)}")
+
 def _check_control(name, value):
     "Names of maps, or hashes of pictures; several for several ControlNets."
     if isinstance(value, (list, tuple)):
@@ -114,10 +127,9 @@ def _check_control(name, value):
     if is_own_map(value): return whole_text(name, value)
     kind, rest = split_kind(value)
     if kind: raise OptionError(f"{name}={in_words(value)}: {in_words(rest)} is no picture that is "
-                               f"here: give the map's file, {kind}:map.png")
-    if value not in CONDITIONS:
-        raise OptionError(f"{name}={in_words(value)}: use one of {', '.join(CONDITIONS)}"
-                          f"{nearest(value, CONDITIONS)}, or a picture that is the map")
+                               "here: give the map's file to `fastedit edit`, or the picture to an "
+                               "editor; a request names it by its hash")
+    if value not in CONDITIONS: _refuse_map(name, value)
     return value
 
 def _check_scheduler(name, value): return scheduler_key(whole_text(name, value))
@@ -176,7 +188,7 @@ REQUEST = Schema("a request", dict(
     size=Size,
     repair=Annotated[bool, Give("True or False")]))
 
-# %% ../../nbs/editor/200_request.ipynb #ee09e988
+# %% ../../nbs/editor/200_request.ipynb #ab0964fe
 @dataclass(frozen=True)
 class EditRequest:
     """An edit as data: the same request on the same weights, versions, device, instruction set
@@ -193,9 +205,9 @@ class EditRequest:
     guidance: object=None        # guidance scale, a number or a curve such as "linear:3:1"
     source_guidance: float=None  # guidance scale of the source branch
     control: object=None         # control map: "canny", "canny-auto", "none", ..., or "picture:"
-                                 # and a hash, "depth:picture:"...; of several ControlNets one each
+                                 # and a hash, "depth:picture:"...; one each of several ControlNets
     control_scale: object=None   # ControlNet scale, a number >= 0 or a curve; one per UNet block
-                                 # (see `denoise.spread`); of several ControlNets one of these each
+                                 # (see `denoise.spread`); of several maps one of these each
     schedule: str=None           # "continuous" or, for img2img, "stock"
     scheduler: str=None          # who steps: a key of `denoise.SCHEDULERS`, "own" for the model's;
                                  # None: the method's sampler, or that of a pipeline of yours

@@ -16,7 +16,7 @@ from .request import EditRequest
 from ..pictures import encode_png, pack_mask, save_image
 from ..show import Shown, side_by_side
 
-# %% ../../nbs/editor/207_result.ipynb #7888b03a
+# %% ../../nbs/editor/207_result.ipynb #950423ca
 @dataclass(repr=False)
 class EditResult:
     "An edited picture and the account of how it came to be."
@@ -40,6 +40,8 @@ class EditResult:
     machine: dict=field(default_factory=dict)   # what computed it, see `machine`
     mask: object=None       # float32 (H,W) in steps of 1/255, as it was used
     region: object=None     # float32 (H,W), where it could change; None: everywhere
+    maps: dict=field(default_factory=dict)      # pictures that it was shown as control maps, by
+                            # their names in the request
     tries: tuple=()         # for a stated change: the edits by which its strength was found
 
 # %% ../../nbs/editor/207_result.ipynb #656face4

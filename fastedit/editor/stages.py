@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Clock', 'Draft', 'Stages', 'asking_of', 'latent_shape']
 
-# %% ../../nbs/editor/208b_stages.ipynb #d8f54b74
+# %% ../../nbs/editor/208b_stages.ipynb #c0f254f0
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from ..core import content_hash
 from ..denoise import Denoiser, Memo, Noise, Sampler, Text, finite, spread
 from .checks import check_request, refuse_change, visited_times
 from .choosing import choose
-from .control import check_kind, kind_of
+from .control import check_kinds, kind_of, own_maps
 from .defaults import control_at, default_control, default_guidance, guidance_at
 from .mending import mended
 from .notes import DRAWN_ONLY, warn_photograph
@@ -28,12 +28,12 @@ from .texts import bare_prompts, cut_notes, texts_of
 from .unused import unused_notes
 from ..memory import MemorySettings
 from ..methods import Job, Method, check_model, check_options
-from ..models import controlnets
+from ..models import controlnets, is_union
 from ..pictures import (control_map, load_image, looks_photographic, mask_box, pixel_hash,
                                plan_fit, to_image, to_tensor)
 from ..pictures import fit as fit_picture
 
-# %% ../../nbs/editor/208b_stages.ipynb #5f2bade0
+# %% ../../nbs/editor/208b_stages.ipynb #3f3d09cd
 class Clock(dict):
     "Seconds by stage."
     def __call__(self, name: str, make):
@@ -72,6 +72,10 @@ class Draft:
     said: list=field(default_factory=list)   # what a reader should know, in words
     region: np.ndarray=None      # float32 (H,W), where the edit could change; None: everywhere
 
+    @property
+    def maps(self) -> dict:
+        "The pictures that it is given as control maps."
+        return {k: self.given[k] for k in own_maps(self.request.control)}
     @property
     def seen(self) -> tuple:
         "What the model sees of the picture: its hash, the working size, and the part."
@@ -152,7 +156,7 @@ def _stock_notes(stages, schedule, scheduler) -> list:
     return [f"schedule 'stock' takes the steps of LCMScheduler; this model's own is {own}, whose "
             "pipeline takes others"]
 
-# %% ../../nbs/editor/208b_stages.ipynb #e945e318
+# %% ../../nbs/editor/208b_stages.ipynb #5830f812
 def _photograph_notes(stages, source, seen) -> list:
     "Say that a mini model is given a photograph, and warn once."
     spec = stages.spec
@@ -166,10 +170,12 @@ def _scales(stages, r, method) -> dict:
     "Fill in guidance and control; refuses scales that do not fit the ControlNet."
     nets = controlnets(stages.parts.controlnet)
     guidance, source_guidance = default_guidance(r, method, stages.spec)
-    control, scale = default_control(r, method, len(nets))
-    for net, s in zip(nets, scale if len(nets) > 1 else [scale]):
-        if isinstance(s, tuple): spread(s, net)
-    for net, c in zip(nets, control if len(nets) > 1 else [control]): check_kind(net, c)
+    union = len(nets) == 1 and is_union(nets[0])
+    control, scale = default_control(r, method, len(nets), union)
+    each = zip(nets, control, scale) if len(nets) > 1 else zip(nets, [control], [scale])
+    for net, c, s in each:
+        check_kinds(net, c)
+        if isinstance(s, tuple) and not isinstance(c, tuple): spread(s, net)
     return dict(guidance=guidance, source_guidance=source_guidance, control=control,
                 control_scale=scale)
 

@@ -99,7 +99,7 @@ def search_plans(model, budget: float, precision, card: Card, **kw) -> tuple:
     if fits: return best_of(fits, card), True
     return min((p for _, p in found), key=lambda p: p.required), False
 
-# %% ../../nbs/memory/066_plan.ipynb #a7350dcb
+# %% ../../nbs/memory/066_plan.ipynb #1dc41b68
 def plan(model,                     # as for `predict_memory`
          budget_gb: float,          # free memory of the device, GiB
          size: tuple|None=None,     # (width, height) in pixels
@@ -109,7 +109,8 @@ def plan(model,                     # as for `predict_memory`
          controlnet=True,           # as for `predict_memory`
          work: Work|None=None,      # as for `predict_memory`
          card=None,                 # whose times are compared; None: the smallest with the budget
-         ip_adapter=None            # as for `predict_memory`
+         ip_adapter=None,           # as for `predict_memory`
+         maps: int=1                # as for `predict_memory`
         ) -> Plan:
     """Choose precision, residency and VAE tiling for a budget.
 
@@ -122,7 +123,7 @@ def plan(model,                     # as for `predict_memory`
         raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
     card = find_card(card, budget_gb)
     kw = dict(size=size, batch=batch, steps=steps, controlnet=controlnet, work=work,
-              ip_adapter=ip_adapter)
+              ip_adapter=ip_adapter, maps=maps)
     best, fits = search_plans(model, budget_gb*2**30, precision, card, **kw)
     if fits:
         resident = predict_memory(model, best.precision, "resident", **kw)
@@ -132,7 +133,7 @@ def plan(model,                     # as for `predict_memory`
                           f"{best.required/2**30:.2f} GiB ({best.precision}, {best.residency}) and "
                           f"{budget_gb:g} GiB are there. {way}")
 
-# %% ../../nbs/memory/066_plan.ipynb #7c66eb0c
+# %% ../../nbs/memory/066_plan.ipynb #c5929b51
 def _smaller_sizes(model, best) -> list:
     "The picture at three quarters of its sides, half, and less, in the model's multiples."
     m, out = find_spec(model.spec if isinstance(model, Components) else model).multiple, []
@@ -144,9 +145,10 @@ def _smaller_sizes(model, best) -> list:
 def _changes(model, best, precision) -> list:
     "Changes that might make it fit, smallest first: (in words, keywords)."
     out = [(f"in {p}", dict(precision=p)) for p in ("fp16", "fp8") if precision not in (None, p)]
-    if "controlnet" in best.weights: out.append(("without ControlNet", dict(controlnet=False)))
+    bare = dict(controlnet=False, maps=1)
+    if "controlnet" in best.weights: out.append(("without ControlNet", bare))
     if "image_encoder" in best.weights: out.append(("without IP-Adapter", dict(ip_adapter=None)))
-    small = dict(model="sd15-lcm", size=(512, 512), ip_adapter=None,
+    small = dict(model="sd15-lcm", size=(512, 512), ip_adapter=None, maps=1,
                  controlnet="controlnet" in best.weights)
     return [*out, *_smaller_sizes(model, best), ("with model 'sd15-lcm' at 512x512", small)]
 

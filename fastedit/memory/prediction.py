@@ -124,11 +124,11 @@ def residual_numbers(config: dict,  # a UNet's configuration
     for i, c in enumerate(channels): total += layers*c*area(i)+(c*area(i+1) if i < last else 0)
     return total+channels[-1]*area(last)
 
-# %% ../../nbs/memory/064_prediction.ipynb #7f3e20b8
+# %% ../../nbs/memory/064_prediction.ipynb #c73b423d
 class Estimate:
     "Numbers of one edit, from which its stages are made."
     def __init__(self, model, precision, residency, size, controlnet, vae_tile, device, work,
-                 ip_adapter=None):
+                 ip_adapter=None, maps=1):
         self.model, self.precision, self.device = model, precision, device
         self.spec = model.spec if isinstance(model, Components) else find_spec(model)
         self.policy, self.nets = (find_residency(residency),
@@ -137,6 +137,11 @@ class Estimate:
         self.w, self.h = size or (self.spec.resolution,)*2
         self.tile = vae_tile and min(vae_tile, max(self.w, self.h))
         self.work = work or default_work(self.spec, self._channels())
+        self.shown = maps   # at once, to a union
+        unions = ["num_control_type" in self.config(k) for k in self.controls]
+        if maps > 1 and unions != [True]:
+            raise OptionError(f"maps={maps}: only one ControlNet-Union is shown several maps at "
+                              "once: name one, such as union-sdxl, or leave maps out")
 
     def _channels(self) -> int:
         "Input channels of the UNet for each four of the latents: 8 of an instruction model."
@@ -178,14 +183,16 @@ class Estimate:
     @property
     def controls(self) -> list: return [k for k in self.nets if part_of(k) == "controlnet"]
 
-    def cost(self, name, part, batch=1, number=None, height=None, width=None) -> Trace:
-        "One call of a network; nothing where it is not there."
-        if name not in self.nets: return Trace(0, 0)
-        h, w = (0, 0) if part in ("text", "reference") else (height or self.h, width or self.w)
-        return call_cost(self.nets[name], part, h, w, batch, number or self.number,
-                         self.spec.vae_factor, self.tokens)
+# %% ../../nbs/memory/064_prediction.ipynb #637f3258
+@patch
+def cost(self: Estimate, name, part, batch=1, number=None, height=None, width=None) -> Trace:
+    "One call of a network; nothing where it is not there."
+    if name not in self.nets: return Trace(0, 0)
+    h, w = (0, 0) if part in ("text", "reference") else (height or self.h, width or self.w)
+    return call_cost(self.nets[name], part, h, w, batch, number or self.number,
+                     self.spec.vae_factor, self.tokens)
 
-# %% ../../nbs/memory/064_prediction.ipynb #2fd93f4d
+# %% ../../nbs/memory/064_prediction.ipynb #a0ca8c28
 @patch
 def decoding(self: Estimate) -> Trace:
     "Decoding, whole or in tiles: finished ones wait while the next is decoded, then are joined."
@@ -201,7 +208,7 @@ def carried(self: Estimate) -> dict:
     "Bytes that are carried along in each stage."
     (h, w), n, unet = self.latent, self.number, self.config("unet")
     said = self.work.prompts*self.tokens*unet["cross_attention_dim"]*n
-    maps = len(self.controls)
+    maps = len(self.controls)*self.shown
     pictures = 3*self.h*self.w*n*(1+maps)   # the source, and its control maps
     stem = unet["block_out_channels"][0]*h*w*n*maps
     base, latents = pictures+said, 4*h*w*n
@@ -246,7 +253,7 @@ def stage(self: Estimate, name: str, activations: int, flops: int, calls: int=1)
                        sum(self.weights[k] for k in asked), borrows.get(name, 0), number == 4,
                        leaves)
 
-# %% ../../nbs/memory/064_prediction.ipynb #e479369f
+# %% ../../nbs/memory/064_prediction.ipynb #1ea0cc51
 @patch
 def seeing(self: Estimate) -> tuple:
     "The stage in which an IP-Adapter is shown its picture, if there is one."
@@ -260,6 +267,9 @@ def controlling(self: Estimate) -> tuple:
     left = residual_numbers(self.config("unet"), *self.latent)*self.work.rows*self.number
     peaks = [self.cost(k, "control", self.work.rows).peak for k in self.controls]
     if not peaks: return 0, 0
+    if self.shown > 1:   # of each map a scaled copy
+        (h, w), c = self.latent, self.config("unet")["block_out_channels"][0]
+        peaks[0] += self.shown*c*h*w*self.work.rows*self.number
     adding = left*(len(peaks)+1 if len(peaks) > 1 else 0)   # all of them, and their sum
     return max(adding, *(p+i*left for i, p in enumerate(peaks))), left
 
@@ -278,7 +288,7 @@ def stages(self: Estimate) -> tuple:
             self.stage("denoise", max(control, unet.peak+left), flops, work.calls),
             self.stage("decode", decode.peak, decode.flops))
 
-# %% ../../nbs/memory/064_prediction.ipynb #cb40672e
+# %% ../../nbs/memory/064_prediction.ipynb #0231fda3
 def predict_memory(model,                      # spec, registry name, local path, or `Components`
                    precision: str="fp16",      # key of `PRECISIONS`
                    residency: str="resident",  # key of `RESIDENCIES`
@@ -290,15 +300,17 @@ def predict_memory(model,                      # spec, registry name, local path
                    prompts: int|None=None,     # prompts that are encoded; None: as the work says
                    device: str="cuda",         # for the compute type
                    work: Work|None=None,       # what the method asks; None: `default_work`
-                   ip_adapter=None             # as in `configurations`
+                   ip_adapter=None,            # as in `configurations`
+                   maps: int=1                 # that a ControlNet-Union is shown at once
                   ) -> Prediction:
     """Predict weights, activations and transfers of one edit, stage by stage; nothing is loaded.
 
-    Raises `OptionError` for an unknown precision or residency."""
+    Raises `OptionError` for an unknown precision or residency, or several maps without a union."""
     find_residency(residency)
     if precision not in PRECISIONS:
         raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
-    e = Estimate(model, precision, residency, size, controlnet, vae_tile, device, work, ip_adapter)
+    e = Estimate(model, precision, residency, size, controlnet, vae_tile, device, work, ip_adapter,
+                 maps)
     e.work = e.work.change(steps, batch, prompts)
     return Prediction(e.spec.key, precision, residency, (e.w, e.h), e.work.rows, e.work.steps,
                       e.tile, e.weights, e.stages(), work=e.work)

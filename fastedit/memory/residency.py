@@ -73,7 +73,7 @@ def _of_folder(root: Path) -> dict:
     return {k: (_CLASSES[k], read_configuration(k.removesuffix("_2"), f))
             for k, f in files.items() if f.is_file()}
 
-# %% ../../nbs/memory/062_residency.ipynb #752db786
+# %% ../../nbs/memory/062_residency.ipynb #f39e7602
 def _control_archs(spec, controlnet, root) -> dict:
     "Find the architectures of the ControlNets that are meant; `root`: the model's own folder."
     def one(name):
@@ -90,9 +90,9 @@ def _control_archs(spec, controlnet, root) -> dict:
 def _seeing_arch(spec, ip_adapter) -> dict:
     "Find the architecture of an IP-Adapter's image encoder."
     if not ip_adapter: return {}
-    if ip_adapter in IP_ADAPTERS:
-        return dict(image_encoder=IMAGE_ENCODERS[IP_ADAPTERS[ip_adapter].encoder].arch)
-    cls, source = ip_places(spec, ip_adapter)["image_encoder"]
+    cls, source = ip_places(spec, ip_adapter)["image_encoder"]   # refuses one of another model
+    if str(ip_adapter) in IP_ADAPTERS:
+        return dict(image_encoder=IMAGE_ENCODERS[IP_ADAPTERS[str(ip_adapter)].encoder].arch)
     return dict(image_encoder=(cls, read_configuration("image_encoder",
                                                        Path(source.repo)/"config.json")))
 
@@ -121,7 +121,7 @@ def adapter_size(model, ip_adapter=None) -> int:
     "Count the numbers that an IP-Adapter adds to the UNet, both as for `configurations`."
     if isinstance(model, Components): return adapter_numbers_in(model.unet)
     if not ip_adapter: return 0
-    if ip_adapter in IP_ADAPTERS: return IP_ADAPTERS[ip_adapter].source.bytes//2
+    if str(ip_adapter) in IP_ADAPTERS: return IP_ADAPTERS[str(ip_adapter)].source.bytes//2
     return adapter_numbers(ip_places(find_spec(model), ip_adapter)["ip_adapter"][1].repo)
 
 # %% ../../nbs/memory/062_residency.ipynb #9ab7e020

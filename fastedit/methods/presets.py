@@ -33,14 +33,18 @@ PRESETS = {p.key: p for p in (
            dict(uac=True, steps=12, strength=1.)),
     Preset("turbo-words", "turbo", "keeps the background best: changes only where the words look",
            dict(region="words", strength=.8)),
+    Preset("chord-single", "chord",
+           "asks at one time, earlier than the chord: three evaluations, not five",
+           dict(strength=.75, d=0.)),
     Preset("edit_friendly-4", "edit_friendly", "four steps on a distilled model",
            dict(steps=4, strength=.8, guidance=1., source_guidance=1.)))}
 
-# %% ../../nbs/methods/095_presets.ipynb #817254cc
+# %% ../../nbs/methods/095_presets.ipynb #360707f4
 _DEFAULTS = ("steps", "strength", "guidance", "source_guidance")   # fields of `Method`
 
 def _field(method: Method, name: str, value) -> dict:
     "Say one setting of a preset in the fields of a method; {} if there is no such setting."
+    if isinstance(value, str) and value == "auto": return {}   # read off the prompts of an edit
     if name in _DEFAULTS: return {name: value}
     if name == "control" and value == "none": return dict(control=0.)
     if name == "control_scale": return dict(control=value)

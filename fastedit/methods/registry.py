@@ -19,8 +19,9 @@ __all__ = ['PAGES', 'page_methods', 'register_method', 'register_preset', 'metho
            'find_method', 'method_table']
 
 # %% ../../nbs/methods/096_registry.ipynb #2fe2ee5f
-PAGES = ("img2img", "ddcm", "turbo", "edit_friendly", "chord", "ddim", "p2p", "null_text",
-         "masactrl", "pnp", "renoise", "leditspp", "instruct", "inpaint", "controls")
+PAGES = ("img2img", "ddcm", "turbo", "edit_friendly", "chord", "ddim", "instant_edit", "p2p",
+         "null_text", "masactrl", "pnp", "renoise", "leditspp", "instruct", "inpaint",
+         "controls")
 
 def page_methods(page: str) -> dict:
     "Import a page of the package: its methods by name."
@@ -57,7 +58,7 @@ def _check_name(key):
     if key in PRESETS or key in ("all", "auto", *_OF_FLOW_MODELS) or key in _built_in():
         raise OptionError(f"a method called {key!r} is there already: give yours another name")
 
-# %% ../../nbs/methods/096_registry.ipynb #8cffbe10
+# %% ../../nbs/methods/096_registry.ipynb #704317d2
 def register_method(method: Method) -> Method:
     "Have a method found by its name, in this process; raises `OptionError` for what is none."
     _check_method(method)
@@ -72,6 +73,9 @@ def register_preset(key: str,     # name that the user types
                    ) -> Preset:
     "Give settings of a method a name; raises `OptionError` for what the method does not have."
     _check_name(key)
+    if method == "auto":
+        raise OptionError("a preset of method 'auto': that reads the prompts of each edit; name a "
+                          "method")
     preset = Preset(key, method, doc, settings)
     preset_method(preset, find_method(method))
     _OWN[key] = preset

@@ -137,7 +137,7 @@ def hybrid(maps: list,    # control maps of one size, anything that `load_image`
     total = sum(w*m for w, m in zip(weights, maps))
     return Image.fromarray(total.clip(0, 255).round().astype(np.uint8))
 
-# %% ../../nbs/pictures/019_conditions.ipynb #9942d436
+# %% ../../nbs/pictures/019_conditions.ipynb #6420d902
 def no_control(image) -> None:
     "Give no control map: the edit runs without a ControlNet."
 
@@ -145,8 +145,8 @@ CONDITIONS = {"canny": canny, "canny-auto": partial(canny, auto=True), "soft": s
               "tile": tile, "none": no_control}
 
 CONTROL_KINDS = dict(openpose=0, depth=1, softedge=2, hed=2, scribble=2, canny=3, lineart=3,
-                     mlsd=3, normal=4, seg=5, segment=5, tile=6, repaint=7)   # of a union, and
-                                                                              # their numbers
+                     mlsd=3, normal=4, seg=5, segment=5, tile=6, repaint=7,
+                     pose=0)   # kinds of maps of a union, and their numbers
 DRAWN_KINDS = {"canny": "canny", "canny-auto": "canny", "soft": "softedge", "tile": "tile"}
 
 def control_map(image,              # picture, anything that `load_image` takes

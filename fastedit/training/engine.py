@@ -122,7 +122,7 @@ def _one_step(loss_fn, params, opts, rates, factor, step, autocast):
         o.zero_grad(set_to_none=True)
     return dict(loss=loss.detach(), **extra)
 
-# %% ../../nbs/training/621_engine.ipynb #910bcf91
+# %% ../../nbs/training/621_engine.ipynb #75ae82b7
 class _Going:
     "A stage on its way: how far it is, what is logged and kept of it."
     def __init__(self, name, state, about, average, pace, say):
@@ -145,7 +145,7 @@ class _Going:
         done = dict(step=self.about["steps"]+self.step,
                     seconds=round(self.about["seconds"]+self.told, 1))
         append_row(self.state/f"{self.name}.csv", done | row)
-        self.say(f"{self.name}: {self.told:.0f} of {self.pace.seconds:.0f} s, step {self.step}, "
+        self.say(f"{self.name}: {self.told:.3g} of {self.pace.seconds:.3g} s, step {self.step}, "
                  +", ".join(f"{k} {v:.4g}" for k, v in row.items()))
 
     def refuse(self, what):

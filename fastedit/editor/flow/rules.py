@@ -52,7 +52,7 @@ FLOWEDIT = Method(
                  n_min=Option(0, 0, 1000, "steps at the end that are ordinary sampling")),
     cite="Kulikov et al. 2024, arXiv 2412.08629")
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #bf79ad0e
+# %% ../../../nbs/editor/flow/201_rules.ipynb #84ef4a68
 _REFUSED = dict(
     strength="such a model starts from pure noise and sees the source picture beside it",
     change="no strength is searched for there",
@@ -65,17 +65,18 @@ _REFUSED = dict(
     source_guidance="there is no source branch", control_scale="it has no ControlNet")
 
 _FLOWEDIT_HEARS = "strength", "source_guidance"
+_MEASURED = "steps", "strength", "guidance"   # what 'auto' chooses for other models
 
 def _refuse_foreign(r, way, who):
     "Refuse fields that mean nothing to a pipeline."
+    for name in (k for k in _MEASURED if getattr(r, k, None) == AUTO):
+        raise OptionError(f"{name}='auto': {who}, for which nothing was measured: leave {name} "
+                          "out, or give a number")
     for name, why in _REFUSED.items():
         if way == "flowedit" and name in _FLOWEDIT_HEARS: continue
         v = getattr(r, name, None)
         if v is False or v in (None, "none") or name == "control_scale" and v == 0: continue
         raise OptionError(f"{name}={v!r} makes no sense here: {who}, and {why}. Leave {name} out")
-    if r.steps == AUTO:
-        raise OptionError(f"steps='auto': {who}, for which nothing was measured: leave steps out, "
-                          "or give a number")
     for name in ("prompt", "negative_prompt", "source_prompt"):
         if is_encoded(getattr(r, name, None)):
             raise OptionError(f"{name}_embeds: {who}, which reads words: give {name} as text")

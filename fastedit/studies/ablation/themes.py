@@ -167,9 +167,13 @@ _AUTO_6 = Theme("auto-6", "the same, for six steps of the method that led with t
     _turn("edit_friendly-4, 6 steps", "strength", .8, (.5, .6, .7, .8, .96), steps=6,
           **_FRIENDLY),))
 
+_AUTO_IMG2IMG = Theme("auto-img2img", "the same, for the strength of the baseline", (
+    _turn("img2img-4", "strength", .8, (.5, .6, .7, .8, .9, 1.), method="img2img-4"),))
+
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #e449d0ba
 THEMES = {t.key: t for t in (_STRENGTH, _STEPS, _GUIDANCE, _CONTROL, _MASKS, _PROMPTS, _SEEDS,
-                             _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS, _AUTO, _AUTO_6)}
+                             _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS, _AUTO, _AUTO_6,
+                             _AUTO_IMG2IMG)}
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #d0d67e6d
 _all_ = ["THEMES"]

@@ -99,10 +99,15 @@ def _checked(key) -> str|None:
     if key in BACKBONES: return key
     raise OptionError(f"selected_by={key!r}: use one of {', '.join(BACKBONES)}")
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #7f39fa2c
+# %% ../../../nbs/studies/bench/370_runs.ipynb #44c77cbc
+_NOT_HERE = dict(change="is found by a search of its own: let strength vary",
+                 reference="is a picture, which no table of settings can hold: use fastedit edit")
+
 def _check_names(run, method):
-    "Refuse settings that neither the request nor the method has."
+    "Refuse settings that neither the request nor the method has, and those of single edits."
     asked, options = sort_settings(run.settings)
+    for k in (k for k in _NOT_HERE if asked.get(k) is not None):
+        raise OptionError(f"{k}={in_words(asked[k])} of {in_words(run.label)} {_NOT_HERE[k]}")
     lost = {k for k in options if k not in method.options} | {k for k in asked if k in _TAKEN}
     if not lost: return
     known = sorted({*_ASKED, *OURS, *method.options}-set(_TAKEN))
@@ -124,7 +129,7 @@ def _check_run(run: Run):
                           f"it has {', '.join(method.schedules)}")
     EditRequest(prompt="a prompt", method=method.key, options=options, **asked)
 
-# %% ../../../nbs/studies/bench/370_runs.ipynb #3f16c3a6
+# %% ../../../nbs/studies/bench/370_runs.ipynb #0a63f5dd
 def default_model(method: str,        # key in the registry
                   settings: dict=None # of the run; its steps decide
                  ) -> str:            # name in the registry of models
@@ -132,6 +137,7 @@ def default_model(method: str,        # key in the registry
     m = find_method(method)
     if m.instruction: return "mini-instruct"
     steps = (settings or {}).get("steps") or m.steps
+    if steps == "auto": steps = m.steps
     few = isinstance(steps, (int, float)) and steps <= 12   # what is no number is refused later
     return "mini" if m.few_step and few else "mini-teacher"
 

@@ -13,8 +13,10 @@ from ...core import OptionError, in_words
 from ...editor import EditRequest
 from ...values import Span
 
-# %% ../../../nbs/studies/sweep/340_grid.ipynb #248af08e
-_NO_FIELDS = ("image", "mask", "options", "change")
+# %% ../../../nbs/studies/sweep/340_grid.ipynb #88b58581
+_NO_FIELDS = ("image", "mask", "options", "change", "reference")
+_NOT_HERE = dict(change="is found by a search of its own, which no sweep can share: let strength "
+                 "vary", reference="is a picture, which no sweep can hold: edit one by one")
 FIELDS = tuple(f.name for f in fields(EditRequest) if f.name not in _NO_FIELDS)
 
 def _flat(settings: dict) -> dict:
@@ -25,9 +27,8 @@ def _flat(settings: dict) -> dict:
         raise OptionError(f"options={options!r}: give a dict from name to value, or to a list of "
                           "values that vary")
     settings |= {f"options.{k}": v for k, v in options.items()}
-    if settings.get("change") is not None:
-        raise OptionError(f"change={in_words(settings['change'])} is found by a search of its own, "
-                          "which no sweep can share: let strength vary")
+    for k in (k for k in _NOT_HERE if settings.get(k) is not None):
+        raise OptionError(f"{k}={in_words(settings[k])} {_NOT_HERE[k]}")
     bad = [k for k in settings if k not in FIELDS and not k.startswith("options.")]
     if bad:
         raise OptionError(f"unknown field {', '.join(bad)}: an edit has {', '.join(FIELDS)} and "
