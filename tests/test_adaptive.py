@@ -234,6 +234,15 @@ def test_a_stated_change_stands_for_the_strength():
     assert found.strength is None and found.change == 0.2
 
 
+def test_words_that_decide_a_start_are_not_said_to_do_nothing(editor, source):
+    made = editor(source, method="img2img-4", strength="auto", **WORDS)
+    plain = editor(source, method="img2img-4", **WORDS)
+    assert made.request.strength == SETTINGS["mini"]["img2img-4"]["strength"]["surface"]
+    assert made.nfe == plain.nfe == 4
+    assert "the source prompt does nothing" not in " ".join(made.notes)
+    assert "the source prompt does nothing" in " ".join(plain.notes)
+
+
 def test_an_edit_names_what_was_chosen_and_repeats_to_the_byte(editor, source):
     made = editor(source, method="auto", **WORDS)
     assert made.notes[0].startswith("auto: the words ask for another colour")

@@ -206,6 +206,13 @@ def test_the_noise_of_a_picture_depends_on_its_id_and_the_seed(whole):
     assert bench_request(make_runs("ddcm", settings=dict(seed=5))[0], data[0], 3).seed == 5
 
 
+def test_what_the_words_decide_is_told_what_the_picture_shows(whole):
+    e = read_bench(whole).data[0]
+    r = lambda **settings: bench_request(make_runs("img2img-4", settings=settings)[0], e)
+    assert r(strength="auto").source_prompt == e.source_prompt
+    assert r(strength=0.8).source_prompt is None  # img2img compares with none
+
+
 def test_a_second_call_does_nothing(whole, go, editor, monkeypatch):
     before, rows = tables(whole), lines(whole)
     monkeypatch.setattr(type(editor), "__call__", lambda *a, **k: pytest.fail("edited again"))

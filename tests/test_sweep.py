@@ -857,3 +857,9 @@ def test_what_was_changed_in_a_folder_runs_again(ed, tmp_path):
     again, seen = Sweep(A, "a cup", out=tmp_path, **kw), []
     again.run(True, lambda done, n: seen.append(done))
     assert seen == [2, 3, 4] and not left.exists()
+
+
+def test_what_the_words_decide_is_told_what_the_picture_shows(ed):
+    s = Sweep(EDITS[:1], editor=ed, method="img2img-4", strength=["auto", 0.8])
+    source = pb.sample_edit(1, 7).source_prompt.replace("[", "").replace("]", "")
+    assert [r.source_prompt for _, _, r in s.jobs] == [source, None]

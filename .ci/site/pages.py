@@ -30,7 +30,7 @@ FIRST = {  # sections whose pages are read in another order than that of their n
         "train_your_own",
         "benchmark_colab",
     ),
-    "experiments": ("published_claims", "methods", "adaptive", "failures", "memory"),
+    "experiments": ("published_claims", "methods", "adaptive", "peers", "failures", "memory"),
 }
 DIRECTIVE = re.compile(r"\s*#\s*\|\s*([^\s:]+)\s*:?\s*(.*?)\s*$")
 

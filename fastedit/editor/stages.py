@@ -221,8 +221,9 @@ def resolve(self: Stages,
                       **scales)
     stock = schedule == "stock"
     n = len(self.times(filled, method)) if stock or scheduler else filled.steps
-    notes += unused_notes(filled, r, method, self.denoiser(drop_w=stock), n, mask is not None,
-                          self.parts.controlnet is not None)
+    asked = replace(r, source_prompt=None) if chosen else r   # "auto" has read it
+    notes += unused_notes(filled, asked, method, self.denoiser(drop_w=stock), n,
+                          mask is not None, self.parts.controlnet is not None)
     return filled, method, notes
 
 # %% ../../nbs/editor/208b_stages.ipynb #3120a604

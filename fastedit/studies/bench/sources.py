@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from ...core import FastEditError, PromptError, content_hash, held_by_me
 from ...editor import EditRequest
+from ...editor.request import AUTO
 from ...measure import DataSet, read_data
 from ...methods import find_method
 from .runs import Run, sort_settings
@@ -114,10 +115,11 @@ def bench_request(run: Run,       # what is asked of the editor
     "Write one job as a request; raises `PromptError` where an entry lacks what the method needs."
     m = find_method(run.method)
     asked, options = sort_settings(run.settings)
+    reads = m.source_prompt or AUTO in asked.values()   # "auto" reads it off both prompts
     source, target = _prompts(entry, run.settings.get("brackets"))
     if m.instruction and not entry.instruction.strip():
         raise PromptError(f"entry {entry.id} has no instruction, and {m.key} follows one")
     asked = {**dict(seed=_noise_seed(seed, entry), precision=precision), **asked}
     return EditRequest(prompt=entry.instruction if m.instruction else target,
-                       source_prompt=source if m.source_prompt else None,
+                       source_prompt=source if reads else None,
                        method=m.key, model=run.model, options=options, **asked)

@@ -17,6 +17,7 @@ from ...core import (DataError, FastEditError, OptionError, PromptError, atomic_
                            canonical_json, clear_leftovers, content_hash, progress)
 from ...denoise import Memo
 from ...editor import EditRequest, EditResult, FastEditor, StageCache, versions
+from ...editor.request import AUTO
 from ...measure import Scorer, Table
 from ...measure.folders import file_hash, folder_picture, read_bytes
 from ...methods import find_method
@@ -84,8 +85,8 @@ class Sweep:
             if text is None:
                 raise PromptError("no prompt was given: say what the picture shall show")
             own["prompt"] = text
-        if method.source_prompt and s.source_prompt is not None:
-            own["source_prompt"] = s.source_prompt
+        reads = method.source_prompt or any(isinstance(x, str) and x == AUTO for x in v.values())
+        if reads and s.source_prompt is not None: own["source_prompt"] = s.source_prompt
         return request_of(v, **own)
 
     def _refuse(self):
