@@ -51,10 +51,8 @@ def _moved(registration, size):
 
 def _coloured(change): return change.cast > ALIKE or abs(change.contrast-1) > FLAT
 
-# %% ../../nbs/drift/025_repair.ipynb #ee4f418a
+# %% ../../nbs/drift/025_repair.ipynb #cbbdf51c
 AGREE, THIRD, TINGE, LEAST = .75, 1/3, 2.5, .4   # of nothing; of pixels; Delta E; of pixels
-STRIP, MARGIN = 1/24, 1/20   # of the shorter side: half the width of a strip; around a body
-SURE, LESS = .35, .95        # share of edges found again that needs no doubt; of what differs
 
 def _mildest(change, before, aligned, covered) -> ColourChange:
     "A change of colours, or one half as large that explains a third of the picture: the whole's."
@@ -101,6 +99,10 @@ def _under(found, a, b, known) -> Drift:
     if _moved(found, a.shape[1::-1]): aligned, covered = onto_source(b, found)
     change, undone, amount, region = _colours_and_region(a, aligned, covered, known)
     return Drift(a, b, found, change, undone, covered, amount, region)
+
+# %% ../../nbs/drift/025_repair.ipynb #c854974a
+STRIP, MARGIN = 1/24, 1/20   # of the shorter side: half the width of a strip; around a body
+SURE, LESS = .35, .95        # share of edges found again that needs no doubt; of what differs
 
 def _beside(region) -> np.ndarray:
     "Pixels away from the bodies of what differs; strips, as moved edges leave them, do not count."
