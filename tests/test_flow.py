@@ -13,6 +13,7 @@ KEYS = {
     "flux2-klein": None,
     "flux-kontext": 2.5,
     "qwen-image-edit": 4.0,
+    "dreamlite": None,
 }  # row -> guidance at which a step costs one evaluation, or two for Qwen
 
 
@@ -385,3 +386,199 @@ def test_a_drifted_picture_is_said_to_be_so(editors, monkeypatch):
     assert any("drifted (shift (+3.0" in n for n in moved.notes)
     back = e(cat, "a dog", steps=1, size=(256, 256), repair=True)
     assert not any("drifted" in n for n in back.notes) and any("repair: " in n for n in back.notes)
+
+
+KLEIN = "flux2-klein-fp8", "flux2-klein-gguf"
+
+
+def original(weights):
+    "The transformer of a tiny klein under the names of its makers' own files."
+    renamed = {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+        "proj_out": "final_layer.linear",
+        "norm_out.linear": "final_layer.adaLN_modulation.1",
+        "single_transformer_blocks": "single_blocks",
+        "transformer_blocks": "double_blocks",
+        "modulation_img.linear": "modulation_img.lin",
+        "modulation_txt.linear": "modulation_txt.lin",
+        "stream_modulation.linear": "stream_modulation.lin",
+        "attn.to_qkv_mlp_proj": "linear1",
+        "attn.norm_q.": "norm.query_norm.",
+        "attn.norm_k.": "norm.key_norm.",
+    }
+    double = {
+        "attn.to_out.0": "img_attn.proj",
+        "attn.to_add_out": "txt_attn.proj",
+        "ff.linear_in": "img_mlp.0",
+        "ff.linear_out": "img_mlp.2",
+        "ff_context.linear_in": "txt_mlp.0",
+        "ff_context.linear_out": "txt_mlp.2",
+        "attn.norm_added_q.": "txt_attn.norm.query_norm.",
+        "attn.norm_added_k.": "txt_attn.norm.key_norm.",
+        "attn.norm_q.": "img_attn.norm.query_norm.",
+        "attn.norm_k.": "img_attn.norm.key_norm.",
+    }
+    out = {}
+    for name, w in weights.items():
+        new = name
+        if name.startswith("transformer_blocks"):
+            for a, b in double.items():
+                new = new.replace(a, b)
+        for a, b in renamed.items():
+            new = new.replace(a, b)
+        if new.startswith("single"):
+            new = new.replace("attn.to_out", "linear2")
+        if "_norm." in new:
+            new = new.replace(".weight", ".scale")
+        if name.startswith("norm_out"):
+            w = torch.cat(w.chunk(2)[::-1])
+        out[new] = w
+    for own, parts in (
+        ("img_attn.qkv", "attn.to_{}"),
+        ("txt_attn.qkv", "attn.add_{}_proj"),
+    ):
+        for block in {n.split(".")[1] for n in out if n.startswith("double_blocks")}:
+            names = [f"double_blocks.{block}.{parts.format(x)}.weight" for x in "qkv"]
+            out[f"double_blocks.{block}.{own}.weight"] = torch.cat([out.pop(n) for n in names])
+    return out
+
+
+def as_fp8(weights, path):
+    "Write weights as the makers do: matrices of blocks in float8, a scale for each."
+    from safetensors.torch import save_file
+
+    out = {}
+    for name, w in weights.items():
+        if w.ndim == 2 and "_blocks." in name:
+            scale = w.abs().max() / 448
+            out[name] = (w / scale).to(torch.float8_e4m3fn)
+            out[name + "_scale"] = scale
+            out[name.removesuffix("weight") + "input_scale"] = torch.ones(())
+        else:
+            out[name] = w.contiguous()
+    save_file(out, path)
+
+
+def as_gguf(weights, path):
+    "Write weights as a GGUF: 8 bits a number where a row can be parted, 32 elsewhere."
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "flux")
+    for name, w in weights.items():
+        a, kind = w.float().numpy(), gguf.GGMLQuantizationType.F32
+        if w.ndim == 2 and w.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            a = gguf.quants.quantize(a, kind)
+        writer.add_tensor(name, a, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def apart(folders, tmp_path):
+    "Make a row whose transformer is one file, in a folder that has no weights for it."
+    from diffusers import Flux2Transformer2DModel
+
+    net = Flux2Transformer2DModel.from_pretrained(folders["flux2-klein"] / "transformer")
+    home = tmp_path / "klein"
+    shutil.copytree(folders["flux2-klein"], home)
+    (home / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+
+    def make(key):
+        name, write = ("t.gguf", as_gguf) if "gguf" in key else ("t.safetensors", as_fp8)
+        write(original(net.state_dict()), tmp_path / name)
+        return replace(row(home, key), unet=M.Source(str(tmp_path), file=name))
+
+    return net, make
+
+
+@pytest.mark.parametrize("key", KLEIN)
+def test_a_transformer_from_one_file_is_the_same(apart, folders, key):
+    if "gguf" in key:
+        pytest.importorskip("gguf")
+    net, make = apart
+    spec = make(key)
+    given, whole = (
+        F.load_flow(spec, "cpu", "fp32"),
+        F.load_flow(row(folders["flux2-klein"], key.rsplit("-", 1)[0]), "cpu", "fp32"),
+    )
+    assert given.revision != whole.revision
+    if "gguf" not in key:
+        for name, w in net.state_dict().items():
+            assert (
+                given.pipe.transformer.state_dict()[name] - w
+            ).abs().max() <= 0.07 * w.abs().max()
+    a, b = (m.edit(A.resize((80, 64)), "make it blue", 2, 1.0) for m in (given, whole))
+    far = (a.latents - b.latents).abs().max() / b.latents.abs().max()
+    assert 0 < far < 0.1 and a.nfe == b.nfe == 2
+    packed = F.load_flow(spec, "cpu", "fp8")
+    assert bool(packed.notes) == ("gguf" in key)
+
+
+def test_a_bad_file_of_a_transformer_is_said(apart, monkeypatch):
+    _, make = apart
+    spec = make("flux2-klein-fp8")
+    file = M.locate_file(spec.unet)
+    file.unlink()
+    with pytest.raises(ModelError, match="fastedit fetch flux2-klein-fp8"):
+        F.load_flow(spec, "cpu")
+    for name, text, words in (
+        ("t.safetensors", b"12345678", "t.safetensors"),
+        ("t.gguf", b"PK12", "no GGUF"),
+        ("t.gguf", b"GGUF", "pip install gguf"),
+    ):
+        (file.parent / name).write_bytes(text)
+        if text == b"GGUF":
+            monkeypatch.setattr("fastedit.editor.flow.stored.find_package", lambda n: None)
+        with pytest.raises(ModelError, match=words):
+            F.load_flow(replace(spec, unet=M.Source(str(file.parent), file=name)), "cpu")
+    with pytest.raises(ModelError, match="belong to no float8"):
+        F.widened({"a.weight_scale": torch.ones(())}, torch.float32)
+
+
+def test_what_is_fetched_leaves_out_what_is_apart():
+    from fastedit.models.fetching import _of_pipeline
+    from fastedit.models.places import expected_bytes, needed
+
+    names = ["model_index.json", "vae/config.json", "transformer/config.json", "x.safetensors"]
+    weights = ["transformer/diffusion_pytorch_model.safetensors"]
+    assert _of_pipeline(names + weights, apart=True) == names[:3]
+    for key in KLEIN:
+        spec, places = needed(key)
+        assert list(places) == ["pipeline", "transformer"]
+        sizes = expected_bytes(spec, places, "fp16")
+        assert sum(sizes.values()) == int(spec.disk_gb * 1e9)
+        assert spec.unet.pinned and sizes["transformer"] == spec.unet.bytes
+
+
+@pytest.mark.parametrize("name", ["dreamlite-base", "flux2-klein-9b", "flux2-klein-nvfp4"])
+def test_what_was_looked_at_and_is_not_here_says_why(name):
+    with pytest.raises(ModelError, match="use dreamlite|use flux2-klein"):
+        M.find_spec(name)
+    repo = {"dreamlite-base": "carlofkl/DreamLite-base"}.get(name)
+    if repo:
+        with pytest.raises(ModelError, match="28 steps"):
+            M.find_spec(repo)
+
+
+def test_dreamlite_tells_of_its_steps(editors):
+    told = []
+    e = editors["dreamlite"](A, "make it blue", on_step=told.append)
+    assert [t["step"] for t in told] == [0, 1, 2, 3] and e.nfe == 4
+    assert torch.equal(told[-1]["latents"], told[-1]["clean"])
+    assert "step" not in vars(editors["dreamlite"].parts.pipe.scheduler)
+    with pytest.raises(OptionError, match="guidance"):
+        editors["dreamlite"](A, "make it blue", guidance=2.0)
+
+
+def test_an_older_diffusers_is_said(folders):
+    from fastedit.editor.flow.loading import _from_folder
+
+    spec = replace(row(folders["dreamlite"], "dreamlite"), pipeline="DreamLiteNextPipeline")
+    with pytest.raises(ModelError, match="pip install -U diffusers"):
+        _from_folder(folders["dreamlite"], spec, torch.float32)

@@ -400,3 +400,13 @@ find_method({f"{mine}:LAST"!r}); method_table(method_names(presets=True))
 print("torch" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", src], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["False"], done.stderr
+
+
+def test_a_gguf_says_what_reads_it(monkeypatch):
+    import fastedit.models.doctor as doctor
+
+    for there, said in ((None, True), (object(), False)):
+        monkeypatch.setattr(doctor, "find_package", lambda name: there)
+        told = str(doctor.diagnose("flux2-klein-gguf"))
+        assert ("pip install gguf" in told) == said and "unsloth/FLUX.2-klein-4B-GGUF" in told
+    assert "gguf" not in str(doctor.diagnose("flux2-klein-fp8"))

@@ -37,7 +37,7 @@ from ..pictures import (composite, fit, in_steps, keep_alpha, load_mask, pixel_h
                                read_image, read_mask, unfit)
 from ..denoise.threads import few_threads
 
-# %% ../../nbs/editor/209_editor.ipynb #3d9c9f80
+# %% ../../nbs/editor/209_editor.ipynb #8f8fada2
 class FastEditor(PlacedStages):
     """Edit pictures by text with one loaded model.
 
@@ -81,7 +81,7 @@ class FastEditor(PlacedStages):
     @property
     def _lock(self):
         "The turn of the loaded model, whichever editor has it."
-        net = self.parts.unet if self.flow is None else self.flow.pipe.transformer
+        net = self.parts.unet if self.flow is None else self.flow.net
         return turn_of(net, f"the model {self.spec.key!r}")
 
 # %% ../../nbs/editor/209_editor.ipynb #8aec5fec

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Finding', 'Diagnosis', 'diagnose', 'check_present']
 
-# %% ../../nbs/models/049_doctor.ipynb #aee7edda
+# %% ../../nbs/models/049_doctor.ipynb #4e334a83
 from dataclasses import dataclass
+from importlib.util import find_spec as find_package
 from pathlib import Path
 from ..core import ModelError
 from .files import read_header, read_json, weight_files
@@ -104,10 +105,16 @@ def _diagnose_embedded(spec: ModelSpec) -> Diagnosis:
     again = "pip install --force-reinstall . (in the package's folder)"
     return Diagnosis(spec.key, rows, "" if whole else again)
 
-# %% ../../nbs/models/049_doctor.ipynb #a902d06c
+# %% ../../nbs/models/049_doctor.ipynb #48bccc4f
+def _unreadable(places: dict) -> list:
+    "Say which package reads a file of a model, if it is not installed."
+    packed = any(s.file.endswith(".gguf") for _, s in places.values())
+    if not packed or find_package("gguf") is not None: return []
+    return ["whether its GGUF can be read: the package for it is not installed: pip install gguf"]
+
 def _questions(spec: ModelSpec, places: dict) -> tuple:
     "Say in words what is not known for sure about the files of a model, or of one part."
-    if places.keys()-PARTS: return spec.open_questions()
+    if places.keys()-PARTS: return (*_unreadable(places), *spec.open_questions())
     return tuple(f"{s.repo} is not pinned to a commit: what arrives may change"
                  for _, s in places.values() if not s.pinned and on_hub(s))
 
@@ -133,14 +140,14 @@ def diagnose(name,                   # model, as for `load_model`; or a ControlN
     "Report what is missing or damaged, how large it is, and what gets it; loads nothing."
     return diagnose_places(*needed(name, controlnet, preview), precision)
 
-# %% ../../nbs/models/049_doctor.ipynb #b0176658
+# %% ../../nbs/models/049_doctor.ipynb #7c0f1bf8
 def check_present(name,                  # model, as for `load_model`
                   precision: str="fp32"  # which weight variant is preferred
                  ) -> ModelSpec:
     "Raise `ModelError` unless every part of a model is whole on this machine; returns its row."
     spec = find_spec(name)
     if spec.family == "flow":
-        if locate(spec.base) is not None: return spec
+        if locate(spec.base) is not None and (not spec.unet or locate_file(spec.unet)): return spec
         raise ModelError(f"model {spec.key!r} ({spec.base}) is not on this machine: run `fastedit "
                          f"fetch {spec.key}` once while online (about {spec.disk_gb:g} GB), or use "
                          "model 'mini'")

@@ -49,13 +49,14 @@ def _wanted(names: list, cls: str, source: Source, precision: str) -> list:
     raise ModelError(f"{source} offers no safetensors weights, only formats that can run code when "
                      "read: use another repository")
 
-# %% ../../nbs/models/049b_fetching.ipynb #13435cb7
+# %% ../../nbs/models/049b_fetching.ipynb #684783e2
 _WITH_PIPELINE = (".json", ".txt", ".safetensors", ".model", ".jinja")   # files of a pipeline
 
-def _of_pipeline(names) -> list:
-    "Choose the files of a whole pipeline of diffusers."
+def _of_pipeline(names, apart: bool=False) -> list:
+    "Choose the files of a whole pipeline of diffusers, without a transformer that is `apart`."
     return [n for n in names
-            if "/" in n and n.endswith(_WITH_PIPELINE) or n == "model_index.json"]
+            if ("/" in n and n.endswith(_WITH_PIPELINE) or n == "model_index.json")
+            and not (apart and n.startswith("transformer/") and "safetensors" in n)]
 
 def _index_among(spec: ModelSpec, source: Source, names) -> list:
     "Name the model_index.json of a model's base, if this is the base and it is there."
@@ -72,7 +73,7 @@ def _order(spec: ModelSpec, places: dict, precision: str, quiet: bool) -> Order:
         at = source.repo, source.revision
         if at not in listed: listed[at] = look(*at, None if quiet else _tell)
         files = listed[at].files
-        if k == "pipeline": names = _of_pipeline(files)
+        if k == "pipeline": names = _of_pipeline(files, spec.unet is not None)
         else: names = _wanted(list(files), cls, source, precision)
         if not names:
             raise ModelError(f"{source} is not among the files of {source.repo} at revision "

@@ -151,7 +151,7 @@ def places_of(spec: ModelSpec,       # the model
     if lora: places["lora"] = "", lora
     return places | ip_places(spec, ip_adapter)
 
-# %% ../../nbs/models/048_places.ipynb #ff80af2a
+# %% ../../nbs/models/048_places.ipynb #fe9518b6
 PARTS = {"controlnet": CONTROLNETS, "vae": VAES, "ip_adapter": IP_ADAPTERS,
          "image_encoder": IMAGE_ENCODERS}   # what can be fetched by its key alone
 
@@ -165,6 +165,11 @@ def _part_needed(name: str) -> tuple:
         return spec, {kind: (ARCHITECTURES[part.arch].cls, part.source)}
     return ()
 
+def _of_flow(spec: ModelSpec) -> dict:
+    "Name the places of a flow model: its folder, and its transformer's file where that is apart."
+    found = {"pipeline": ("", spec.base)}
+    return found | ({} if spec.unet is None else {"transformer": ("", spec.unet)})
+
 def needed(name,                # model, as for `find_spec`; or the key of a part
            controlnet=True,     # as for `pick_controlnet`
            preview: bool=False  # the tiny VAE for previews as well
@@ -172,7 +177,7 @@ def needed(name,                # model, as for `find_spec`; or the key of a par
     "Say what something needs: (spec, {component: (class, Source)})."
     if isinstance(name, str) and (part := _part_needed(name)): return part
     spec = find_spec(name)
-    if spec.family == "flow": return spec, {"pipeline": ("", spec.base)}
+    if spec.family == "flow": return spec, _of_flow(spec)
     if is_single_file(spec): return spec, {"checkpoint": ("", Source(spec.path))}
     places = places_of(spec, pick_controlnet(spec, controlnet), spec.lora)
     if preview: places["preview"] = "AutoencoderTiny", preview_source(spec)
@@ -187,10 +192,13 @@ def preview_source(spec: ModelSpec) -> Source:
     if spec.preview in VAES: return VAES[spec.preview].source
     raise ModelError(f"model {spec.key!r} has no tiny VAE for previews: leave preview out")
 
-# %% ../../nbs/models/048_places.ipynb #95acd9d7
+# %% ../../nbs/models/048_places.ipynb #62fb9fcd
 def expected_bytes(spec: ModelSpec, places: dict, precision: str) -> dict:
     "Count the bytes that each component should take on disk, where they are known."
-    if spec.family == "flow": return {"pipeline": int(spec.disk_gb*1e9)}
+    if spec.family == "flow":
+        apart = spec.unet.bytes if spec.unet else 0
+        whole = {"pipeline": int(spec.disk_gb*1e9)-apart}
+        return whole | ({"transformer": apart} if apart else {})
     parts = {p.source: p for registry in PARTS.values() for p in registry.values()}
     archs, wide = spec.parts() if spec.arch else {}, 4 if precision == "fp32" else 2
     sizes = {}

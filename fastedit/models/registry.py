@@ -175,7 +175,7 @@ _UNDISTILLED = (
               notes="follows an instruction; 8-channel UNet",
               **{**_SD15, "arch": "sd15-instruct", "controlnet": None}))
 
-# %% ../../nbs/models/045b_registry.ipynb #d26aa53a
+# %% ../../nbs/models/045b_registry.ipynb #10917b4a
 _FLOW = dict(family="flow", scheduler="FlowMatchEulerDiscreteScheduler", prediction="flow",
              multiple=16, precisions=("bf16",), variants=(), confirmed=("licence", "size"))
 _KLEIN = Source("black-forest-labs/FLUX.2-klein-4B",
@@ -184,12 +184,28 @@ _QWEN = Source("Qwen/Qwen-Image-Edit-2509", revision="d3968ef930e841f4c73640fb8a
 _KONTEXT = Source("black-forest-labs/FLUX.1-Kontext-dev",
                   revision="af58063aa431f4d2bbc11ae46f57451d4416a170")
 
+_KLEIN_8 = Source("black-forest-labs/FLUX.2-klein-4b-fp8", file="flux-2-klein-4b-fp8.safetensors",
+                  revision="5b4408e59397a4a37ccb46afe426d8ed86379441", bytes=4_070_624_520)
+_KLEIN_4 = Source("unsloth/FLUX.2-klein-4B-GGUF", file="flux-2-klein-4b-Q4_K_M.gguf",
+                  revision="8342a6a97b2d18acae5d62124735c39ba23060e2", bytes=2_604_311_104)
+_DREAMLITE = Source("carlofkl/DreamLite-mobile",
+                    revision="6695c3f4be230f0493fa5dbf78be3bc4d3bb2ab4")
+
 _SD35 = Source("stabilityai/stable-diffusion-3.5-medium")
 
 _COMPARATORS = (
     ModelSpec("flux2-klein", base=_KLEIN, pipeline="Flux2KleinPipeline", licence="apache-2.0",
               disk_gb=16.0, notes="comparator; what a user with 12 GB would pick instead",
               **_FLOW, **_NO_GUIDANCE),
+    ModelSpec("flux2-klein-fp8", base=_KLEIN, unet=_KLEIN_8, pipeline="Flux2KleinPipeline",
+              licence="apache-2.0", disk_gb=12.3, **_FLOW, **_NO_GUIDANCE,
+              notes="its transformer from one file of float8; precision='fp8' keeps it so"),
+    ModelSpec("flux2-klein-gguf", base=_KLEIN, unet=_KLEIN_4, pipeline="Flux2KleinPipeline",
+              licence="apache-2.0", disk_gb=10.8, **_FLOW, **_NO_GUIDANCE,
+              notes="its transformer in about 5 bits a number; needs the package gguf"),
+    ModelSpec("dreamlite", base=_DREAMLITE, pipeline="DreamLiteMobilePipeline",
+              licence="cc-by-nc-4.0", disk_gb=5.07, **_FLOW, **_NO_GUIDANCE,
+              notes="a pruned SDXL UNet of .39 billion; needs diffusers 0.39 or newer"),
     ModelSpec("qwen-image-edit", base=_QWEN, pipeline="QwenImageEditPlusPipeline",
               guidance_range=(1.0, 6.0), guidance_default=4.0, default_steps=40,
               licence="apache-2.0", disk_gb=57.7, notes="comparator", **_FLOW),

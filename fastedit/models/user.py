@@ -48,7 +48,7 @@ def _as_source(name: str, said) -> Source:
     if not isinstance(said, dict): return Source(PLACE.check(dict(repo=said), f"{name}: ")["repo"])
     return Source(**PLACE.check(said, f"{name}: "))
 
-# %% ../../nbs/models/047c_user.ipynb #df3f98b2
+# %% ../../nbs/models/047c_user.ipynb #100c02a3
 def _nameable(name: str, value: str, known) -> bool:
     "Whether a value can name a ControlNet or VAE."
     if value in known or value == "own": return True
@@ -65,9 +65,18 @@ def _part_of(known, anywhere: bool=True) -> Then:
                          f"{nearest(value, known)}")
     return Then(check)
 
+_KLEIN_9 = ("has a licence that forbids commercial use, and is gated: use flux2-klein, the smaller "
+            "one")
 REFUSED = {"magicbrush": "vinesmsuic/magicbrush-jul7 offers its weights as pickles only, which can "
                          "run code when read, and no other source is known: use instruct-pix2pix, "
-                         "or convert them to safetensors yourself and give that folder"}
+                         "or convert them to safetensors yourself and give that folder",
+           "dreamlite-base": "carlofkl/DreamLite-base takes 28 steps and two guidance scales, for "
+                             "which a request has no fields: use dreamlite, the same network "
+                             "distilled to 4 steps",
+           "flux2-klein-nvfp4": "black-forest-labs/FLUX.2-klein-4b-nvfp4 is for kernels that "
+                                "diffusers does not call: use flux2-klein-fp8 or "
+                                "flux2-klein-gguf",
+           "flux2-klein-9b": f"black-forest-labs/FLUX.2-klein-9B {_KLEIN_9}"}
 
 def _check_like(name: str, like: str) -> str:
     "Refuse to start from a row that is not offered."

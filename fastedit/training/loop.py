@@ -172,7 +172,7 @@ def append_row(path, row: dict):
     writer.writerows(rows)
     atomic_write(path, out.getvalue().encode())
 
-# %% ../../nbs/training/603_loop.ipynb #f81a0fdc
+# %% ../../nbs/training/603_loop.ipynb #e95ec95b
 class Alone:
     "What `fit` asks of an `accelerate.Accelerator`, for one process that trains as it is."
     num_processes, process_index, gradient_accumulation_steps, is_main_process = 1, 0, 1, True
@@ -211,6 +211,8 @@ def _step(run, loss_fn, step, steps, rates, seed, by):
     told = _gradients(run, loss_fn, step, seed, by)
     if by.num_processes > 1:
         for p in run.params.values(): p.grad = by.reduce(p.grad, "mean")
+        said = torch.tensor(list(told.values()), device=p.device)
+        told = dict(zip(told, by.reduce(said, "mean").tolist()))
     by.clip_grad_norm_(list(run.params.values()), 1.)
     for o in run.opts:
         o.step()

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['load_flow', 'open_flow']
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #1d04e33b
+# %% ../../../nbs/editor/flow/203_loading.ipynb #0d04cc52
 import warnings
 from pathlib import Path
 import torch
 from ...core import ModelError, OptionError, content_hash, in_words
 from .pipeline import FlowModel
 from .rules import FLOW
+from .stored import check_stored, is_gguf, load_stored, stored_file
 from ...models import (PRECISIONS, ModelSpec, check_inside, check_precision,
                              chosen_precision, compute_dtype, default_device, file_hash,
                              find_spec, locate, quantize, quiet_libraries, read_header,
                              read_json)
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #8cf69e9b
+# %% ../../../nbs/editor/flow/203_loading.ipynb #6022b8d5
 _ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _AGAIN = "fetch or copy the model again"
 
@@ -29,25 +30,31 @@ def _index(folder, spec) -> dict:
                          f"{spec.pipeline}: {_AGAIN}")
     return {k: v for k, v in said.items() if isinstance(v, list) and v != [None, None]}
 
-def _check_part(folder, name, kind):
-    "Refuse a part that is not there, or that asks for code of its own."
+def _check_part(folder, name, kind, apart=False):
+    "Refuse a part that is not there, or that asks for code of its own; weights may be `apart`."
     known = len(kind) == 2 and kind[0] in ("diffusers", "transformers")
     if not known or not name.isidentifier():
         raise ModelError(f"{folder/'model_index.json'}: {in_words(name)} asks for code of its own "
                          f"({in_words(kind)}): such models are never run")
     if not (folder/name).is_dir(): raise ModelError(f"{folder}/{name} is missing: {_AGAIN}")
-    weighs = name in ("transformer", "vae") or name.startswith("text_encoder")
-    if weighs and not list((folder/name).glob("*.safetensors")):
+    weighs = name in ("transformer", "unet", "vae") or name.startswith("text_encoder")
+    if weighs and not apart and not list((folder/name).glob("*.safetensors")):
         raise ModelError(f"{folder/name} has no .safetensors weights: {_AGAIN}")
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #3de33eaf
+# %% ../../../nbs/editor/flow/203_loading.ipynb #3123333c
 def _flow_files(folder, spec) -> list:
     "Check a pipeline's folder without loading it and list its files; raises `ModelError`."
     parts = _index(folder, spec)
-    for name, kind in parts.items(): _check_part(folder, name, kind)
+    own = stored_file(spec)
+    for name, kind in parts.items():
+        _check_part(folder, name, kind, own is not None and name == "transformer")
     files = [folder/"model_index.json"]
+    if own is not None:
+        check_stored(own)
+        files.append(own)
     for name in parts:
-        files += [f for f in sorted((folder/name).iterdir()) if f.suffix in _ENDINGS]
+        files += [f for f in sorted((folder/name).iterdir()) if f.suffix in _ENDINGS
+                  and not (own and name == "transformer" and f.suffix == ".safetensors")]
     for f in files:
         check_inside(f)
         if f.suffix == ".safetensors": read_header(f)
@@ -62,10 +69,10 @@ def _flow_folder(spec) -> Path:
                      f"`fastedit fetch {spec.key}` once while online (about {spec.disk_gb:g} "
                      "GB), or use model 'mini'")
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #74ac99c0
+# %% ../../../nbs/editor/flow/203_loading.ipynb #068144c4
 def narrowed(component: str, precision: str) -> bool:
     "Whether a precision's weights concern a component."
-    if component == "transformer": return True
+    if component in ("transformer", "unet"): return True
     return component.startswith("text_encoder") and PRECISIONS[precision].weights != "float8"
 
 # %% ../../../nbs/editor/flow/203_loading.ipynb #fbefbc1b
@@ -94,16 +101,23 @@ def _place(model, device, residency):
     elif residency == "model-offload": pipe.enable_model_cpu_offload(device=device)
     else: pipe.enable_sequential_cpu_offload(device=device)
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #e72e3903
+# %% ../../../nbs/editor/flow/203_loading.ipynb #c03ee1bb
 def _from_folder(folder, spec, dtype):
     "Have diffusers load a pipeline from a folder; raises `ModelError` in words."
     import diffusers   # seconds, and only for those who edit with such a model
+    if not hasattr(diffusers, spec.pipeline):
+        raise ModelError(f"model {spec.key!r} runs through {spec.pipeline}, which diffusers "
+                         f"{diffusers.__version__} does not have: pip install -U diffusers")
+    own, given = stored_file(spec), {}
+    if own is not None:
+        cls = _index(folder, spec)["transformer"][1]
+        given["transformer"] = load_stored(own, folder, cls, dtype)
     try:
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             kind = getattr(diffusers, spec.pipeline)
             pipe = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True,
-                                        torch_dtype=dtype)
+                                        torch_dtype=dtype, **given)
     except Exception as e:
         words = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ModelError(f"{folder} cannot be loaded as {spec.pipeline}: {words}. Fetch or copy "
@@ -111,7 +125,7 @@ def _from_folder(folder, spec, dtype):
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-# %% ../../../nbs/editor/flow/203_loading.ipynb #05e4eda6
+# %% ../../../nbs/editor/flow/203_loading.ipynb #626b8bb7
 def load_flow(name,                      # registry name, or a `ModelSpec` of family "flow"
               device: str|None=None,     # torch device; None: CUDA if there is one, else CPU
               precision: str="bf16",     # key of `PRECISIONS`; not fp16; None or "auto": fp32
@@ -128,12 +142,16 @@ def load_flow(name,                      # registry name, or a `ModelSpec` of fa
     _check_asked(spec, precision, residency, device)
     folder = _flow_folder(spec)
     files = _flow_files(folder, spec)
+    packed = spec.unet is not None and is_gguf(spec.unet.file)
     pipe = _from_folder(folder, spec, getattr(torch, compute_dtype(precision, device)))
     for part, net in pipe.components.items():
         if not isinstance(net, torch.nn.Module): continue
         net.eval().requires_grad_(False)
+        if part == "transformer" and packed: continue
         if narrowed(part, precision): quantize(net, precision, device)
     notes = []
+    if packed and PRECISIONS[precision].weights:
+        notes.append(f"the transformer keeps the bits of its GGUF, whatever {precision} is")
     if precision == "fp32":
         notes.append("fp32 takes twice the memory of bf16, in which this model was trained")
     revision = content_hash([file_hash(f) for f in files], precision)

@@ -12,7 +12,7 @@ from ..request import AUTO, is_encoded
 from ...methods import Method, Option, check_options
 from ...models import ModelSpec
 
-# %% ../../../nbs/editor/flow/201_rules.ipynb #07a5c249
+# %% ../../../nbs/editor/flow/201_rules.ipynb #dd42a154
 @dataclass(frozen=True)
 class FlowRule:
     "How one of diffusers' pipelines takes a request."
@@ -20,6 +20,7 @@ class FlowRule:
     scale: str         # the pipeline's name for the guidance scale
     negative: bool     # whether it takes a negative prompt, for a second evaluation per step
     reference: str     # at which size the source picture is shown to the model, in words
+    plain: bool=False  # takes one picture, no guidance scale, and tells nobody of its steps
     areas: bool=False  # wants the area said beside width and height, and has preferred sizes
     methods: tuple=("flow",)  # ways to edit, the first if none is named
     source_guidance: float=1.5  # of flowedit's source branch, as published for such models
@@ -32,6 +33,8 @@ FLOW = {r.pipeline: r for r in (
     FlowRule("QwenImageEditPlusPipeline", "true_cfg_scale", True,
              "twice: at 384x384 pixels to the language model, at 1024x1024 to the VAE, whatever "
              "the working size"),
+    FlowRule("DreamLiteMobilePipeline", "", False,
+             "at 512x512 pixels to the language model, at the working size to the VAE", plain=True),
     FlowRule("FluxKontextPipeline", "guidance_scale", False, "at the working size", areas=True))}
 
 FLOW_METHODS = tuple(dict.fromkeys(m for rule in FLOW.values() for m in rule.methods))

@@ -45,7 +45,7 @@ _KONTEXT = dict(
         up_block_types=("UpDecoderBlock2D",)*4, layers_per_block=2, latent_channels=16,
         use_quant_conv=False, use_post_quant_conv=False)))
 
-# %% ../../../nbs/editor/flow/204_sizes.ipynb #1e0a5c0a
+# %% ../../../nbs/editor/flow/204_sizes.ipynb #f7f4192d
 _CLIP_G = dict(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
                num_attention_heads=20, projection_dim=1280, hidden_act="gelu")
 _SD35 = dict(
@@ -58,8 +58,24 @@ _SD35 = dict(
     text_encoder_2=("CLIPTextModelWithProjection", _CLIP_G),
     text_encoder_3=_KONTEXT["text_encoder_2"], vae=_KONTEXT["vae"])
 
+# %% ../../../nbs/editor/flow/204_sizes.ipynb #4da1ff56
+_QWEN_3 = dict(vocab_size=151936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28,
+               num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+               rope_scaling=dict(rope_type="default", mrope_section=[24, 20, 20]))
+_QWEN_3_SEES = dict(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, patch_size=16,
+                    out_hidden_size=2048, deepstack_visual_indexes=[5, 11, 17])
+_DREAMLITE = dict(
+    unet=("DreamLiteUNetModel", dict(
+        block_out_channels=(256, 512, 896), attention_head_dim=(4, 8, 14), num_kv_heads=1,
+        transformer_layers_per_block=(1, 2, 4), cross_attention_dim=2304, encoder_hid_dim=2048,
+        encoder_hid_dim_type="text_proj_rms", ff_mult=3, use_linear_projection=True,
+        addition_embed_type="time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=512)),
+    text_encoder=("Qwen3VLModel", dict(text_config=_QWEN_3, vision_config=_QWEN_3_SEES)),
+    vae=("AutoencoderTiny", {}))
+
 FLOW_PARTS = {"flux2-klein": _KLEIN, "qwen-image-edit": _QWEN, "flux-kontext": _KONTEXT,
-              "sd35-medium": _SD35}
+              "sd35-medium": _SD35, "dreamlite": _DREAMLITE}
 
 # %% ../../../nbs/editor/flow/204_sizes.ipynb #33e40f36
 def _on_meta(name, config):

@@ -121,6 +121,47 @@ def _kontext():
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return FluxKontextPipeline(scheduler, vae, clip, clip_tokens, t5, t5_tokens, net)
 
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #7a406a49
+def _reader_3(tokenizer):
+    "A tiny Qwen3-VL: a language model with a vision tower that speaks to its first layers too."
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    at = tokenizer.convert_tokens_to_ids
+    text = dict(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, head_dim=8,
+                num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+                rope_scaling=dict(rope_type="default", mrope_section=[2, 1, 1]),
+                max_position_embeddings=4096, bos_token_id=at("<|endoftext|>"),
+                eos_token_id=at("<|im_end|>"))
+    vision = dict(depth=2, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=16,
+                  patch_size=16, spatial_merge_size=2, num_position_embeddings=16,
+                  deepstack_visual_indexes=[0])
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(
+        text_config=text, vision_config=vision, image_token_id=at("<|image_pad|>"),
+        video_token_id=at("<|video_pad|>"), vision_start_token_id=at("<|vision_start|>"),
+        vision_end_token_id=at("<|vision_end|>"), tie_word_embeddings=True))
+
+def _dreamlite():
+    from diffusers import (AutoencoderTiny, DreamLiteMobilePipeline, DreamLiteUNetModel,
+                           FlowMatchEulerDiscreteScheduler)
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+    tokenizer = _bytes_tokenizer(("<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+                                  "<|video_pad|>"))
+    limits = dict(size=dict(shortest_edge=32*32, longest_edge=64*64), patch_size=16)
+    seeing = Qwen3VLProcessor(Qwen2VLImageProcessor(**limits), tokenizer,
+                              Qwen3VLVideoProcessor(**limits))
+    unet = DreamLiteUNetModel(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=1,
+        down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D",
+                          "DreamLiteCrossAttnDownBlock2D"),
+        up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"),
+        cross_attention_dim=16, encoder_hid_dim=16, encoder_hid_dim_type="text_proj_rms",
+        addition_embed_type="time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16, ff_mult=2, use_linear_projection=True)
+    sides = dict(encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4),
+                 num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return DreamLiteMobilePipeline(_reader_3(tokenizer), tokenizer, seeing,
+                                   AutoencoderTiny(**sides), unet, scheduler)
+
 # %% ../../../nbs/editor/flow/205_tiny.ipynb #039f871b
 def _sd3():
     from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel,
@@ -138,9 +179,10 @@ def _sd3():
     return StableDiffusion3Pipeline(net, scheduler, vae, clip, tokens, clip_2, tokens_2, t5,
                                     t5_tokens)
 
-# %% ../../../nbs/editor/flow/205_tiny.ipynb #b5ee5660
+# %% ../../../nbs/editor/flow/205_tiny.ipynb #cf5edd35
 _MAKERS = dict(Flux2KleinPipeline=_klein, QwenImageEditPlusPipeline=_qwen,
-               FluxKontextPipeline=_kontext, StableDiffusion3Pipeline=_sd3)
+               FluxKontextPipeline=_kontext, StableDiffusion3Pipeline=_sd3,
+               DreamLiteMobilePipeline=_dreamlite)
 
 def random_flow(folder,                  # where to write it
                 key: str="flux2-klein",  # row of the registry whose pipeline it is for
