@@ -23,17 +23,19 @@ from .themes import Theme, find_theme
 from ..sweep import Sweep, subjects
 from ...world import EDIT_TYPES, sample_edit
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #fd7d7faf
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #eac28a80
 SETS = {"tuning": 360, "held-out": 361}   # seeds of the benchmarks that the edits belong to
 
 def edits_of(kind: str,       # "tuning" or "held-out"
              k: int,          # round, 0 or more
-             types=None       # edit types; None: all ten
+             types=None,      # edit types; None: all ten
+             seeds: dict=None # "tuning" and "held-out" -> seed; None: `SETS`
             ) -> list:
     "Draw one edit of each type: the k-th of `fastedit bench --seed 360` or `361`."
     if kind not in SETS:
         raise OptionError(f"there are no {in_words(kind)} pictures: use {' or '.join(SETS)}")
-    return [sample_edit(t, SETS[kind]*1_000_000+k) for t in types or EDIT_TYPES]
+    seed = (seeds or SETS)[kind]
+    return [sample_edit(t, seed*1_000_000+k) for t in types or EDIT_TYPES]
 
 # %% ../../../nbs/studies/ablation/361_ablating.ipynb #eabc2b55
 _NO_SOURCE = "none"
@@ -143,7 +145,7 @@ def read_rows(path: Path) -> tuple:
 def _figure(v):
     return None if v is None else round(float(v), 2) if v != int(v) else int(v)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #5b6d4b8b
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #7880942a
 def _started(theme, path) -> tuple:
     "What is there already of the same theme, or nothing."
     key = content_hash([[p.name, [[str(v), p.settings(v)] for v in p.values]]
@@ -153,8 +155,8 @@ def _started(theme, path) -> tuple:
         if head.get("hash") == key: return head, {(x["panel"], str(x["value"])): x for x in lines}
     lines = {(p.name, str(v)): dict(panel=p.name, value=v, **{f: [] for f in figures_of(theme)})
              for p in theme.panels for v in p.values}
-    return dict(theme=theme.key, hash=key, sets=SETS, rounds=0, seconds=0., alone=0, ran=0,
-                types=[], set=[], command=f"fastedit ablate {theme.key}"), lines
+    return dict(theme=theme.key, hash=key, sets=theme.seeds or SETS, rounds=0, seconds=0.,
+                alone=0, ran=0, types=[], set=[], command=f"fastedit ablate {theme.key}"), lines
 
 def _add(head, lines, kind, found, figures):
     "Add a round on one set to the lines."
@@ -165,7 +167,7 @@ def _add(head, lines, kind, found, figures):
     head["types"] += [int(t) for t in EDIT_TYPES]
     head["set"] += [kind]*len(EDIT_TYPES)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #3715db0f
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #0c70ec6b
 def ablate(theme: str|Theme,   # or its name, a key of `THEMES`
            n: int=2,           # edits of each type from both sets
            folder: Path=None,  # where the rows go, see `data_file`
@@ -181,7 +183,7 @@ def ablate(theme: str|Theme,   # or its name, a key of `THEMES`
     for k in progress(range(head["rounds"], n), desc=theme.key, quiet=quiet):
         start, count = time.perf_counter(), Counter(alone=head["alone"], ran=head["ran"])
         for j, kind in enumerate(SETS):
-            edits = edits_of(kind, k)
+            edits = edits_of(kind, k, seeds=theme.seeds)
             with lent_maps(edits):
                 found = _round(theme, edits, 100*j+k, scorer, editors, count)
             _add(head, lines, kind, found, figures_of(theme))

@@ -9,7 +9,7 @@ __all__ = ['THEMES', 'Panel', 'Theme', 'find_theme']
 from dataclasses import dataclass, field
 from ...core import OptionError, in_words, nearest
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #b15c05a1
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #c779a4f5
 @dataclass(frozen=True)
 class Panel:
     "One knob of one method."
@@ -31,6 +31,8 @@ class Theme:
     panels: tuple
     extra: dict=field(default_factory=dict)  # figure -> metric of the profile "drawn", beside
                                              # those that every theme has
+    seeds: dict=None                         # "tuning" and "held-out" -> seed of its own benchmark
+                                             # for each; None: those of all themes
 
     def panel(self, name: str) -> Panel:
         "Find a panel by name; raises `OptionError`."
@@ -118,7 +120,7 @@ _PROMPTS = Theme("prompts", "what a source prompt and a negative prompt are wort
     Panel("img2img, negative", "negative prompt", "none given", _NEGATIVE,
           dict(guidance=2., **_PLAIN))))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #356f3be0
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #92f87028
 _SEEDS = Theme("seeds", "how much is chance, and how many tries are enough", (
     _turn("ddcm", "seed", 0, tuple(range(6)), **_DDCM),
     _turn("img2img", "seed", 0, tuple(range(6)), **_PLAIN)))
@@ -132,10 +134,11 @@ _PRECISION = Theme("precision", "what fewer digits cost", (
     Panel("vae alone", "precision", "fp32", {p: dict(precision=p) for p in ("fp32", "bf16")},
           dict(method="vae"))))
 
+_TRIED = dict(method="edit_friendly-4")
 _LADDER = Theme("ladder", "what a check after each try could do (see fastedit.adaptive)", (
-    _turn("ddcm", "strength", .7, (.3, .5, .7, .8, 1.), **_DDCM),
-    _turn("ddcm, 6 steps", "strength", .7, (.5, .7, .8, 1.), steps=6, **_DDCM)),
-    dict(direction="clip-mini-dir", match="clip-mini"))
+    _turn("4 steps", "strength", .8, (.5, .6, .7, .8, .96), **_TRIED),
+    _turn("6 steps", "strength", .8, (.6, .7, .8, .96), steps=6, **_TRIED)),
+    dict(match="clip-mini", contrast="clip-mini-contrast"), {"tuning": 5600, "held-out": 5701})
 
 _FEW = {"img2img": dict(method="img2img"), "img2img-4": dict(method="img2img-4"),
         "ddcm": _DDCM, "turbo": _TURBO, "turbo-words": dict(method="turbo-words"),
