@@ -8,12 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from fastedit import EditRequest, FastEditor, OptionError
-from fastedit.adaptive import change_share, edit_and_check
+from fastedit.adaptive import change_share, edit_and_check, fits_better
+from fastedit.cli import app
 from fastedit.editor import check_request
 from fastedit.editor.change import NEAR, TRIES, search
 from fastedit.editor.choosing import KINDS, METHODS, ROWS, SETTINGS, choose, edit_kind
+from fastedit.measure import Scorer
+from fastedit.measure.entries import strip_brackets
+from fastedit.measure.metrics import Pair
 from fastedit.methods import find_method, register_method
 from fastedit.models import find_spec
 from fastedit.studies.bench import make_runs
@@ -293,6 +298,76 @@ def test_a_strength_that_is_auto_and_a_change_are_one_too_many():
 def test_nothing_to_try_is_refused():
     with pytest.raises(OptionError, match="strengths"):
         edit_and_check(None, None, None, ())
+
+
+@pytest.mark.parametrize("name", ["strength", "change"])
+def test_a_second_try_finds_the_strength_by_itself(name):
+    with pytest.raises(OptionError, match=f"{name}=0.4.*leave {name} out"):
+        edit_and_check(None, None, **{name: 0.4})
+
+
+def test_a_try_that_passes_is_the_only_one(editor, source):
+    tried = edit_and_check(editor, source, lambda *_: 0.0, (0.6, 0.8), **WORDS)
+    alone = editor(source, strength=0.6, **WORDS)
+    assert tried.passed and tried.scores == (0.0,)
+    assert tried.result.image.tobytes() == alone.image.tobytes()
+    assert tried.nfe == tried.result.nfe == alone.nfe == 8
+
+
+def test_the_best_of_all_tries_is_given_back_and_all_are_paid(editor, source):
+    answers = iter([-2.0, -1.0, -3.0])
+    tried = edit_and_check(
+        editor, source, lambda *_: next(answers), (0.6, 0.8, 0.96), budget=36, **WORDS
+    )
+    alone = editor(source, strength=0.8, **WORDS)
+    assert not tried.passed and tried.scores == (-2.0, -1.0, -3.0)
+    assert tried.result.image.tobytes() == alone.image.tobytes()
+    assert tried.result.request.strength == 0.8
+    assert tried.nfe == tried.result.nfe == 3 * alone.nfe
+    assert "3 tries" in tried.result.notes[-1] and "24 UNet evaluations" in tried.result.notes[-1]
+
+
+def test_a_budget_ends_the_tries(editor, source):
+    tried = edit_and_check(editor, source, lambda *_: -1.0, (0.6, 0.8, 0.96), budget=16, **WORDS)
+    assert len(tried.scores) == 2 and tried.nfe == 16
+
+
+def test_the_check_compares_both_prompts():
+    check = fits_better("clip-mini")
+    before, after = (Image.fromarray(x) for x in (EDIT.source_image(64), EDIT.target_image(64)))
+    words = EDIT.source_prompt, EDIT.target_prompt
+    assert check(before, after, *words) > 0 > check(before, before, *words)
+    assert check(before, after, *words[::-1]) == pytest.approx(-check(before, after, *words))
+
+
+def test_the_check_is_the_metric_of_its_name():
+    pair = dict(
+        source=EDIT.source_image(64),
+        edited=EDIT.target_image(64),
+        source_prompt=strip_brackets(EDIT.source_prompt),
+        target_prompt=strip_brackets(EDIT.target_prompt),
+    )
+    (row,) = Scorer("drawn", only="clip-mini-contrast")([Pair(**pair)])
+    check = fits_better("clip-mini")
+    seen = check(None, pair["edited"], pair["source_prompt"], pair["target_prompt"])
+    assert row["drawn/clip-mini-contrast"] == pytest.approx(seen, abs=1e-4)
+    assert "clip-mini-contrast" not in {m.key for m in Scorer("drawn").metrics}
+
+
+def test_a_check_of_both_prompts_wants_both():
+    with pytest.raises(OptionError, match="source_prompt"):
+        fits_better("clip-mini")(None, EDIT.source_image(64), None, EDIT.target_prompt)
+
+
+def test_the_command_line_tries_again(editor, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source.save("a.png")
+    words = ["--source-prompt", EDIT.source_prompt, "-o", "b.png", "--second-try"]
+    done = CliRunner().invoke(app, ["edit", "a.png", EDIT.target_prompt, *words])
+    assert done.exit_code == 0, done.output
+    assert "UNet evaluations in all" in done.output
+    tried = edit_and_check(editor, source, **WORDS)
+    assert np.array_equal(Image.open("b.png").convert("RGB"), tried.result.image)
 
 
 @pytest.mark.parametrize("settings", [dict(strength="auto"), dict(steps="auto")])

@@ -1,2 +1,2 @@
-"Settings that choose themselves, experimental: by the kind of edit, by an amount of change, by a second try."
+"Settings that choose themselves: by the kind of edit (experimental), by an amount of change, by a second try."
 from .auto import *

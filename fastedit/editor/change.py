@@ -12,7 +12,7 @@ from .choosing import choose
 from ..methods import check_options
 
 # %% auto #0
-__all__ = ['TRIES', 'NEAR', 'change_share', 'search', 'strengths_of', 'Try', 'edit_by_change']
+__all__ = ['TRIES', 'NEAR', 'change_share', 'search', 'strengths_of', 'Try', 'summed', 'edit_by_change']
 
 # %% ../../nbs/editor/208f_change.ipynb #8eb81a17
 def change_share(source, edited,  # pictures of one size
@@ -70,7 +70,7 @@ def strengths_of(stages,  # a `Stages`, or a `FastEditor`
     raise OptionError(f"change={r.change:g}: the strength moves nothing in method {method.key!r}, "
                       "so that none can be found; leave change out, or use another method")
 
-# %% ../../nbs/editor/208f_change.ipynb #a317a3a9
+# %% ../../nbs/editor/208f_change.ipynb #d350a8b4
 @dataclass(frozen=True)
 class Try:
     "One of the edits by which a strength was found."
@@ -93,13 +93,15 @@ def _note(asked, best, found, result) -> str:
     ends = f"strengths {min(t.strength for t in found):g} to {max(t.strength for t in found):g}"
     return f"{said}; no strength that was tried comes nearer ({ends})"
 
-def _summed(result, all_of: list) -> dict:
-    "What all tries cost together."
+def summed(result,       # `EditResult` that is given back
+           all_of: list  # of all tries
+          ) -> dict:     # its seconds and counts, to be replaced
+    "Add up what all tries cost."
     seconds = {k: sum(x.seconds.get(k, 0.) for x in all_of) for k in result.seconds}
     own = ("nfe", "control_nfe", "network_seconds", "reused")
     return dict(seconds=seconds, **{k: sum(getattr(x, k) for x in all_of) for k in own})
 
-# %% ../../nbs/editor/208f_change.ipynb #24e2c667
+# %% ../../nbs/editor/208f_change.ipynb #d9968b92
 def edit_by_change(stages,  # a `FastEditor`
                    r,       # `EditRequest` with a change
                    edit     # request with a strength -> `EditResult`
@@ -118,4 +120,4 @@ def edit_by_change(stages,  # a `FastEditor`
     done, tries = made[best], tuple(found.values())
     said = _note(r.change, found[best], tries, done)
     return replace(done, tries=tries, notes=(*chosen, *done.notes, said),
-                   **_summed(done, list(made.values())))
+                   **summed(done, list(made.values())))

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PROFILES', 'profile_metrics']
 
-# %% ../../nbs/measure/308_profiles.ipynb #d0383344
+# %% ../../nbs/measure/308_profiles.ipynb #9a031993
 import math
 from functools import partial
 import numpy as np
 from ..core import OptionError, PromptError
 from .backbones import TRUNKS
 from .metrics import Metric, unit_tensor
-from .perceptual import (clip_score, directional_similarity, lpips_distance,
-                                         structure_distance)
+from .perceptual import (clip_contrast, clip_score, directional_similarity,
+                                         lpips_distance, structure_distance)
 from .pixels import BEST_PSNR, mse, psnr, ssim
 from .reader import read_images
 from .verdict import judge_edit
@@ -61,7 +61,7 @@ def _structure(profile, benchmark):
     return Metric(profile, "dino-vitb8-structure", what, "whole", False, (0, 4),
                   "Tumanyan et al. 2022", "dino-vitb8", compute=compute)
 
-# %% ../../nbs/measure/308_profiles.ipynb #f508d217
+# %% ../../nbs/measure/308_profiles.ipynb #d2fff9ed
 _HESSEL, _PLAIN = "Hessel et al. 2021", "target prompt without brackets"
 
 def _plain_prompt(p) -> str: return p.target_prompt
@@ -99,6 +99,18 @@ def _clip_direction(profile, net, **more):
     return Metric(profile, f"{net}-dir", what, "whole", True, (-1, 1), "Gal et al. 2022", net,
                   compute=compute, **more)
 
+def _clip_contrast(profile, net, **more):
+    "How much better the edited picture fits the target prompt than the source prompt."
+    def scores(x, idx):
+        pairs = [x.pairs[i] for i in idx]
+        texts = (x.clip_text(net, [getattr(p, k) for p in pairs])
+                 for k in ("target_prompt", "source_prompt"))
+        return clip_contrast(x.clip(net, [p.edited for p in pairs]), *texts)
+    def compute(x): return x.where([bool(p.source_prompt) for p in x.pairs], partial(scores, x))
+    what = "100 (cos(edited, target prompt) - cos(edited, source prompt))"
+    return Metric(profile, f"{net}-contrast", what, "whole", True, (-100, 100), _HESSEL, net,
+                  compute=compute, **more)
+
 # %% ../../nbs/measure/308_profiles.ipynb #23c8a782
 def _profile_pnp():
     yield _structure("pnp", True)
@@ -131,7 +143,7 @@ def _profile_corrected():
         for metric in (_clip, _clip_edited, _clip_direction):
             yield metric("corrected", net, extra=extra)
 
-# %% ../../nbs/measure/308_profiles.ipynb #cc51578d
+# %% ../../nbs/measure/308_profiles.ipynb #6ac19741
 def _verdicts(x, key) -> list:
     "The reader's verdicts, 1 or 0; None for a prompt about nothing in the drawn world."
     out = []
@@ -150,6 +162,7 @@ def _profile_drawn():
                        "over the background's own pixels")
     yield from _pixels("drawn", "whole", _truth, "-truth", "against the true outcome")
     for metric in (_clip, _clip_edited, _clip_direction): yield metric("drawn", "clip-mini")
+    yield _clip_contrast("drawn", "clip-mini", extra=True)
 
 # %% ../../nbs/measure/308_profiles.ipynb #afbad4f0
 PROFILES = {"pnp": _profile_pnp, "whole": _profile_whole, "corrected": _profile_corrected,
