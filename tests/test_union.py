@@ -319,7 +319,7 @@ def test_several_maps_can_be_typed(folder, tmp_path):
     assert done.exit_code == 0, done.output
     r = EditRequest.from_png(out)
     assert len(r.control) == 2 and r.control_scale == (0.4, "interval:.6:0:.5")
-    done = CliRunner().invoke(app, ["plan", "sdxl", "--controlnet", "union-sdxl", "--maps", "2"])
-    assert done.exit_code in (0, 2), done.output
+    done = CliRunner().invoke(app, ["plan", "--model", "sdxl", "--maps", "2", "-q"])
+    assert done.exit_code == 2 and "only one ControlNet-Union" in " ".join(done.output.split())
     pose = CliRunner().invoke(app, [*typed[:-1], "pose"])
     assert pose.exit_code == 2 and "control='pose.png'" in " ".join(pose.output.split())
