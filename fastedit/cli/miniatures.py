@@ -47,7 +47,6 @@ STAGES = {
     "student": "train_student",
     "lcm": {"mini": "train_lcm_lora", "mini-s": "train_lcm"},
     "controlnet": "train_controlnet",
-    "instruct": "train_instruct",
     "clip": "train_clip",
 }
 
