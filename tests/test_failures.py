@@ -137,6 +137,21 @@ def test_a_seam_is_scored_and_a_picture_without_one_is_not(cat, edited):
     assert seam_score(cat, cat, box) == 0
 
 
+def test_what_is_painted_anew_over_the_old_picture_is_no_seam(cat, edited):
+    box = edited[1]
+    pasted = np.where(box[..., None], tint(cat, a=14), cat)
+    other = (cat * 0.3 + tint(data.coffee()[100:340, 100:420], a=14) * 0.7).astype(np.uint8)
+    painted = np.where(box[..., None], other, cat)
+    assert seam_score(cat, pasted, box) > 8 > 3 > seam_score(cat, painted, box)
+
+
+def test_contrast_and_a_picture_faded_into_another_are_no_cast(cat):
+    faded = (cat * 0.4 + np.roll(cat[:, ::-1], 80, 0) * 0.6).astype(np.uint8)
+    for a in (tint(cat, contrast=1.3), faded):
+        assert diagnose(cat, a)["colour"].number < 1
+    assert abs(diagnose(cat, tint(cat, a=6))["colour"].number - 6) < 0.5
+
+
 def test_a_clean_edit_has_no_failure(cat, edited):
     assert diagnose(cat, edited[0]).ok
 
@@ -249,6 +264,14 @@ def test_a_drawing_moved_past_an_edit_that_holds_most_edges_is_brought_back(seed
     far = cv2.dilate(base.mask.astype(np.uint8), np.ones((9, 9))) == 0
     assert psnr(base.before, np.asarray(mended.image), far) > 35
     assert found.reliable and not register(base.before, moved[::-1, ::-1]).reliable
+
+
+@pytest.mark.parametrize("seed,shift,scale", [(42, (-2.1, 1.9), 0.99), (67, (4.8, -3.2), 1.016)])
+def test_a_movement_beside_the_one_thing_with_edges_is_found_without_a_mask(seed, shift, scale):
+    base = drawn_base(7_000_000 + seed)
+    drift = measure_drift(base.before, compress(move(base.edited, shift, scale), 92))
+    assert np.abs(np.subtract(drift.registration.shift, shift)).max() < 0.5
+    assert abs(drift.registration.scale - scale) < 0.005
 
 
 def test_a_start_that_fits_nothing_is_no_error():

@@ -22,7 +22,7 @@ class Kind:
     below: bool=False    # whether small numbers are bad
     needs: str=""        # what must be given for it to be judged
 
-# %% ../../nbs/failures/360_kinds.ipynb #b21609d2
+# %% ../../nbs/failures/360_kinds.ipynb #c1f03f2c
 KINDS = {k.key: k for k in (
     Kind("broken", "black, empty or burnt out", "share of pixels that hold nothing", "%"),
     Kind("ignored", "nothing was edited", "strength of the strongest change, as a multiple of what "
@@ -32,7 +32,7 @@ KINDS = {k.key: k for k in (
     Kind("shift", "shifted", "distance that the centre moved", "px"),
     Kind("scale", "enlarged or shrunk", "change of the scale", "%"),
     Kind("crop", "cropped", "share of the source that is cut off", "%"),
-    Kind("colour", "all colours changed", "mean change outside the edit", "Delta E"),
+    Kind("colour", "all colours changed", "common change outside the edit", "Delta E"),
     Kind("contrast", "contrast changed", "change of the contrast outside the edit", "%"),
     Kind("smoothed", "texture smoothed", "fine detail that is lost outside the edit", "%"),
     Kind("structure", "shapes bent", "displacement of parts against each other", "px"),
