@@ -11,21 +11,21 @@ from .options import Quiet, argument, option
 from .terminal import app, say
 from .waiting import bring
 
-# %% ../../nbs/cli/909c_ablating.ipynb #89c0e06b
+# %% ../../nbs/cli/909c_ablating.ipynb #18a5b9bb
 SECONDS_PER_EDIT = .35   # on one core, scoring included
 Name = argument(str, "[THEME]", "Name of a theme; none lists them.")
-Rounds = option(int, "Edits of each type from both sets, tuning and held-out.", min=1)
+Rounds = option(int, "Edits of each type from each set, such as tuning and held-out.", min=1)
 Rows = option(Path, "Folder for the rows; nbs/experiments/data, seen from the top, if not given.")
 
 def themes_table():
     "The themes as a table, with the minutes that one round takes."
     from fastedit.measure import Table
     from fastedit.studies.ablation import THEMES
-    rows = tuple((t.key, t.question, t.runs, f"{20*t.runs*SECONDS_PER_EDIT/60:.0f}")
+    rows = tuple((t.key, t.question, t.runs, f"{t.pictures*t.runs*SECONDS_PER_EDIT/60:.0f}")
                  for t in THEMES.values())
     return Table(("theme", "asks", "edits a picture", "minutes for --n 1"), rows)
 
-# %% ../../nbs/cli/909c_ablating.ipynb #d28c3955
+# %% ../../nbs/cli/909c_ablating.ipynb #2ffaec61
 @app.command()
 def ablate(theme: Name=None,
            n: Rounds=2,
@@ -37,8 +37,9 @@ def ablate(theme: Name=None,
     if theme is None: return print(themes_table())
     found = find_theme(theme)
     if not quiet:
-        minutes = 20*n*found.runs*SECONDS_PER_EDIT/60
-        say(f"{20*n*found.runs} edits, about {minutes:.0f} minutes on one core; what is there "
+        edits = found.pictures*n*found.runs
+        minutes = edits*SECONDS_PER_EDIT/60
+        say(f"{edits} edits, about {minutes:.0f} minutes on one core; what is there "
             "already does not run again")
     bring(quiet)
     from fastedit.studies.ablation import ablate as run_theme

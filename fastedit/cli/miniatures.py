@@ -39,7 +39,7 @@ def demo(n: option(int, "How many edits, over the ten types in turn.", "--n", "-
     deliver(f"{found}\n\ncomparison picture: {picture}",
             dict(found.to_dict(), picture=str(picture)), json_file)
 
-# %% ../../nbs/cli/905_miniatures.ipynb #84db16d8
+# %% ../../nbs/cli/905_miniatures.ipynb #afd11164
 STAGES = {
     "vae": "train_vae",
     "reader": "train_reader",
@@ -47,6 +47,7 @@ STAGES = {
     "student": "train_student",
     "lcm": {"mini": "train_lcm_lora", "mini-s": "train_lcm"},
     "controlnet": "train_controlnet",
+    "controlnet-seg": "train_controlnet_seg",
     "instruct": "train_instruct",
     "clip": "train_clip",
 }

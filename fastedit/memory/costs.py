@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TRACES', 'call_cost']
 
-# %% ../../nbs/memory/061_costs.ipynb #8dd993bc
+# %% ../../nbs/memory/061_costs.ipynb #5d2345e8
 import json
 from functools import lru_cache
 from .trace import Trace, trace
+from ..models import ARCHITECTURES
 
 # %% ../../nbs/memory/061_costs.ipynb #318c50ba
 TRACES = {  # (architecture, part, side in pixels): (peak in bytes at fp16, FLOPs), batch 1
@@ -45,7 +46,7 @@ TRACES = {  # (architecture, part, side in pixels): (peak in bytes at fp16, FLOP
     ("sd15-instruct", "eps", 768): (153475720, 2148334059520),
 }
 
-# %% ../../nbs/memory/061_costs.ipynb #77d6f502
+# %% ../../nbs/memory/061_costs.ipynb #d1942090
 def _like(arch: str) -> str:
     "Drop what does not matter for activations."
     if arch.startswith("vae-"): return "vae-sdxl"
@@ -57,6 +58,11 @@ def arch_key(arch) -> str:
     if isinstance(arch, str): return arch
     config = {k: v for k, v in dict(arch[1]).items() if not k.startswith("_")}
     return json.dumps([arch[0], config], default=str, sort_keys=True)
+
+def _described(arch) -> str:
+    "Write the class and configuration of an architecture, also of a named one, as JSON."
+    named = ARCHITECTURES.get(arch) if isinstance(arch, str) else None
+    return arch_key((named.cls, named.config) if named else arch)
 
 @lru_cache(maxsize=64)
 def _traced(key, part, height, width, factor, tokens) -> Trace:
@@ -73,7 +79,7 @@ def _between(rows: dict, near: int, area: int) -> Trace:
         flops = (per_a-q*a)*area+q*area**2
     return Trace(int(rows[near].peak*k), int(flops))
 
-# %% ../../nbs/memory/061_costs.ipynb #78b8a9a2
+# %% ../../nbs/memory/061_costs.ipynb #19cff196
 def call_cost(arch,          # name in `ARCHITECTURES`, or (class name, config)
               part: str,     # as in `trace`
               height: int,   # pixels
@@ -84,11 +90,12 @@ def call_cost(arch,          # name in `ARCHITECTURES`, or (class name, config)
               tokens: int=77 # tokens of a prompt
              ) -> Trace:
     "Look up one call's cost; a network that is not listed is traced."
-    if isinstance(arch, str):
+    listed = isinstance(arch, str) and any(a == _like(arch) for a, _, _ in TRACES)
+    if listed:
         area = 0 if part == "text" else height*width
         rows = {0 if part == "text" else side**2: Trace(*v) for (a, p, side), v in TRACES.items()
                 if (a, p) == (_like(arch), part)}
         near = min(rows, key=lambda a: abs(a-area))
         t = rows[near] if near == area else _between(rows, near, area)
-    else: t = _traced(arch_key(arch), part, height, width, factor, tokens)
+    else: t = _traced(_described(arch), part, height, width, factor, tokens)
     return Trace(t.peak*batch*number//2, t.flops*batch)

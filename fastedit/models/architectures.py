@@ -80,9 +80,16 @@ _UNETS = {
     "sdxl-inpaint":  (dict(_SDXL_UNET, in_channels=9), 2_567_478_084),
     "sd21":          (_SD21_UNET, 865_910_724)}
 
-# %% ../../nbs/models/040_architectures.ipynb #9fd671ea
+# %% ../../nbs/models/040_architectures.ipynb #68c4cf88
 _EDGES = dict(conditioning_embedding_out_channels=(16, 32, 96, 256))   # widths of the map's network
 _SDXL_CONTROL = dict(_SDXL, conditioning_channels=3, **_EDGES)
+
+_MINI_CONTROL = dict(_SDXL_CONTROL, block_out_channels=(64, 96, 112), layers_per_block=1,
+                     cross_attention_dim=160, transformer_layers_per_block=(1, 2, 1),
+                     attention_head_dim=(2, 3, 4), addition_time_embed_dim=8, norm_num_groups=16,
+                     projection_class_embeddings_input_dim=144,
+                     conditioning_embedding_out_channels=(16, 32, 64),
+                     down_block_types=(DOWN, CROSS_DOWN, CROSS_DOWN))
 
 _CONTROLNETS = {
     "controlnet-sdxl":       (dict(_SDXL_CONTROL,
@@ -91,7 +98,8 @@ _CONTROLNETS = {
                                    transformer_layers_per_block=(0, 0, 1)), 270_942_480),
     "controlnet-sdxl-small": (dict(_SDXL_CONTROL, down_block_types=(DOWN, DOWN, DOWN),
                                    transformer_layers_per_block=(0, 0, 0)), 160_111_120),
-    "controlnet-sd15":       (_SD15 | _EDGES, 361_279_120)}
+    "controlnet-sd15":       (_SD15 | _EDGES, 361_279_120),
+    "controlnet-mini":       (_MINI_CONTROL, 2_450_288)}
 
 _UNION = dict(_SDXL_CONTROL, down_block_types=(DOWN, CROSS_DOWN, CROSS_DOWN))
 _UNIONS = {   # maps of six kinds, or eight

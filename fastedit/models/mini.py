@@ -48,7 +48,7 @@ def model_index(family: str="sdxl",    # "sdxl" or "sd15"
              "tokenizer_2": [t, "CLIPTokenizer"], "force_zeros_for_empty_prompt": zeros}
     return index if instruct else index | dict(requires_aesthetics_score=False)
 
-# %% ../../nbs/models/046_mini.ipynb #18e3ffbd
+# %% ../../nbs/models/046_mini.ipynb #1d9dc06f
 _FORMAT = 3          # raise when the assembled folder's form changes
 _MINI_ZEROS = False  # they saw the empty prompt, not zeros, where a caption was dropped
 
@@ -61,6 +61,7 @@ class _Recipe:
     fused: bool      # whether it is
     teacher: bool    # for many DDIM steps
     instruct: bool   # follows an instruction
+    stem: Path       # what makes the canny ControlNet one for segmentation maps
 
     @property
     def folder(self) -> str:
@@ -74,9 +75,10 @@ class _Recipe:
         more = sorted(self.adapter.parent.glob("*.safetensors")) if self.fused else ()
         return content_hash(_FORMAT, {k: file_hash(f) for k, f in self.files.items()},
                             {f.name: file_hash(f) for f in more} if self.fused else "",
-                            self.teacher, self.instruct)
+                            self.teacher, self.instruct,
+                            file_hash(self.stem) if self.stem else "")
 
-# %% ../../nbs/models/046_mini.ipynb #1fe4d05c
+# %% ../../nbs/models/046_mini.ipynb #fccd50ce
 def _files_of(folder: Path, called: str) -> dict:
     "List the files of one part: {name in the assembled folder: file of the package}."
     return {f"{called}/{f.name}": f for f in sorted(folder.glob("*")) if f.is_file()}
@@ -100,7 +102,9 @@ def _recipe(name: str, lora: bool) -> _Recipe:
         raise ModelError(f"{adapter} is missing: install fastedit with its package data, or use "
                          "mini_path('mini', lora=False), or train it with `fastedit train "
                          f"{'instruct' if instruct else 'lcm-lora'}`")
-    return _Recipe(name, files, adapter, fused, based and not lora, instruct)
+    stem = root/"controlnet-seg"/"stem.safetensors"
+    stem = None if instruct or not stem.is_file() else stem
+    return _Recipe(name, files, adapter, fused, based and not lora, instruct, stem)
 
 # %% ../../nbs/models/046_mini.ipynb #57133c07
 def _check_package(path):
@@ -135,7 +139,7 @@ def _ddim_config(folder: Path) -> dict:
     kept = {k: said[k] for k in keep if k in said}
     return {"_class_name": "DDIMScheduler", **kept, "clip_sample": False, "steps_offset": 1}
 
-# %% ../../nbs/models/046_mini.ipynb #72ca0f60
+# %% ../../nbs/models/046_mini.ipynb #1b23da10
 def _widen_file(folder: Path, layer: Path):
     "Give a UNet in `folder` the input layer, with more channels, of the file `layer`."
     from safetensors.torch import load_file
@@ -146,6 +150,16 @@ def _widen_file(folder: Path, layer: Path):
     _write_weights({**load_file(folder/WEIGHTS), **new}, folder/WEIGHTS)
     config, channels = folder/"config.json", new["conv_in.weight"].shape[1]
     config.write_text(json.dumps(dict(read_json(config), in_channels=channels), indent=2))
+
+def _second_control(folder: Path, stem: Path):
+    "Write the ControlNet for segmentation maps beside the canny one: another stem, the same rest."
+    from safetensors.torch import load_file
+    _check_package(stem)
+    first, second = folder/"controlnet", folder/"controlnet-seg"
+    second.mkdir()
+    shutil.copyfile(first/"config.json", second/"config.json")
+    own = {f"controlnet_cond_embedding.{k}": v.float() for k, v in load_file(stem).items()}
+    _write_weights({**load_file(first/WEIGHTS), **own}, second/WEIGHTS)
 
 def _fuse_file(folder: Path, adapter: Path):
     "Replace a UNet's weights in `folder` by their sum with the LoRA, in fp32."
@@ -161,6 +175,7 @@ def _fill(recipe: _Recipe, folder: Path):
     if recipe.instruct:
         _widen_file(folder/"unet", recipe.adapter.with_name("conv_in.safetensors"))
     if recipe.fused: _fuse_file(folder/"unet", recipe.adapter)
+    if recipe.stem: _second_control(folder, recipe.stem)
     scheduler = folder/"scheduler"/"scheduler_config.json"
     if recipe.teacher: scheduler.write_text(json.dumps(_ddim_config(scheduler.parent), indent=2))
     index = model_index(instruct=recipe.instruct, zeros=_MINI_ZEROS)

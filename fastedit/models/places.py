@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pick_controlnets', 'way_in_words']
 
-# %% ../../nbs/models/048_places.ipynb #f0264993
+# %% ../../nbs/models/048_places.ipynb #c8a5f7d5
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from ..core import ModelError, as_path, in_words, nearest
 from .architectures import ARCHITECTURES
 from .files import read_json
 from .ip_adapters import adapter_file, encoder_folder
+from .mini import mini_path
 from .names import find_spec
 from .registry import MODELS, ModelSpec
 from .sources import (CONTROLNETS, IMAGE_ENCODERS, IP_ADAPTERS, VAES, Source,
@@ -90,7 +91,7 @@ def ip_places(spec: ModelSpec,  # the model
     return {"ip_adapter": ("", Source(str(file))),
             "image_encoder": (_ENCODER, Source(str(encoder_folder(file))))}
 
-# %% ../../nbs/models/048_places.ipynb #b5607711
+# %% ../../nbs/models/048_places.ipynb #c1af5dc1
 def pick_controlnets(spec: ModelSpec,  # the model
                      controlnet        # as for `pick_controlnet`, or a list of these
                     ) -> tuple:
@@ -116,11 +117,15 @@ def _vae_place(spec: ModelSpec, vae) -> tuple:
     tiny = source.repo.split("/")[-1].startswith("taesd")
     return "AutoencoderTiny" if tiny else "AutoencoderKL", source
 
+def _part_place(part) -> tuple:
+    "Say where a ControlNet, VAE or image encoder of the registry comes from: (class, Source)."
+    source = part.source
+    if part.family == "mini": source = replace(source, repo=str(mini_path("mini")))
+    return ARCHITECTURES[part.arch].cls, source
+
 def _controlnet_place(spec: ModelSpec, controlnet: str) -> tuple:
     "Say which ControlNet: (class, Source)."
-    if controlnet in CONTROLNETS:
-        part = CONTROLNETS[controlnet]
-        return ARCHITECTURES[part.arch].cls, part.source
+    if controlnet in CONTROLNETS: return _part_place(CONTROLNETS[controlnet])
     source = _own(spec, "controlnet") if controlnet == "own" else Source(controlnet)
     return _controlnet_class(source), source
 
@@ -151,7 +156,7 @@ def places_of(spec: ModelSpec,       # the model
     if lora: places["lora"] = "", lora
     return places | ip_places(spec, ip_adapter)
 
-# %% ../../nbs/models/048_places.ipynb #fe9518b6
+# %% ../../nbs/models/048_places.ipynb #08505420
 PARTS = {"controlnet": CONTROLNETS, "vae": VAES, "ip_adapter": IP_ADAPTERS,
          "image_encoder": IMAGE_ENCODERS}   # what can be fetched by its key alone
 
@@ -162,7 +167,7 @@ def _part_needed(name: str) -> tuple:
         part = registry[name]
         spec = ModelSpec(name, part.family, part.source, licence=part.licence, notes=part.notes)
         if kind == "ip_adapter": return spec, ip_places(spec, name)
-        return spec, {kind: (ARCHITECTURES[part.arch].cls, part.source)}
+        return spec, {kind: _part_place(part)}
     return ()
 
 def _of_flow(spec: ModelSpec) -> dict:

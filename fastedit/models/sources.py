@@ -65,14 +65,14 @@ def locate_file(source: Source  # where a component should be
     path = root and as_path(root/source.folder/source.file, "the model", ModelError)
     return path if path and path.exists() else None
 
-# %% ../../nbs/models/045_sources.ipynb #e3172903
+# %% ../../nbs/models/045_sources.ipynb #883636cc
 @dataclass(frozen=True)
 class Part:
     "A ControlNet, VAE or image encoder that several models can use."
     key: str           # name in its registry
     source: Source     # where it is
     arch: str          # name in `ARCHITECTURES`
-    family: str        # which models it fits: "sdxl" or "sd15" or "sd21"
+    family: str        # which models it fits: "sdxl", "sd15", "sd21" or "mini"
     licence: str       # licence of the weights
     fp16: bool=True    # False: overflows in half precision
     notes: str=""      # what a user should know
@@ -112,7 +112,7 @@ def _v11(kind: str, name: str, notes: str) -> Part:
     return Part(f"{kind}-sd15", Source(f"lllyasviel/control_{name}"), "controlnet-sd15", "sd15",
                 "openrail", notes=notes)
 
-# %% ../../nbs/models/045_sources.ipynb #f138e223
+# %% ../../nbs/models/045_sources.ipynb #7a601f77
 _CANNYS = (
     Part("canny-sdxl-small", _SMALL_CANNY, "controlnet-sdxl-small", "sdxl", "openrail++",
          notes="no attention; fits beside SSD-1B on 6 GB"),
@@ -140,7 +140,13 @@ _OTHERS = (
     _v11("scribble", "v11p_sd15_scribble", "wants a drawing of white lines on black"),
     _v11("seg", "v11p_sd15_seg", "wants regions in ADE20K's colours"))
 
-CONTROLNETS = {p.key: p for p in (*_CANNYS, *_OTHERS)}
+_IN_PACKAGE = (
+    Part("mini-canny", Source("mini", "controlnet"), "controlnet-mini", "mini", "apache-2.0",
+         notes="the mini models' own"),
+    Part("mini-seg", Source("mini", "controlnet-seg"), "controlnet-mini", "mini", "apache-2.0",
+         notes="wants regions in ADE20K's colours, on black"))
+
+CONTROLNETS = {p.key: p for p in (*_CANNYS, *_OTHERS, *_IN_PACKAGE)}
 
 # %% ../../nbs/models/045_sources.ipynb #8e38d203
 _FP16_FIX = Source("madebyollin/sdxl-vae-fp16-fix",

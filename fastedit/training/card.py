@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'TEACHER', 'GOALS', 'train', 'ship', 'measure', 'write_card']
 
-# %% ../../nbs/training/613_card.ipynb #414c7c8a
+# %% ../../nbs/training/613_card.ipynb #24098ccc
 import json, math, shutil
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,8 @@ from ..core import OptionError, atomic_write, progress
 from ..denoise import Denoiser
 from ..models import diagnose, load_model
 from ..measure import load_reader, measure_edit, read_images
-from .control import edge_agreement, train_controlnet
+from .control import (edge_agreement, segment_agreement, train_controlnet,
+                                       train_controlnet_seg)
 from .distillation import train_lcm, train_lcm_lora
 from .instruct import train_instruct
 from .judging import LCM, draw_pictures, judge
@@ -27,12 +28,13 @@ from .teacher import train_teacher
 from .vae import psnr, train_vae
 from ..world import EDIT_TYPES, caption, sample_edit
 
-# %% ../../nbs/training/613_card.ipynb #5339fa76
+# %% ../../nbs/training/613_card.ipynb #6dfcdcee
 # in order: the function, and the default number of steps
 STAGES = {"vae": (train_vae, 1800), "reader": (train_reader, 1500),
           "teacher": (train_teacher, 6000), "student": (train_student, 1500),
           "lcm-lora": (train_lcm_lora, 1500), "lcm": (train_lcm, 1500),
-          "controlnet": (train_controlnet, 1000), "instruct": (train_instruct, 800)}
+          "controlnet": (train_controlnet, 1000),
+          "controlnet-seg": (train_controlnet_seg, 420), "instruct": (train_instruct, 800)}
 
 def train(stage: str,       # key of `STAGES`; needs the stages before it
           state="state",    # folder of checkpoints, logs and finished parts
@@ -77,12 +79,21 @@ def _measure_vae(x):
     d = Denoiser(load_model("mini", device="cpu"))
     return torch.cat([d.decode(d.encode(c)).clamp(-1, 1) for c in x.split(32)])
 
-# %% ../../nbs/training/613_card.ipynb #1013de10
+# %% ../../nbs/training/613_card.ipynb #d1acea05
 def _measure_control(name, captions, shown, seed):
     "How well a shipped model's pictures follow the edges that it is given, without and with them."
     parts, guidance = load_model(name, device="cpu"), 2. if name == "mini-s" else 1.
     return {f"edge F1, scale {s:g}": edge_agreement(parts, captions, shown, s, seed=seed,
                                                     guidance=guidance) for s in (0., 1.)}
+
+def _measure_segments(name, scenes, seed, reader):
+    "What a shipped model draws of segmentation maps without a word, without and with them."
+    parts, found = load_model(name, device="cpu", controlnet="mini-seg"), {}
+    for s in (0., 1.):
+        told = segment_agreement(parts, scenes, reader, s, seed=seed,
+                                 guidance=2. if name == "mini-s" else 1.)
+        found |= {f"{k}, scale {s:g}": v for k, v in told.items()}
+    return found
 
 def _measure_instruct(n, start, seed, reader, quiet):
     "Share of drawn edits that `mini-instruct` carries out, and what it does to the rest."
@@ -99,7 +110,7 @@ def _measure_instruct(n, start, seed, reader, quiet):
                 ignored=float(np.mean([r["ignored"] for r in rows])),
                 background_psnr=float(np.mean(kept)))
 
-# %% ../../nbs/training/613_card.ipynb #e5480173
+# %% ../../nbs/training/613_card.ipynb #2b1b5e84
 def measure(n: int=200,         # scenes; the quick reader reads 16 times as many as they are drawn
             start: int=20_000,  # offset into the held-out scenes
             seed: int=0,        # of the noise
@@ -120,6 +131,10 @@ def measure(n: int=200,         # scenes; the quick reader reads 16 times as man
     m = min(n, 64)
     for name in ("mini", "mini-s"):
         out[f"ControlNet with {name}"] = _measure_control(name, captions[:m], shown[:m], seed)
+    if diagnose("mini-seg").ok:
+        for name in ("mini", "mini-s"):
+            found = _measure_segments(name, scenes[:m], seed, reader)
+            out[f"segmentation ControlNet with {name}"] = found
     if diagnose("mini-instruct").ok:
         out["mini-instruct, 25 steps"] = _measure_instruct(min(n, 40), start, seed, reader, quiet)
     return out

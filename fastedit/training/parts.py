@@ -16,7 +16,8 @@ from ..models import weights_dir
 # %% ../../nbs/training/602_parts.ipynb #87b40f06
 # finished part -> folder in the package's weights
 PLACES = {"vae": "vae", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2",
-          "tokenizer": "tokenizer", "controlnet": "controlnet", "unet": "mini/unet",
+          "tokenizer": "tokenizer", "controlnet": "controlnet",
+          "controlnet-seg": "controlnet-seg", "unet": "mini/unet",
           "lcm-lora": "mini/lcm-lora", "unet-s": "mini-s/unet", "reader": "reader",
           "instruct": "mini-instruct/lora", "clip": "mini-clip"}
 ORDER = ("vae", "reader", "teacher", "student", "lcm-lora", "lcm", "controlnet", "instruct")

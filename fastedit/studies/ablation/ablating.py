@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETS', 'edits_of', 'data_file', 'read_rows', 'ablate']
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #6f6f2211
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #98a2d852
 import json, time
 from collections import Counter
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ from ...core import (DataError, OptionError, atomic_write, content_hash, in_word
 from ...editor import FastEditor, versions
 from ...measure import Scorer
 from ...methods import find_method
-from ...pictures import CONDITIONS, canny, pixel_hash
+from ...pictures import CONDITIONS, canny, load_image, pixel_hash
 from .themes import Theme, find_theme
 from ..sweep import Sweep, subjects
-from ...world import EDIT_TYPES, sample_edit
+from ...world import EDIT_TYPES, sample_edit, scene_segments
 
 # %% ../../../nbs/studies/ablation/361_ablating.ipynb #eac28a80
 SETS = {"tuning": 360, "held-out": 361}   # seeds of the benchmarks that the edits belong to
@@ -52,14 +52,18 @@ def _subject(edit, extra: dict):
     if extra.get("mask"): s = _masked(s, extra["mask"])
     return replace(s, source_prompt="") if extra.get("source") == _NO_SOURCE else s
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #c3b04ba2
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #670b3ac2
 def _maps(edits) -> dict:
     "Further control maps by name."
     known = {pixel_hash(e.source_image(64)): e for e in edits}
-    def own(image): return canny(known[pixel_hash(image)].target_image(64))
+    def edit(image): return known[pixel_hash(image)]
+    def own(image): return canny(edit(image).target_image(64))
+    def segments(image): return load_image(scene_segments(edit(image).source, 64))
+    def target(image): return load_image(scene_segments(edit(image).target, 64))
     low = {f"canny {a}/{b}": partial(canny, low=a, high=b)
            for a, b in ((25, 50), (50, 100), (200, 400))}
-    return {**low, "canny, blurred": partial(canny, blur=1., low=50, high=100), "own": own}
+    return {**low, "canny, blurred": partial(canny, blur=1., low=50, high=100), "own": own,
+            "segments": segments, "target's segments": target}
 
 @contextmanager
 def lent_maps(edits: list):
@@ -70,25 +74,31 @@ def lent_maps(edits: list):
     finally:
         for k in own: CONDITIONS.pop(k)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #cdb458de
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #dbd24049
 _METRICS = ("reader-success", "reader-ignored", "psnr-bg", "psnr-truth")
 FIGURES = dict(success="drawn/reader-success", ignored="drawn/reader-ignored",
                background="drawn/psnr-bg", truth="drawn/psnr-truth", nfe="nfe")
 _EXTRA = ("mask", "source", "negative")
+_EDITOR = dict(model="mini", precision="fp32", controlnet=True)
+
+def editor_of(given: tuple) -> FastEditor:
+    "Load the editor of a key of `jobs_of`."
+    model, precision, controlnet = given
+    return FastEditor(model, precision=precision, controlnet=controlnet)
 
 def figures_of(theme: Theme) -> dict:
     "Figure -> column of a sweep's rows, of those that a theme keeps."
     return FIGURES | {f: f"drawn/{m}" for f, m in theme.extra.items()}
 
 def jobs_of(theme: Theme) -> dict:
-    "Values that one sweep can run: {(model, precision, extras): [((panel, value), fields)]}."
+    "Values that one sweep can run: {(editor, extras, method): [((panel, value), fields)]}."
     found = {}
     for p in theme.panels:
         for v in p.values:
             s = dict(p.settings(v))
             extra = tuple(s.pop(k, None) for k in _EXTRA)
-            editor = s.pop("model", "mini"), s.pop("precision", "fp32")
-            found.setdefault((*editor, extra, s["method"]), []).append(((p.name, v), s))
+            editor = tuple(s.pop(k, usual) for k, usual in _EDITOR.items())
+            found.setdefault((editor, extra, s["method"]), []).append(((p.name, v), s))
     return {k: _completed(k[-1], jobs) for k, jobs in found.items()}
 
 def _completed(method, jobs) -> list:
@@ -106,16 +116,15 @@ def swept(edits, editor, scorer, extra, fields, seed) -> Sweep:
     return Sweep(pictures, editor=editor, metrics=scorer,
                  each=[more | s for s in fields]).run(quiet=True)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #3ac6489f
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #a71b487c
 def _round(theme, edits, seed, scorer, editors, count) -> dict:
     "Run a theme on some edits: {(panel, value): one row per edit}."
     found = {}
-    for (model, precision, extra, _), jobs in jobs_of(theme).items():
-        if (model, precision) not in editors:
-            editors[model, precision] = FastEditor(model, precision=precision)
+    for (given, extra, _), jobs in jobs_of(theme).items():
+        if given not in editors: editors[given] = editor_of(given)
         each = [[e] for e in edits] if extra[-1] else [edits]   # a negative prompt of its own
-        sweeps = [swept(group, editors[model, precision], scorer, extra,
-                         [s for _, s in jobs], seed) for group in each]
+        sweeps = [swept(group, editors[given], scorer, extra, [s for _, s in jobs], seed)
+                  for group in each]
         rows = [r for s in sweeps for r in s.rows]
         for s in sweeps: count.update(alone=s.plan().alone()["unet"], ran=s.ran["unet"])
         where = {s.id: i for i, s in enumerate(subjects(edits))}
@@ -167,7 +176,7 @@ def _add(head, lines, kind, found, figures):
     head["types"] += [int(t) for t in EDIT_TYPES]
     head["set"] += [kind]*len(EDIT_TYPES)
 
-# %% ../../../nbs/studies/ablation/361_ablating.ipynb #0c70ec6b
+# %% ../../../nbs/studies/ablation/361_ablating.ipynb #64b8c9d8
 def ablate(theme: str|Theme,   # or its name, a key of `THEMES`
            n: int=2,           # edits of each type from both sets
            folder: Path=None,  # where the rows go, see `data_file`
@@ -182,7 +191,7 @@ def ablate(theme: str|Theme,   # or its name, a key of `THEMES`
     scorer, editors = Scorer("drawn", only=(*_METRICS, *theme.extra.values())), {}
     for k in progress(range(head["rounds"], n), desc=theme.key, quiet=quiet):
         start, count = time.perf_counter(), Counter(alone=head["alone"], ran=head["ran"])
-        for j, kind in enumerate(SETS):
+        for j, kind in enumerate(theme.seeds or SETS):
             edits = edits_of(kind, k, seeds=theme.seeds)
             with lent_maps(edits):
                 found = _round(theme, edits, 100*j+k, scorer, editors, count)

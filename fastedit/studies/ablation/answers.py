@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['GROUPS', 'Ablation', 'read_ablation', 'edit_grid']
 
-# %% ../../../nbs/studies/ablation/362_answers.ipynb #f3cdbfa2
+# %% ../../../nbs/studies/ablation/362_answers.ipynb #09026533
 from dataclasses import dataclass, replace
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from ...core import DataError, OptionError
-from ...editor import FastEditor
 from ...measure import Table, difference_interval, mean_interval
 from ...pictures import wrap_text
-from .ablating import (data_file, figures_of, jobs_of, lent_maps,
-                                                read_rows, swept)
+from .ablating import (data_file, editor_of, figures_of, jobs_of,
+                                                lent_maps, read_rows, swept)
 from .themes import Panel, Theme, find_theme
 from ..sweep import Curve
 from ..sweep.views import short
@@ -230,7 +229,7 @@ def said(self: Ablation, panel: str, value, kind: str=None) -> str:
     s, b = (self.interval(panel, value, f, kind) for f in ("success", "background"))
     return f"{s.mean:.0%} success at {b.mean:.1f} dB"
 
-# %% ../../../nbs/studies/ablation/362_answers.ipynb #bbcb7d3a
+# %% ../../../nbs/studies/ablation/362_answers.ipynb #d879e0c9
 def edit_grid(edits: list,        # drawn edits, a row each
               panel: Panel,       # from a theme
               editor=None,        # a `FastEditor` on the panel's model
@@ -242,9 +241,9 @@ def edit_grid(edits: list,        # drawn edits, a row each
     part = replace(panel, values={v: s for v, s in panel.values.items() if not only or v in only})
     jobs, rows = jobs_of(Theme("", "", (part,))), [{} for _ in edits]
     with lent_maps(edits):
-        for (model, precision, extra, _), todo in jobs.items():
-            own = editor and (editor.spec.key, editor.parts.precision) == (model, precision)
-            e = editor if own else FastEditor(model, precision=precision)
+        for (given, extra, _), todo in jobs.items():
+            own = editor and (editor.spec.key, editor.parts.precision, True) == given
+            e = editor if own else editor_of(given)
             for row, edit in zip(rows, edits):
                 s = swept([edit], e, None, extra, [x for _, x in todo], seed)
                 row |= {v: s.picture_of(i) for i, ((_, v), _) in enumerate(todo)}

@@ -9,7 +9,7 @@ __all__ = ['THEMES', 'Panel', 'Theme', 'find_theme']
 from dataclasses import dataclass, field
 from ...core import OptionError, in_words, nearest
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #c779a4f5
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #81beba43
 @dataclass(frozen=True)
 class Panel:
     "One knob of one method."
@@ -45,6 +45,11 @@ class Theme:
     def runs(self) -> int:
         "How many edits one picture takes."
         return sum(len(p.values) for p in self.panels)
+
+    @property
+    def pictures(self) -> int:
+        "How many pictures a round has: one of each edit type from each set."
+        return 10*(2 if self.seeds is None else len(self.seeds))
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #caee8177
 def _turn(name, knob, usual, values, **shared):
@@ -97,6 +102,30 @@ _MAPS = Theme("canny", "which outlines are drawn", (
     _turn("img2img", "control", "canny",
           ("none", "canny", "canny 50/100", "canny-auto", "canny, blurred", "soft", "own"),
           **_HELD),))
+
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #a487035a
+_OF = {"canny": ("canny", "none"), "segments": ("none", "segments"),
+       "both": ("canny", "segments"), "target's": ("none", "target's segments"),
+       "canny and target's": ("canny", "target's segments")}   # what the two are shown
+
+def _shown(what, scale):
+    "Fields of an edit with two ControlNets, of which one may be shown nothing."
+    maps = _OF[what]
+    return dict(control=maps, control_scale=tuple(0. if m == "none" else scale for m in maps))
+
+def _two(method, values):
+    "A panel of one method with both ControlNets of the mini models."
+    return Panel(method, "shown", "none", {"none": dict(control="none")} | values,
+                 dict(method=method, controlnet=("mini-canny", "mini-seg")))
+
+_BOTH = "edit_friendly-4", "img2img-4"
+_GRID = {f"{k}, {s:g}": _shown(k, s) for k in _OF for s in (.25, .5, 1.)}
+_SCALES = Theme("hybrid-scales", "how strongly to hold outlines, segments, and both",
+                tuple(_two(m, _GRID) for m in _BOTH), seeds={"tuning": 2610})
+_CHOSEN = {"canny": .5, "segments": .5, "both": .25, "target's": 1., "canny and target's": .5}
+_HYBRID = Theme("hybrid", "whether segments beside outlines are worth a second ControlNet",
+                tuple(_two(m, {k: _shown(k, s) for k, s in _CHOSEN.items()}) for m in _BOTH),
+                seeds={"held-out": 2611})
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #480fe633
 def _regions(**shared):
@@ -173,10 +202,10 @@ _AUTO_6 = Theme("auto-6", "the same, for six steps of the method that led with t
 _AUTO_IMG2IMG = Theme("auto-img2img", "the same, for the strength of the baseline", (
     _turn("img2img-4", "strength", .8, (.5, .6, .7, .8, .9, 1.), method="img2img-4"),))
 
-# %% ../../../nbs/studies/ablation/360_themes.ipynb #e449d0ba
+# %% ../../../nbs/studies/ablation/360_themes.ipynb #055dd2cd
 THEMES = {t.key: t for t in (_STRENGTH, _STEPS, _GUIDANCE, _CONTROL, _MASKS, _PROMPTS, _SEEDS,
                              _MAPS, _SAMPLERS, _PRECISION, _LADDER, _METHODS, _AUTO, _AUTO_6,
-                             _AUTO_IMG2IMG)}
+                             _AUTO_IMG2IMG, _SCALES, _HYBRID)}
 
 # %% ../../../nbs/studies/ablation/360_themes.ipynb #d0d67e6d
 _all_ = ["THEMES"]
