@@ -1,7 +1,9 @@
 "What several tests ask for alike: stock pipelines of random weights, command lines, rows."
 
+import json
+from pathlib import Path
 import diffusers
-from fastedit.models import random_model
+from fastedit.models import clip_tokenizer, random_model, tiny_configs
 
 DEMO_ROW = {
     "method",
@@ -37,3 +39,18 @@ def bench_command(model, folder, *more):
     files = "--dataset", str(folder / "d.csv"), "--out", str(folder / "o")
     asked = "--model", str(model), "--methods", "ddcm", "--set", "steps=1", "--profile", "drawn"
     return ["bench", *files, *asked, "--quiet", *more]
+
+
+def instruct_folder(folder):
+    "A random model that follows instructions in form: 8 input channels, many DDIM steps."
+    c = tiny_configs("sdxl", vocab=clip_tokenizer(Path(folder) / "tok"))
+    c["unet"] = c["unet"][0], dict(c["unet"][1], in_channels=8)
+    c.pop("controlnet")
+    made = Path(random_model(Path(folder) / "m", configs=c))
+    for file, change in (
+        ("scheduler/scheduler_config.json", dict(_class_name="DDIMScheduler")),
+        ("model_index.json", dict(scheduler=["diffusers", "DDIMScheduler"])),
+    ):
+        said = json.loads((made / file).read_text())
+        (made / file).write_text(json.dumps(said | change))
+    return str(made)

@@ -20,6 +20,7 @@ from fastedit.training.edit_lora import (
 )
 from fastedit.training.distillation import lora_config, save_lora
 from fastedit.training.loop import Alone, _gradients, fit
+from shared import instruct_folder
 
 
 def write_pairs(folder, *lines):
@@ -130,7 +131,7 @@ def test_the_command_line_trains(tmp_path):
 
 def test_a_model_that_sees_more_than_a_picture_is_refused(tmp_path):
     with pytest.raises(OptionError, match="sees 8 channels, not the 4"):
-        train_edit_lora(tmp_path, model="mini-instruct", pairs=drawn_pairs(1), quiet=True)
+        train_edit_lora(tmp_path, model=instruct_folder(tmp_path), pairs=drawn_pairs(1), quiet=True)
 
 
 def test_no_pair_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Every method against what its formula promises, on small models with random weights: SDXL- and
 SD1.5-shaped, with a guidance embedding, epsilon and v prediction."""
 
+import tempfile
 from dataclasses import replace
 from functools import lru_cache
 import numpy as np, pytest, torch
@@ -25,6 +26,7 @@ from fastedit.methods.base import (
 )
 from fastedit.models import ARCHITECTURES, MODELS, load_model, random_model
 from fastedit.denoise import NoiseSchedule, even_grid, lcm_grid
+from shared import instruct_folder
 
 torch.set_num_threads(1)
 SRC, TGT = "a red ball on a meadow", "a blue ball on a meadow"
@@ -449,6 +451,40 @@ def instruct_model(tmp_path_factory):
     return replace(p, scheduler=dict(p.scheduler, _class_name="DDIMScheduler"))
 
 
+def test_instructions_are_followed_as_by_the_stock_pipeline(instruct_model):
+    from diffusers import DDIMScheduler, StableDiffusionXLInstructPix2PixPipeline
+
+    p, told = instruct_model, "make the ball blue"
+    kept = "beta_start", "beta_end", "beta_schedule", "set_alpha_to_one"
+    times = {k: p.scheduler[k] for k in kept}
+    pipe = StableDiffusionXLInstructPix2PixPipeline(
+        vae=p.vae,
+        text_encoder=p.text_encoder,
+        text_encoder_2=p.text_encoder_2,
+        tokenizer=p.tokenizer,
+        tokenizer_2=p.tokenizer_2,
+        unet=p.unet,
+        scheduler=DDIMScheduler(**times, timestep_spacing="trailing", clip_sample=False),
+        force_zeros_for_empty_prompt=True,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    asked = dict(
+        z0=Denoiser(p).encode(picture * 2 - 1), src="", tgt=told, steps=4, image_guidance=1.5
+    )
+    ours, _ = run(p, "instruct", guidance=3.0, **asked)
+    stock = pipe(
+        told,
+        image=picture,
+        latents=make_job(p, "instruct", **asked)[1].noise(),
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        image_guidance_scale=1.5,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(ours, stock, atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("key", ALL)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_counted_cost_is_the_registry_s(models, instruct_model, key, guidance):
@@ -686,17 +722,18 @@ def test_a_found_region_is_pasted_back(models):
 
 
 @lru_cache
-def embedded(model):
-    return FastEditor(model, device="cpu")
+def small_editor(model):
+    with tempfile.TemporaryDirectory() as d:
+        return FastEditor(instruct_folder(d) if model == "told" else model, device="cpu")
 
 
 @pytest.mark.parametrize("name", [k for k in method_names() if k not in ("leditspp",)])
-@pytest.mark.parametrize("model", ["mini", "mini-s", "mini-teacher", "mini-instruct"])
+@pytest.mark.parametrize("model", ["mini", "mini-s", "mini-teacher", "told"])
 def test_the_planner_is_told_what_runs(name, model):
     "Most rows in a call, samples in all, calls, ControlNet: as hooks on the networks count them."
     from fastedit import memory as Q
 
-    m, e = find_method(name), embedded(model)
+    m, e = find_method(name), small_editor(model)
     try:
         check_model(m, e.parts)
     except ModelError:

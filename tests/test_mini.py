@@ -120,17 +120,3 @@ def test_a_photograph_runs_and_is_named(editor):
     shades = (np.stack([x, y, 1 - x], -1) * 255).astype(np.uint8)
     r = editor(shades, "a red ball", source_prompt="shades")
     assert r.image.size == (120, 90) and any("drawn" in n for n in r.notes)
-
-
-def test_instructions_change_what_they_name(picture):
-    e = FastEditor("mini-instruct")
-    kw = dict(method="instruct", steps=4)
-    runs = [
-        e(picture, p, seed=3, **kw)
-        for p in ("put it on a beach", "put it on a beach", "put it on a brick wall")
-    ]
-    assert (
-        runs[0].nfe == 12
-        and np.array_equal(runs[0].image, runs[1].image)
-        and not np.array_equal(runs[0].image, runs[2].image)
-    )

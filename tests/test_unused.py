@@ -3,13 +3,14 @@
 import numpy as np, pytest
 from fastedit import FastEditor, world
 from fastedit.methods.base import find_method, method_names
+from shared import instruct_folder
 
 
 @pytest.fixture(scope="module")
-def editors():
-    return {
-        m: FastEditor(m, device="cpu") for m in ("mini", "mini-s", "mini-teacher", "mini-instruct")
-    }
+def editors(tmp_path_factory):
+    told = instruct_folder(tmp_path_factory.mktemp("told"))
+    names = dict(told=told, **{m: m for m in ("mini", "mini-s", "mini-teacher")})
+    return {k: FastEditor(m, device="cpu") for k, m in names.items()}
 
 
 IMAGE = world.render(
@@ -21,9 +22,7 @@ IMAGE = world.render(
 
 def edit(editors, method, model=None, **kw):
     m = find_method(method)
-    model = model or (
-        "mini-instruct" if m.instruction else "mini" if m.few_step else "mini-teacher"
-    )
+    model = model or ("told" if m.instruction else "mini" if m.few_step else "mini-teacher")
     given = (
         dict(steps=3, **(dict(source_prompt="a drawing of a balloon") if m.source_prompt else {}))
         if method not in ("identity", "vae")

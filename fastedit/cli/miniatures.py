@@ -48,7 +48,6 @@ STAGES = {
     "lcm": {"mini": "train_lcm_lora", "mini-s": "train_lcm"},
     "controlnet": "train_controlnet",
     "controlnet-seg": "train_controlnet_seg",
-    "instruct": "train_instruct",
     "clip": "train_clip",
 }
 

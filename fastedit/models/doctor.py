@@ -84,8 +84,7 @@ def _embedded_folders(spec: ModelSpec) -> dict:
     root, own = weights_dir(), weights_dir()/EMBEDDED[spec.key]
     folders = {k: root/k for k in SHARED if k != "controlnet" or spec.controlnet}
     folders["unet"] = own/"unet"
-    if spec.key == "mini-instruct": folders["lora"] = root/"mini-instruct"/"lora"
-    elif spec.lora: folders["lora"] = own/"lcm-lora"
+    if spec.lora: folders["lora"] = own/"lcm-lora"
     return folders
 
 def _embedded_finding(component: str, folder: Path) -> Finding:

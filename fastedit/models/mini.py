@@ -18,8 +18,8 @@ from .lora_merge import fuse_lora
 from .networks import load_network
 
 # %% ../../nbs/models/046_mini.ipynb #f5510ac2
-EMBEDDED = {"mini": "mini", "mini-s": "mini-s", "mini-teacher": "mini",
-            "mini-instruct": "mini"}   # model -> folder of its UNet in the package
+EMBEDDED = {"mini": "mini", "mini-s": "mini-s",
+            "mini-teacher": "mini"}    # model -> folder of its UNet in the package
 SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
           "controlnet")                # folders that all of them use
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -60,13 +60,11 @@ class _Recipe:
     adapter: Path    # the LoRA that may be added
     fused: bool      # whether it is
     teacher: bool    # for many DDIM steps
-    instruct: bool   # follows an instruction
     stem: Path       # what makes the canny ControlNet one for segmentation maps
 
     @property
     def folder(self) -> str:
         "How the folder is called, but for the hash."
-        if self.instruct: return self.name
         return f"{EMBEDDED[self.name]}-teacher" if self.teacher else EMBEDDED[self.name]
 
     @property
@@ -75,7 +73,7 @@ class _Recipe:
         more = sorted(self.adapter.parent.glob("*.safetensors")) if self.fused else ()
         return content_hash(_FORMAT, {k: file_hash(f) for k, f in self.files.items()},
                             {f.name: file_hash(f) for f in more} if self.fused else "",
-                            self.teacher, self.instruct,
+                            self.teacher, False,
                             file_hash(self.stem) if self.stem else "")
 
 # %% ../../nbs/models/046_mini.ipynb #fccd50ce
@@ -87,24 +85,22 @@ def _recipe(name: str, lora: bool) -> _Recipe:
     "Find the files of an embedded model; raises `ModelError` if it is none or they are not here."
     if name not in EMBEDDED:
         raise ModelError(f"embedded model {name!r} is unknown: use one of {', '.join(EMBEDDED)}")
-    root, instruct = weights_dir(), name == "mini-instruct"
+    root = weights_dir()
     own, based = root/EMBEDDED[name], EMBEDDED[name] == "mini"
-    lora = bool(lora) and name not in ("mini-teacher", "mini-instruct")
-    shared = [c for c in SHARED if not (instruct and c == "controlnet")]
-    files = {k: f for c in shared for k, f in _files_of(root/c, c).items()}
+    fused = bool(lora) and based and name != "mini-teacher"
+    files = {k: f for c in SHARED for k, f in _files_of(root/c, c).items()}
     files |= _files_of(own/"unet", "unet")
     if "unet/config.json" not in files or "vae/config.json" not in files:
         raise ModelError(f"the embedded model {name!r} is not in {root}: install fastedit with its "
                          "package data, or point FASTEDIT_WEIGHTS at a weights folder")
-    adapter = (root/"mini-instruct"/"lora" if instruct else own/"lcm-lora")/LORA_WEIGHTS
-    fused = instruct or lora and based
+    adapter = own/"lcm-lora"/LORA_WEIGHTS
     if fused and not adapter.is_file():
         raise ModelError(f"{adapter} is missing: install fastedit with its package data, or use "
                          "mini_path('mini', lora=False), or train it with `fastedit train "
-                         f"{'instruct' if instruct else 'lcm-lora'}`")
+                         "lcm-lora`")
     stem = root/"controlnet-seg"/"stem.safetensors"
-    stem = None if instruct or not stem.is_file() else stem
-    return _Recipe(name, files, adapter, fused, based and not lora, instruct, stem)
+    stem = stem if stem.is_file() else None
+    return _Recipe(name, files, adapter, fused, based and not fused, stem)
 
 # %% ../../nbs/models/046_mini.ipynb #57133c07
 def _check_package(path):
@@ -140,17 +136,6 @@ def _ddim_config(folder: Path) -> dict:
     return {"_class_name": "DDIMScheduler", **kept, "clip_sample": False, "steps_offset": 1}
 
 # %% ../../nbs/models/046_mini.ipynb #1b23da10
-def _widen_file(folder: Path, layer: Path):
-    "Give a UNet in `folder` the input layer, with more channels, of the file `layer`."
-    from safetensors.torch import load_file
-    try: new = {k: v.float() for k, v in load_file(layer).items()}
-    except Exception as e:
-        raise ModelError(f"{layer} cannot be read ({e}): install fastedit with its package data, "
-                         "or train it with `fastedit train instruct`") from e
-    _write_weights({**load_file(folder/WEIGHTS), **new}, folder/WEIGHTS)
-    config, channels = folder/"config.json", new["conv_in.weight"].shape[1]
-    config.write_text(json.dumps(dict(read_json(config), in_channels=channels), indent=2))
-
 def _second_control(folder: Path, stem: Path):
     "Write the ControlNet for segmentation maps beside the canny one: another stem, the same rest."
     from safetensors.torch import load_file
@@ -172,13 +157,11 @@ def _fill(recipe: _Recipe, folder: Path):
     for name, file in recipe.files.items():
         (folder/name).parent.mkdir(exist_ok=True)
         _copy_fp32(file, folder/name)
-    if recipe.instruct:
-        _widen_file(folder/"unet", recipe.adapter.with_name("conv_in.safetensors"))
     if recipe.fused: _fuse_file(folder/"unet", recipe.adapter)
     if recipe.stem: _second_control(folder, recipe.stem)
     scheduler = folder/"scheduler"/"scheduler_config.json"
     if recipe.teacher: scheduler.write_text(json.dumps(_ddim_config(scheduler.parent), indent=2))
-    index = model_index(instruct=recipe.instruct, zeros=_MINI_ZEROS)
+    index = model_index(zeros=_MINI_ZEROS)
     index["scheduler"] = ["diffusers", "DDIMScheduler" if recipe.teacher else "LCMScheduler"]
     (folder/"model_index.json").write_text(json.dumps(index, indent=2))
 
@@ -201,7 +184,7 @@ def _assemble(recipe: _Recipe, place: Path):
     finally:
         for p in (new, aside(new)): clear(p)
 
-def mini_path(name: str="mini",  # "mini", "mini-s", "mini-teacher" or "mini-instruct"
+def mini_path(name: str="mini",  # "mini", "mini-s" or "mini-teacher"
               lora: bool=True    # fuse mini's LCM-LoRA; False gives the teacher itself
              ) -> Path:
     """Assemble an embedded model as one complete diffusers folder and return its path.

@@ -207,16 +207,6 @@ def random_ip_adapter(pipe,         # a pipeline of diffusers, changed in place
     return pipe
 
 # %% ../../nbs/models/049c_random_models.ipynb #c40ddf95
-def _write_adapters(folder: Path, unet, seed: int):
-    "Write random LoRAs and the wider input layer of the instruction model."
-    import torch
-    from safetensors.torch import save_file
-    random_lora(folder/"mini"/"lcm-lora"/LORA_WEIGHTS, unet, seed=seed)
-    random_lora(folder/"mini-instruct"/"lora"/LORA_WEIGHTS, unet, seed=seed+1)
-    first = {f"conv_in.{k}": v for k, v in unet.conv_in.state_dict().items()}
-    first["conv_in.weight"] = torch.cat([first["conv_in.weight"]]*2, 1)
-    save_file(first, folder/"mini-instruct"/"lora"/"conv_in.safetensors")
-
 def random_weights(folder, seed: int=0) -> Path:
     "Write the layout of the embedded weights with random numbers (for `FASTEDIT_WEIGHTS`)."
     folder = Path(folder)
@@ -227,5 +217,6 @@ def random_weights(folder, seed: int=0) -> Path:
         for name, source in (("mini", a), ("mini-s", b)):
             shutil.copytree(source/"unet", folder/name/"unet", dirs_exist_ok=True)
             shutil.copyfile(source/"model_index.json", folder/name/"model_index.json")
-        _write_adapters(folder, load_network("UNet2DConditionModel", a/"unet"), seed)
+        unet = load_network("UNet2DConditionModel", a/"unet")
+        random_lora(folder/"mini"/"lcm-lora"/LORA_WEIGHTS, unet, seed=seed)
     return folder

@@ -231,10 +231,7 @@ _EMBEDDED = (
               guidance_range=(2.0, 8.0), guidance_default=6.0,
               notes="knows drawn scenes only; pruned, full LCM UNet"),
     ModelSpec("mini-teacher", base=Source("mini"), controlnet="own", guidance_range=(1.0, 8.0),
-              **_MINI, **_TEACHER, notes="mini without its LCM-LoRA"),
-    ModelSpec("mini-instruct", base=Source("mini"), guidance_range=(1.0, 10.0), **_MINI,
-              **_TEACHER, notes="to see the method instruct run: carries out hardly any "
-                    "instruction (none or one of 40); mini-teacher with an 8-channel UNet"))
+              **_MINI, **_TEACHER, notes="mini without its LCM-LoRA"))
 
 MODELS = {s.key: s for s in (*_CONSISTENCY, *_DISTILLED, *_UNDISTILLED, *_COMPARATORS,
                              *_EMBEDDED)}

@@ -76,7 +76,10 @@ REFUSED = {"magicbrush": "vinesmsuic/magicbrush-jul7 offers its weights as pickl
            "flux2-klein-nvfp4": "black-forest-labs/FLUX.2-klein-4b-nvfp4 is for kernels that "
                                 "diffusers does not call: use flux2-klein-fp8 or "
                                 "flux2-klein-gguf",
-           "flux2-klein-9b": f"black-forest-labs/FLUX.2-klein-9B {_KLEIN_9}"}
+           "flux2-klein-9b": f"black-forest-labs/FLUX.2-klein-9B {_KLEIN_9}",
+           "mini-instruct": "mini-instruct was withdrawn, since it carried out only 20 of 80 "
+                            "drawn instructions: use instruct-pix2pix, which has real weights, "
+                            "or say with mini what the picture shall show"}
 
 def _check_like(name: str, like: str) -> str:
     "Refuse to start from a row that is not offered."

@@ -9,24 +9,22 @@ __all__ = ['STAGES', 'TEACHER', 'GOALS', 'train', 'ship', 'measure', 'write_card
 import json, math, shutil
 from importlib.resources import files
 from pathlib import Path
-import numpy as np, torch
+import torch
 from ..core import OptionError, atomic_write, progress
 from ..denoise import Denoiser
 from ..models import diagnose, load_model
-from ..measure import load_reader, measure_edit, read_images
+from ..measure import load_reader
 from .control import (edge_agreement, segment_agreement, train_controlnet,
                                        train_controlnet_seg)
 from .distillation import train_lcm, train_lcm_lora
-from .instruct import train_instruct
 from .judging import LCM, draw_pictures, judge
 from .parts import PLACES, read_log
-from .data import (ENCODED, HELD_OUT, TRAIN, TRIPLES, TRIPLE_SEEDS, held_out,
-                                        to_batch)
+from .data import (ENCODED, HELD_OUT, TRAIN, held_out, to_batch)
 from .reader import reader_accuracy, train_reader
 from .student import train_student
 from .teacher import train_teacher
 from .vae import psnr, train_vae
-from ..world import EDIT_TYPES, caption, sample_edit
+from ..world import caption
 
 # %% ../../nbs/training/613_card.ipynb #6dfcdcee
 # in order: the function, and the default number of steps
@@ -34,7 +32,7 @@ STAGES = {"vae": (train_vae, 1800), "reader": (train_reader, 1500),
           "teacher": (train_teacher, 6000), "student": (train_student, 1500),
           "lcm-lora": (train_lcm_lora, 1500), "lcm": (train_lcm, 1500),
           "controlnet": (train_controlnet, 1000),
-          "controlnet-seg": (train_controlnet_seg, 420), "instruct": (train_instruct, 800)}
+          "controlnet-seg": (train_controlnet_seg, 420)}
 
 def train(stage: str,       # key of `STAGES`; needs the stages before it
           state="state",    # folder of checkpoints, logs and finished parts
@@ -95,21 +93,6 @@ def _measure_segments(name, scenes, seed, reader):
         found |= {f"{k}, scale {s:g}": v for k, v in told.items()}
     return found
 
-def _measure_instruct(n, start, seed, reader, quiet):
-    "Share of drawn edits that `mini-instruct` carries out, and what it does to the rest."
-    from PIL import Image
-    from fastedit.editor import FastEditor
-    editor = FastEditor("mini-instruct", device="cpu")
-    edits = [sample_edit(i % len(EDIT_TYPES), start+i) for i in range(n)]
-    bar = progress(edits, desc="mini-instruct", quiet=quiet)
-    images = [editor(Image.fromarray(e.source_image()), e.instruction, method="instruct", steps=25,
-                     seed=seed+i).image for i, e in enumerate(bar)]
-    rows = [measure_edit(*row) for row in zip(edits, images, read_images(images, reader))]
-    kept = [r["background_psnr"] for r in rows if r["background_psnr"] is not None]
-    return dict(success=float(np.mean([r["success"] for r in rows])),
-                ignored=float(np.mean([r["ignored"] for r in rows])),
-                background_psnr=float(np.mean(kept)))
-
 # %% ../../nbs/training/613_card.ipynb #2b1b5e84
 def measure(n: int=200,         # scenes; the quick reader reads 16 times as many as they are drawn
             start: int=20_000,  # offset into the held-out scenes
@@ -135,8 +118,6 @@ def measure(n: int=200,         # scenes; the quick reader reads 16 times as man
         for name in ("mini", "mini-s"):
             found = _measure_segments(name, scenes[:m], seed, reader)
             out[f"segmentation ControlNet with {name}"] = found
-    if diagnose("mini-instruct").ok:
-        out["mini-instruct, 25 steps"] = _measure_instruct(min(n, 40), start, seed, reader, quiet)
     return out
 
 # %% ../../nbs/training/613_card.ipynb #d77a45ae
@@ -195,7 +176,7 @@ def write_card(dest,             # the package's weights folder, as `ship` left 
     template = (files("fastedit")/"weights"/"card.md").read_text(encoding="utf-8")
     text = template.format(
         hours=sum(hours.values()), teacher_hours=hours.get("teacher", 0.), n=n,
-        start=HELD_OUT+start, start_offset=start, train=TRAIN-1, encoded=ENCODED, triples=TRIPLES,
-        triple_seeds=TRIPLE_SEEDS, goals=_goal_rows(figures), figures=_figure_rows(figures),
+        start=HELD_OUT+start, start_offset=start, train=TRAIN-1, encoded=ENCODED,
+        goals=_goal_rows(figures), figures=_figure_rows(figures),
         parts=_part_rows(dest), stages=_stage_rows(last))
     return atomic_write(dest/"README.md", text.encode())

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'HELD_OUT', 'ENCODED', 'TRIPLES', 'TRIPLE_SEEDS', 'kept_array', 'pictures', 'to_batch', 'to_pictures',
-           'held_out', 'captions_of', 'encode_batch', 'latents', 'covered', 'triples', 'cell_weight', 'snr_weight',
-           'noise_times']
+           'held_out', 'captions_of', 'encode_batch', 'latents', 'covered', 'cell_weight', 'snr_weight', 'noise_times']
 
 # %% ../../nbs/training/604_data.ipynb #e898ce2b
 import os
@@ -13,8 +12,7 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import DataError, progress
 from .architectures import LATENT, SCHEDULE, SIZE
-from ..world import (EDIT_TYPES, object_masks, render, sample_edit, sample_scene,
-                            training_caption)
+from ..world import object_masks, render, sample_scene, training_caption
 
 # %% ../../nbs/training/604_data.ipynb #1b4c6bb6
 TRAIN, HELD_OUT = 60_000, 9_000_000   # scenes 0..TRAIN-1 are trained on; evaluation starts there
@@ -100,19 +98,6 @@ def covered(state, n: int=None, quiet: bool=False) -> np.ndarray:
     def fill(out):
         for i in progress(range(n), desc="measuring cover", quiet=quiet): out[i] = share(i)
     return kept_array(Path(state)/f"covered-{n}.npy", (n, LATENT, LATENT), np.uint8, fill)
-
-def triples(state, vae, quiet: bool=False) -> tuple:
-    "Encode drawn edits once: latents (n, 2, 4, 16, 16) of source and right answer; instructions."
-    edits = [sample_edit(i % len(EDIT_TYPES), TRIPLE_SEEDS+i) for i in range(TRIPLES)]
-    def encoded(some):
-        both = [p for e in some for p in (e.source_image(SIZE), e.target_image(SIZE))]
-        return encode_batch(vae, to_batch(np.stack(both))).reshape(-1, 2, 4, LATENT, LATENT)
-    def fill(out):
-        for i in progress(range(0, TRIPLES, 32), desc="encoding triples", quiet=quiet):
-            out[i:i+32] = encoded(edits[i:i+32])
-    shape = TRIPLES, 2, 4, LATENT, LATENT
-    kept = kept_array(Path(state)/f"triples-{TRIPLES}.npy", shape, np.float16, fill)
-    return kept, [e.instruction for e in edits]
 
 # %% ../../nbs/training/604_data.ipynb #702cb79b
 def cell_weight(cover: torch.Tensor,  # (B, 16, 16) in [0, 1], how much of a cell things cover

@@ -19,8 +19,8 @@ PLACES = {"vae": "vae", "text_encoder": "text_encoder", "text_encoder_2": "text_
           "tokenizer": "tokenizer", "controlnet": "controlnet",
           "controlnet-seg": "controlnet-seg", "unet": "mini/unet",
           "lcm-lora": "mini/lcm-lora", "unet-s": "mini-s/unet", "reader": "reader",
-          "instruct": "mini-instruct/lora", "clip": "mini-clip"}
-ORDER = ("vae", "reader", "teacher", "student", "lcm-lora", "lcm", "controlnet", "instruct")
+          "clip": "mini-clip"}
+ORDER = ("vae", "reader", "teacher", "student", "lcm-lora", "lcm", "controlnet")
 
 # %% ../../nbs/training/602_parts.ipynb #b244e456
 def shipped_part(name: str) -> Path:

@@ -135,7 +135,7 @@ def default_model(method: str,        # key in the registry
                  ) -> str:            # name in the registry of models
     "Choose the embedded model that a method is made for."
     m = find_method(method)
-    if m.instruction: return "mini-instruct"
+    if m.instruction: return "instruct-pix2pix"
     steps = (settings or {}).get("steps") or m.steps
     if steps == "auto": steps = m.steps
     few = isinstance(steps, (int, float)) and steps <= 12   # what is no number is refused later
@@ -154,9 +154,11 @@ def _named() -> dict:
     methods = {k: dict(method=k) for k in (*method_names(), "auto")}
     return {**methods, **VARIANTS, **PRESETS, **CONTROLS}
 
-def _asked_for(methods, named) -> list:
+def _asked_for(methods, named, models) -> list:
     "Names and tables in the order of the table, controls last; raises `OptionError`."
-    every = [k for k in named if k not in ("published-as-run", "auto")]
+    left_out = {"published-as-run", "auto"}
+    if not models: left_out |= {k for k in method_names() if find_method(k).instruction}
+    every = [k for k in named if k not in left_out]
     asked = [n for m in make_list(methods) for n in (every if m == "all" else [m])]
     if not asked: raise OptionError("no method was named: give some, or all")
     for m in asked: _check_form(m, named)
@@ -237,7 +239,7 @@ def make_runs(methods="all",        # "all", names (list or text with commas), o
              ) -> list:             # of `Run`
     "List what is compared, controls included; raises `OptionError` for what no edit could have."
     named, out = _named(), []
-    asked = _asked_for(methods, named)
+    asked = _asked_for(methods, named, models)
     general, own = _part_settings(settings, named, asked)
     if isinstance(models, (str, Path)): models = [models]
     for m in asked:
