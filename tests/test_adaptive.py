@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastedit import EditRequest, FastEditor, OptionError
-from fastedit.adaptive import change_share, edit_and_check, fits_better
+from fastedit.adaptive import change_share, check_second_try, edit_and_check, fits_better
 from fastedit.cli import app
 from fastedit.editor import check_request
 from fastedit.editor.change import NEAR, TRIES, search
@@ -300,10 +300,32 @@ def test_nothing_to_try_is_refused():
         edit_and_check(None, None, None, ())
 
 
-@pytest.mark.parametrize("name", ["strength", "change"])
-def test_a_second_try_finds_the_strength_by_itself(name):
-    with pytest.raises(OptionError, match=f"{name}=0.4.*leave {name} out"):
-        edit_and_check(None, None, **{name: 0.4})
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(strength=0.4), "strength=0.4.*leave strength out"),
+        (dict(change=0.4), "change=0.4.*leave change out"),
+        (dict(seeds=[1, 2]), "seeds=.*judges one picture"),
+        (dict(num_images=2), "num_images=2.*judges one picture"),
+        (dict(source_prompt=None), "source_prompt"),
+        (dict(method="vae"), "edits nothing"),
+        (dict(strengths=0.5), "strengths=0.5"),
+        (dict(budget="a"), "budget='a'"),
+    ],
+)
+def test_what_cannot_be_tried_again_is_refused_before_an_edit(editor, settings, words):
+    with pytest.raises(OptionError, match=words):
+        edit_and_check(editor, None, **WORDS | settings)
+
+
+def test_a_model_without_a_strength_has_no_second_try():
+    with pytest.raises(OptionError, match="edits without a strength"):
+        check_second_try(find_spec("flux2-klein"), dict(WORDS))
+
+
+def test_a_dear_method_is_tried_again_too(editor, source):
+    tried = edit_and_check(editor, source, lambda *_: -1.0, method="instant_edit", **WORDS)
+    assert len(tried.scores) == 2 and tried.nfe == 40
 
 
 def test_a_try_that_passes_is_the_only_one(editor, source):
@@ -330,6 +352,7 @@ def test_the_best_of_all_tries_is_given_back_and_all_are_paid(editor, source):
 def test_a_budget_ends_the_tries(editor, source):
     tried = edit_and_check(editor, source, lambda *_: -1.0, (0.6, 0.8, 0.96), budget=16, **WORDS)
     assert len(tried.scores) == 2 and tried.nfe == 16
+    assert "the budget of 16 allows no other" in tried.result.notes[-1]
 
 
 def test_the_check_compares_both_prompts():
@@ -359,15 +382,27 @@ def test_a_check_of_both_prompts_wants_both():
         fits_better("clip-mini")(None, EDIT.source_image(64), None, EDIT.target_prompt)
 
 
-def test_the_command_line_tries_again(editor, source, tmp_path, monkeypatch):
+def test_the_command_line_tries_again(editor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    edit = sample_edit(8, 5)  # a background, which a late start leaves as it is
+    Image.fromarray(edit.source_image(64)).save("a.png")
+    words = ["--source-prompt", edit.source_prompt, "-o", "b.png", "--second-try"]
+    done = CliRunner().invoke(app, ["edit", "a.png", edit.target_prompt, *words])
+    assert done.exit_code == 0, done.output
+    assert "2 tries" in done.output and "16 UNet evaluations in all" in done.output
+    asked = dict(prompt=edit.target_prompt, source_prompt=edit.source_prompt)
+    tried = edit_and_check(editor, Image.open("a.png"), **asked)
+    assert np.array_equal(Image.open("b.png").convert("RGB"), tried.result.image)
+
+
+def test_the_command_line_refuses_a_second_try_before_it_loads(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source.save("a.png")
-    words = ["--source-prompt", EDIT.source_prompt, "-o", "b.png", "--second-try"]
-    done = CliRunner().invoke(app, ["edit", "a.png", EDIT.target_prompt, *words])
-    assert done.exit_code == 0, done.output
-    assert "UNet evaluations in all" in done.output
-    tried = edit_and_check(editor, source, **WORDS)
-    assert np.array_equal(Image.open("b.png").convert("RGB"), tried.result.image)
+    monkeypatch.setattr("fastedit.cli.editing.load_editor", lambda *_, **k: pytest.fail("loaded"))
+    words = ["edit", "a.png", EDIT.target_prompt, "-o", "b.png", "--second-try"]
+    for more in ([], ["--source-prompt", "a ball", "--strength", ".5"]):
+        done = CliRunner().invoke(app, [*words, *more])
+        assert done.exit_code and "a second try" in done.output
 
 
 @pytest.mark.parametrize("settings", [dict(strength="auto"), dict(steps="auto")])

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from fastedit import EditRequest, FastEditor
 from fastedit.cli import app
 from fastedit.core import Cancelled, DataError, ImageError, OptionError
+from fastedit.editor import check_request
 from fastedit.editor.many import ROWS, done_before, is_done, plan_edits, read_edits, run_many
 from fastedit.editor.together import Edits, flags, in_chunks, read_jobs
-from fastedit.models import load_model, random_ip_folder, random_model
+from fastedit.models import find_spec, load_model, random_ip_folder, random_model
 from fastedit.models.networks import load_network
 from fastedit.world import render, sample_scene
 
@@ -614,3 +615,32 @@ def test_references_can_be_typed(place, folder, seeing):
     without = [x for x in line if x not in ("--ip-adapter", str(seeing[1]))]
     done = CliRunner().invoke(app, [*without, "--reference", "s7.png"])
     assert done.exit_code == 2 and "--ip-adapter ip-sdxl" in " ".join(done.output.split())
+
+
+def test_one_file_may_be_reference_and_control(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    rows = [dict(image=picture, prompt="a ball", reference=picture, control=str(picture))]
+    (planned,) = plan_edits(rows)
+    assert planned.given == dict(reference=picture, control=str(picture))
+    assert planned.request.reference and planned.request.control != str(picture)
+
+
+def test_lines_of_json_may_hold_any_character_and_take_the_common_prompt(tmp_path):
+    file = tmp_path / "edits.jsonl"
+    rows = [dict(image="a.png", prompt="a\u2028ball\u0085"), dict(image="b.png", prompt="")]
+    text = "\r\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
+    file.write_text(text, "utf-8", newline="")
+    assert [r["prompt"] for r in read_edits(file, "a cup")] == ["a\u2028ball\u0085", "a cup"]
+
+
+def test_a_flow_model_edits_a_batch_in_its_own_way(tmp_path):
+    picture(1).save(tmp_path / "a.png")
+    words = ["batch", tmp_path, "-o", tmp_path / "out", "--prompt", "a ball"]
+    done = CliRunner().invoke(app, list(map(str, [*words, "--model", "flux2-klein"])))
+    assert done.exit_code and "method" not in done.output and "fastedit fetch" in done.output
+
+
+def test_a_control_file_that_is_not_there_is_called_that(tmp_path):
+    with pytest.raises(OptionError, match="no such file is here"):
+        check_request(EditRequest("a ball", control="zz.png"), find_spec("mini"))

@@ -41,7 +41,14 @@ def whole_numbers(text) -> tuple:
     try: return tuple(int(x) for x in text.split(","))
     except ValueError: raise typer.BadParameter(f"{text!r}: write whole numbers such as 0,1,2")
 
-# %% ../../nbs/cli/904b_batching.ipynb #41f5ffef
+# %% ../../nbs/cli/904b_batching.ipynb #19621165
+def _own_method(model) -> dict:
+    "The way of a flow model, which has no method beside it."
+    from fastedit.editor.flow import own_way
+    from fastedit.models import find_spec
+    spec = find_spec(model)
+    return dict(method=own_way(spec)) if spec.family == "flow" else {}
+
 def check_batch(planned, model, named: bool, **machine):
     "Refuse a batch that cannot work, but for single pictures, which fail by themselves."
     from fastedit.editor import check_request
@@ -68,7 +75,7 @@ def _folder(out: Path):
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file: give a folder for the pictures")
 
-# %% ../../nbs/cli/904b_batching.ipynb #f0e1abcf
+# %% ../../nbs/cli/904b_batching.ipynb #b4427406
 @app.command()
 def batch(place: Place,
           out: OutFolder,
@@ -115,7 +122,7 @@ def batch(place: Place,
                   size=sides(size), options=named_values(option) or None,
                   **control_options(control, control_scale))
     shown, seer = reference_options(ip_adapter, reference, reference_scale)
-    common = {k: v for k, v in (common | shown).items() if v is not None}
+    common = {k: v for k, v in (_own_method(model) | common | shown).items() if v is not None}
     planned = plan_edits(read_edits(place, prompt), model, tuple(method or ()),
                          whole_numbers(seeds), **common)
     adapters = loras(lora) | seer

@@ -117,17 +117,18 @@ def _table_rows(file: Path, prompt) -> list:
     if not rows: raise DataError(f"{file} has no rows")
     return rows
 
-# %% ../../nbs/editor/209d_many.ipynb #73a2706b
+# %% ../../nbs/editor/209d_many.ipynb #b8d5cd9a
 def _line_rows(file: Path, prompt) -> list:
     "A row for each line of JSON; its paths are relative to the file."
     rows = []
-    for i, line in enumerate(_text_of(file).splitlines(), 1):
+    for i, line in enumerate(_text_of(file).split("\n"), 1):
         if not line.strip(): continue
         where = f"{file}, line {i}"
         said = parse_json(line, where)
         if not isinstance(said, dict): raise DataError(f"{where} is no JSON object")
         _check_columns(where, list(said))
-        rows.append(_placed(file, where, {n: v for n, v in said.items() if v is not None}, prompt))
+        said = {n: v for n, v in said.items() if v not in (None, "")}
+        rows.append(_placed(file, where, said, prompt))
     if not rows: raise DataError(f"{file} has no rows")
     return rows
 
@@ -165,18 +166,23 @@ def _named(stem: str, used: dict) -> str:
     used[stem] = used.get(stem, 0)+1
     return stem if used[stem] == 1 else _named(f"{stem}-{used[stem]}", used)
 
-# %% ../../nbs/editor/209d_many.ipynb #8e1e2f2b
+# %% ../../nbs/editor/209d_many.ipynb #c2f7ca38
+def _once(seen: dict, what: str, value, read):
+    "What a file comes to, read once for all rows that name it; pictures in memory each time."
+    if not isinstance(value, (str, Path)): return read()
+    if (what, str(value)) not in seen: seen[what, str(value)] = read()
+    return seen[what, str(value)]
+
 def _along(settings: dict, seen: dict) -> tuple:
     "Part settings into those of a request and the pictures that it names: (settings, {keyword})."
     named, given = dict(settings), {}
     if (reference := settings.get("reference")) is not None:
-        if str(reference) not in seen:
-            seen[str(reference)] = take_control(read_image(reference).image)[0]
-        named["reference"], given["reference"] = seen[str(reference)], reference
+        def read(): return take_control(read_image(reference).image)[0]
+        named["reference"] = _once(seen, "reference", reference, read)
+        given["reference"] = reference
     if (control := settings.get("control")) is not None:
-        if str(control) not in seen: seen[str(control)] = take_control(control)
-        named["control"], pictures = seen[str(control)]
-        if pictures: given["control"] = control
+        named["control"], maps = _once(seen, "control", control, lambda: take_control(control))
+        if maps: given["control"] = control
     return named, given
 
 def plan_edits(rows: list,       # from `read_edits`

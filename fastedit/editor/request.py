@@ -105,11 +105,14 @@ def is_encoded(prompt) -> bool:
     "Whether a prompt of a request is the hash of an encoded one."
     return isinstance(prompt, str) and prompt.startswith(OWN_WORDS)
 
-# %% ../../nbs/editor/200_request.ipynb #cb2e0208
+# %% ../../nbs/editor/200_request.ipynb #20030a5e
 _COMPUTED = dict(depth="depth_map", seg="segmentation_map", segment="segmentation_map")
 
 def _refuse_map(name, value):
     "Say how a map comes here that is not drawn from the picture by its name."
+    if Path(value).suffix:
+        raise OptionError(f"{name}={in_words(value)}: no such file is here; give a picture that is "
+                          f"the map, or one of {', '.join(CONDITIONS)}")
     if value not in CONTROL_KINDS:
         raise OptionError(f"{name}={in_words(value)}: use one of {', '.join(CONDITIONS)}"
                           f"{nearest(value, CONDITIONS)}, or a picture that is the map")
