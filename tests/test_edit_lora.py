@@ -197,14 +197,14 @@ def test_mixed_precision_keeps_the_adapter_whole(tmp_path, tiny):
     (_, a), (_, b) = losses(tmp_path / "a")[0], losses(tmp_path / "b")[0]
     assert a == pytest.approx(b, rel=0.05)
     both = taught(tmp_path / "c", tiny, precision="bf16", accumulate=2)
-    assert both.is_file()
+    assert 0 < far(mixed, both) < 0.05
 
 
 def test_a_run_with_parts_goes_on(tmp_path, tiny):
     at_once = taught(tmp_path / "a", tiny, 4, 1, accumulate=2)
     taught(tmp_path / "b", tiny, 2, 1, accumulate=2)
     again = taught(tmp_path / "b", tiny, 4, 1, accumulate=2)
-    assert set(load_file(again)) == set(load_file(at_once))
+    assert far(again, at_once) == 0
     assert [s for s, _ in losses(tmp_path / "b")] == [2, 4]
 
 
