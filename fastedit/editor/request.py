@@ -105,12 +105,12 @@ def is_encoded(prompt) -> bool:
     "Whether a prompt of a request is the hash of an encoded one."
     return isinstance(prompt, str) and prompt.startswith(OWN_WORDS)
 
-# %% ../../nbs/editor/200_request.ipynb #20030a5e
+# %% ../../nbs/editor/200_request.ipynb #0ce6518b
 _COMPUTED = dict(depth="depth_map", seg="segmentation_map", segment="segmentation_map")
 
 def _refuse_map(name, value):
     "Say how a map comes here that is not drawn from the picture by its name."
-    if Path(value).suffix:
+    if Path(value).suffix and ":" not in value:
         raise OptionError(f"{name}={in_words(value)}: no such file is here; give a picture that is "
                           f"the map, or one of {', '.join(CONDITIONS)}")
     if value not in CONTROL_KINDS:
