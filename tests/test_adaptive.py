@@ -318,6 +318,11 @@ def test_what_cannot_be_tried_again_is_refused_before_an_edit(editor, settings, 
         edit_and_check(editor, None, **WORDS | settings)
 
 
+def test_a_strength_is_refused_beside_a_check_of_ones_own_too(editor, source):
+    with pytest.raises(OptionError, match="leave strength out"):
+        edit_and_check(editor, source, lambda *_: 1.0, strength=0.4, **WORDS)
+
+
 def test_a_model_without_a_strength_has_no_second_try():
     with pytest.raises(OptionError, match="edits without a strength"):
         check_second_try(find_spec("flux2-klein"), dict(WORDS))

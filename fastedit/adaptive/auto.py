@@ -39,7 +39,7 @@ def fits_better(clip: str="clip-mini"  # which CLIP looks, a key of `BACKBONES`
         return float(clip_contrast(seen, want, was))
     return check
 
-# %% ../../nbs/adaptive/390_auto.ipynb #ed067a50
+# %% ../../nbs/adaptive/390_auto.ipynb #a41fc739
 def own_check(spec):   # row of a model
     "Make the check of a model: by the drawn world's CLIP for its models, else by OpenAI's."
     return fits_better("clip-mini" if spec.resolution <= 128 else "clip-vit-l14")
@@ -48,7 +48,8 @@ _ONE = {k: "finds the strength by itself" for k in ("strength", "change")} | \
     {k: "judges one picture" for k in ("seeds", "num_images")}
 
 def check_second_try(spec,           # row of the model
-                     settings: dict  # of the edit
+                     settings: dict, # of the edit
+                     both: bool=True # whether the check reads both prompts
                     ):
     "Refuse what cannot be tried again from an earlier start; raises `OptionError`."
     for k, why in _ONE.items():
@@ -61,10 +62,10 @@ def check_second_try(spec,           # row of the model
                           "to start earlier with")
     if method not in (None, "auto", "flowedit") and not find_method(method).edits:
         raise OptionError(f"method={method!r} edits nothing: a second try is not for it")
-    if not (settings.get("source_prompt") or getattr(asked, "source_prompt", None)):
+    if both and not (settings.get("source_prompt") or getattr(asked, "source_prompt", None)):
         raise OptionError(_BOTH)
 
-# %% ../../nbs/adaptive/390_auto.ipynb #4c5f332d
+# %% ../../nbs/adaptive/390_auto.ipynb #6f563e79
 @dataclass(frozen=True)
 class Tried:
     "An edit, after as many tries as it took."
@@ -95,7 +96,7 @@ def edit_and_check(editor, image,
                   ) -> Tried:
     "Edit with the first strength that a check passes, within a budget; raises `OptionError`."
     _check_tries(strengths, budget)
-    if check is None: check_second_try(editor.spec, settings)
+    check_second_try(editor.spec, settings, both=check is None)
     check, found, spent = check or own_check(editor.spec), [], 0
     settings = {k: v for k, v in settings.items() if k not in _ONE}
     for i, s in enumerate(strengths):
