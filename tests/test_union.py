@@ -154,13 +154,18 @@ def test_every_entry_of_its_class_is_in_the_table():
     assert not set(said) - {"self"} - set(CONFIGURATION["controlnet_union"])
 
 
-def test_it_can_be_typed(folder, tmp_path):
+def typed(folder, place, *maps):
+    "Edit a picture with maps on the command line: what came of it, and the result's file."
     for name, p in dict(a=A, b=B).items():
-        p.save(tmp_path / f"{name}.png")
-    out = tmp_path / "out.png"
-    line = ["edit", tmp_path / "a.png", "a cup", "-o", out, "--model", folder, "-q"]
-    line += ["--method", "img2img", "--steps", "2", "--control", f"depth:{tmp_path / 'b.png'}"]
-    done = CliRunner().invoke(app, [str(x) for x in line])
+        p.save(place / f"{name}.png")
+    out = place / "out.png"
+    line = ["edit", place / "a.png", "a cup", "-o", out, "--model", folder, "-q"]
+    line += ["--method", "img2img", "--steps", "2", "--control", *maps]
+    return CliRunner().invoke(app, [str(x) for x in line]), out
+
+
+def test_it_can_be_typed(folder, tmp_path):
+    done, out = typed(folder, tmp_path, f"depth:{tmp_path / 'b.png'}")
     assert done.exit_code == 0, done.output
     assert EditRequest.from_png(out).control.startswith("depth:picture:")
 
@@ -308,18 +313,12 @@ def test_a_map_that_is_not_drawn_here_says_its_way(kind, words):
 
 
 def test_several_maps_can_be_typed(folder, tmp_path):
-    for name, p in dict(a=A, b=B).items():
-        p.save(tmp_path / f"{name}.png")
-    out = tmp_path / "out.png"
-    line = ["edit", tmp_path / "a.png", "a cup", "-o", out, "--model", folder, "-q"]
-    line += ["--method", "img2img", "--steps", "2", "--control", f"depth:{tmp_path / 'b.png'}"]
-    typed = [str(x) for x in line]
     more = ["--control", "canny", "--control-scale", "0.4", "--control-scale", "interval:.6:0:.5"]
-    done = CliRunner().invoke(app, typed + more)
+    done, out = typed(folder, tmp_path, f"depth:{tmp_path / 'b.png'}", *more)
     assert done.exit_code == 0, done.output
     r = EditRequest.from_png(out)
     assert len(r.control) == 2 and r.control_scale == (0.4, "interval:.6:0:.5")
     done = CliRunner().invoke(app, ["plan", "--model", "sdxl", "--maps", "2", "-q"])
     assert done.exit_code == 2 and "only one ControlNet-Union" in " ".join(done.output.split())
-    pose = CliRunner().invoke(app, [*typed[:-1], "pose"])
+    pose, _ = typed(folder, tmp_path, "pose")
     assert pose.exit_code == 2 and "control='pose.png'" in " ".join(pose.output.split())
