@@ -320,3 +320,53 @@ def test_bent_shapes_are_told_from_another_picture(cat, edited):
     other = data.coffee()[100:340, 100:420]
     mixed = (cat * 0.3 + other * 0.7).astype(np.uint8)
     assert diagnose(cat, mixed).found == ("overedited",)
+
+
+def test_a_faint_edit_of_half_of_a_picture_is_told_from_its_noise(cat):
+    rng = np.random.default_rng(4)
+    grain = rng.normal(0, 3, cat.shape)
+    left = np.zeros(cat.shape[:2], bool)
+    left[:, :160] = True
+    faint = np.where(left[..., None], tint(cat, a=9, b=6), cat)
+    found = edited_region(cat, (faint + grain).round().clip(0, 255).astype(np.uint8))
+    assert (found & left).sum() > 0.9 * left.sum() and (found & ~left).mean() < 0.02
+
+
+def _signed(a, words):
+    a = np.ascontiguousarray(a)
+    cv2.rectangle(a, (20, 180), (200, 208), (240, 235, 220), -1)
+    cv2.putText(a, words, (26, 201), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (30, 30, 40), 2)
+    return a
+
+
+def test_letters_that_run_on_past_the_lost_ones_are_no_other_change(cat):
+    where = np.zeros(cat.shape[:2], bool)
+    where[20:80, 200:290] = True
+    new = np.where(where[..., None], data.coffee()[100:340, 100:420], cat)
+    found = diagnose(_signed(cat, "OPEN 24"), _signed(new, "WXKZQMRBEWK"), mask=where)
+    assert set(found.found) == {"text"}
+
+
+def test_without_a_mask_lost_writing_is_not_taken_for_the_edit(cat):
+    where = np.zeros(cat.shape[:2], bool)
+    where[20:50, 200:230] = True
+    new = np.where(where[..., None], 255 - cat, cat)
+    found = diagnose(_signed(cat, "OPEN 24"), _signed(new, "WXKZQMRBEWK"))
+    assert set(found.found) == {"text"} and (found.evidence.expected & where).any()
+    assert not found.evidence.expected[180:208].any()
+
+
+def test_a_smooth_picture_faded_into_another_is_overedited():
+    base = drawn_base(29_001_206)
+    other = tint(np.roll(base.edited[:, ::-1], 85, axis=0), a=15)
+    faded = (base.edited * 0.25 + other * 0.75).round().astype(np.uint8)
+    found = diagnose(base.before, compress(faded, 90))
+    assert "overedited" in found.found and "colour" not in found.found
+    assert not {"overedited", "colour"} & set(diagnose(base.before, base.edited).found)
+
+
+@pytest.mark.parametrize("seed", (27_000_902, 27_000_907))
+def test_a_bent_drawing_beside_a_thing_that_holds_most_texture_is_found_without_a_mask(seed):
+    base = drawn_base(seed)
+    assert "structure" in diagnose(base.before, bend(base.edited, 5, seed=3)).found
+    assert "structure" not in diagnose(base.before, base.edited).found

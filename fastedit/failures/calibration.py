@@ -26,7 +26,7 @@ cv2 = Later("cv2")
 # %% ../../nbs/failures/363_calibration.ipynb #e1d02e0f
 TUNING = ("astronaut", "coffee", "camera", "china", "coins", "immunohistochemistry")
 HELD_OUT = ("chelsea", "rocket", "flower", "motorcycle", "hubble_deep_field", "grace_hopper")
-TUNING_SEEDS, HELD_OUT_SEEDS = 7_000, 17_000  # the first of the drawn edits
+TUNING_SEEDS, HELD_OUT_SEEDS = 7_000, 318_000  # the first of the drawn edits
 
 @lru_cache
 def _load(name):
@@ -341,9 +341,9 @@ def calibrate(path=None,               # file to write; None writes nothing
               quiet: bool=False,       # no progress
               wide: int=1              # more for each photograph, of edits that cover half of it
              ) -> dict:
-    "Find the limits on the tuning cases and judge them on the held-out ones."
+    "Find the limits on tuning cases, twice as many, and judge them on the held-out ones."
     def of(rows, drawn): return [r for r in rows if r["name"].startswith("drawn") == drawn]
-    tuning = judged(cases(False, per_kind, drawn, wide), quiet=quiet)
+    tuning = judged(cases(False, 2*per_kind, 2*drawn, 2*wide), quiet=quiet)
     found = {**limits(), **{k: best_limit(tuning, k) for k in KINDS}}
     held = judged(cases(True, per_kind, drawn, wide), found, quiet)
     command = f"fastedit calibrate-failures --per-kind {per_kind} --drawn {drawn} --wide {wide}"
