@@ -138,12 +138,12 @@ def why_unreadable(e: Exception) -> str:
 
 FAULTS = (OSError, ValueError, RecursionError, OverflowError)
 
-# %% ../nbs/000d_schema.ipynb #ba64aac7
+# %% ../nbs/000d_schema.ipynb #8ca48ad7
 def parse_json(text,             # text or bytes
                where: str,       # what it is, at the beginning of a message
                error: type=DataError
               ):
-    "Read JSON; raises `error` in words for what is none, is nested too deeply, or says a name twice."
+    "Read JSON; raises `error` in words for what is none, too deeply nested, or says a name twice."
     try: return read_once(text)
     except TwiceError as e: raise error(f"{where}: {e}") from e
     except FAULTS as e:
