@@ -465,6 +465,16 @@ def run(*args):
     return CliRunner().invoke(app, [str(a) for a in args])
 
 
+def test_a_method_that_does_not_suit_the_model_is_refused_before_it_is_loaded(
+    place, folder, monkeypatch
+):
+    monkeypatch.setattr("fastedit.cli.batching.load_editor", lambda *a, **k: pytest.fail("loaded"))
+    done = run(
+        "batch", "in", "-o", "out", "--prompt", "a star", "--model", folder, "--method", "instruct"
+    )
+    assert done.exit_code and "8 input channels" in done.output and not (place / "out").exists()
+
+
 def test_the_command_runs_goes_on_and_counts_failures(place, folder):
     (place / "in" / "bad.png").write_bytes(b"no")
     args = (
