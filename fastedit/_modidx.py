@@ -925,6 +925,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fastedit/editor/change.py'),
                                         'fastedit.editor.change.edit_by_change': ( 'editor/change.html#edit_by_change',
                                                                                    'fastedit/editor/change.py'),
+                                        'fastedit.editor.change.fallbacks_elsewhere': ( 'editor/change.html#fallbacks_elsewhere',
+                                                                                        'fastedit/editor/change.py'),
                                         'fastedit.editor.change.search': ('editor/change.html#search', 'fastedit/editor/change.py'),
                                         'fastedit.editor.change.strengths_of': ( 'editor/change.html#strengths_of',
                                                                                  'fastedit/editor/change.py'),
