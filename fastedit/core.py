@@ -72,14 +72,59 @@ def content_hash(*objs,          # anything `canonical_json` accepts
     text = "\n".join(canonical_json(o) for o in objs)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
-# %% ../nbs/000c_core.ipynb #0e023d60
+# %% ../nbs/000c_core.ipynb #50393d12
+class TwiceError(ValueError):
+    "A name that one object of JSON holds twice."
+    def __init__(self,
+                 name: str,     # the name
+                 line: int=None # where it stands the second time, from 1; None: all is one line
+                ):
+        self.name, self.line = name, line
+        at = "" if line is None else f" (again in line {line})"
+        super().__init__(f"the name {in_words(name)} stands twice in one object{at}: "
+                         "keep one of the two")
+
+# %% ../nbs/000c_core.ipynb #ea1eae48
+_KEYS = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|[{}]')   # texts, those with a colon, and brackets
+
+class _Twice(Exception): pass
+
+def _object(pairs) -> dict:
+    "Make an object of its names and values; raises `_Twice` if a name is there twice."
+    found = dict(pairs)
+    if len(found) < len(pairs): raise _Twice
+    return found
+
+def _second(text: str) -> tuple:
+    "Find the first name that an object of JSON holds twice, and the line of its second place."
+    above = []
+    for m in _KEYS.finditer(text):
+        if m[0] == "{": above.append(set())
+        elif m[0] == "}": above.pop()
+        elif m[1]:
+            name = json.loads(m[0][:-len(m[1])])
+            if name in above[-1]: return name, text.count("\n", 0, m.start())+1
+            above[-1].add(name)
+
+def read_once(text  # str, or bytes in UTF-8, -16 or -32
+             ):
+    "Read JSON; raises `TwiceError` for a name said twice, else what Python's own reader raises."
+    if isinstance(text, bytes): text = text.decode(json.detect_encoding(text), "surrogatepass")
+    try: return json.loads(text, object_pairs_hook=_object)
+    except _Twice: name, line = _second(text)
+    raise TwiceError(name, line if "\n" in text.strip() else None)
+
+# %% ../nbs/000c_core.ipynb #177a526a
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _POINT = re.compile(r"(?<=[\[,\s:])([+-]?)(?=\.\d)")   # where JSON wants a zero in `[.5, -.5]`
 
 def read_value(text: str  # what stands after `=`
               ):
-    "Read a word as JSON, else as people write numbers (`.5`, `2.`, `[.8,.7]`), else as itself."
-    try: return json.loads(text)
+    """Read a word as JSON, else as people write numbers (`.5`, `2.`, `[.8,.7]`), else as itself.
+
+    Raises `OptionError` for JSON in which an object holds a name twice."""
+    try: return read_once(text)
+    except TwiceError as e: raise OptionError(f"{in_words(text)}: {e}") from e
     except (ValueError, RecursionError): pass
     if _NUMBER.fullmatch(text.strip()): return float(text)
     if text.lstrip().startswith("[") and '"' not in text:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Give', 'Then', 'Schema', 'parse_json', 'read_toml', 'check_plain']
 
-# %% ../nbs/000d_schema.ipynb #f689f203
-import json
+# %% ../nbs/000d_schema.ipynb #2db83eb2
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args, get_origin
 from fastcore.basics import patch
-from .core import DataError, OptionError, as_path, in_words, legible, nearest
+from .core import (DataError, OptionError, TwiceError, as_path, in_words, legible,
+                           nearest, read_once)
 
 # %% ../nbs/000d_schema.ipynb #c5746935
 @dataclass(frozen=True)
@@ -138,13 +138,14 @@ def why_unreadable(e: Exception) -> str:
 
 FAULTS = (OSError, ValueError, RecursionError, OverflowError)
 
-# %% ../nbs/000d_schema.ipynb #dd9e00c7
+# %% ../nbs/000d_schema.ipynb #8ca48ad7
 def parse_json(text,             # text or bytes
                where: str,       # what it is, at the beginning of a message
                error: type=DataError
               ):
-    "Read JSON; raises `error` in words for what is none, or is nested too deeply."
-    try: return json.loads(text)
+    "Read JSON; raises `error` in words for what is none, too deeply nested, or says a name twice."
+    try: return read_once(text)
+    except TwiceError as e: raise error(f"{where}: {e}") from e
     except FAULTS as e:
         raise error(f"{where} is not readable as JSON: {why_unreadable(e)}") from e
 

@@ -354,6 +354,53 @@ def test_the_best_of_all_tries_is_given_back_and_all_are_paid(editor, source):
     assert "3 tries" in tried.result.notes[-1] and "24 UNet evaluations" in tried.result.notes[-1]
 
 
+class Cramped:
+    "An editor whose tries need the memory, and fall back to, what it is told by strength."
+
+    def __init__(self, editor, needs):
+        self.editor, self.needs, self.spec = editor, needs, editor.spec
+
+    def __call__(self, image, strength, **settings):
+        made = self.editor(image, strength=strength, **settings)
+        peak, *fallbacks = self.needs[strength]
+        return replace(made, peak_memory=peak, fallbacks=tuple(fallbacks))
+
+
+@pytest.mark.parametrize("chosen, peaks", [(0, (5, 9)), (1, (9, 5)), (1, (9, None)), (0, (7, 7))])
+def test_the_memory_of_all_tries_is_told(editor, source, chosen, peaks):
+    cramped = Cramped(editor, {0.6: [peaks[0], "tiles: a"], 0.8: [peaks[1], "tiles: a", "away: b"]})
+    answers = iter([[-1.0, -2.0], [-2.0, -1.0]][chosen])
+    r = edit_and_check(cramped, source, lambda *_: next(answers), (0.6, 0.8), **WORDS).result
+    assert r.peak_memory == max(p for p in peaks if p is not None)
+    assert r.fallbacks == [("tiles: a",), ("tiles: a", "away: b")][chosen]
+    told = [n for n in r.notes if n.startswith("trying strength")]
+    assert told == [["trying strength 0.8: away: b"], []][chosen]
+
+
+def test_tries_without_a_meter_have_no_peak(editor, source):
+    tried = edit_and_check(editor, source, lambda *_: -1.0, (0.6, 0.8), **WORDS)
+    assert tried.result.peak_memory is None and not tried.result.fallbacks
+
+
+def test_the_memory_of_a_search_is_that_of_its_tries(source, monkeypatch):
+    from fastedit.memory import live_tensors
+
+    metered = FastEditor("mini", device="cpu", meter=live_tensors())
+    peaks, once = [], metered._edit_once
+
+    def edit_once(*args):
+        made = once(*args)
+        peaks.append(made.peak_memory)
+        return replace(made, fallbacks=("tiles: a",) if len(peaks) == 1 else ())
+
+    monkeypatch.setattr(metered, "_edit_once", edit_once)
+    r = metered(source, change=0.05, method="ddcm", steps=2, **WORDS)
+    assert len(peaks) > 1 and r.peak_memory == max(peaks)
+    first, best = r.tries[0].strength, r.request.strength
+    assert r.fallbacks == (("tiles: a",) if first == best else ())
+    assert any(f"trying strength {first:g}: tiles: a" in n for n in r.notes) == (first != best)
+
+
 def test_a_budget_ends_the_tries(editor, source):
     tried = edit_and_check(editor, source, lambda *_: -1.0, (0.6, 0.8, 0.96), budget=16, **WORDS)
     assert len(tried.scores) == 2 and tried.nfe == 16

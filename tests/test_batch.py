@@ -422,13 +422,24 @@ def test_a_pipe_in_the_results_is_refused(tmp_path, name):
         ("image,image,prompt\na.png,b.png,a cup\n", "twice"),
         ("image,prompt\n~nosuchuser/a.png,a cup\n", "line 2"),
         ("image,prompt\na\0.png,a cup\n", "line 2"),
+        (
+            'image,prompt,options\na.png,a cup,"{""eta"": 0.5, ""eta"": 1}"\n',
+            "line 2: options=.*'eta' stands twice",
+        ),
     ],
-    ids=["long", "twice", "nobody", "zero"],
+    ids=["long", "twice", "nobody", "zero", "cell"],
 )
 def test_a_hostile_table_is_refused_in_words(tmp_path, text, says):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=says):
         read_edits(tmp_path / "t.csv")
+
+
+def test_a_key_twice_in_a_line_of_json_is_refused_with_key_and_line(tmp_path):
+    line = '{"image": "a.png", "prompt": "a cup", "options": {"eta": 1}, "prompt": "a star"}'
+    (tmp_path / "t.jsonl").write_text('{"image": "b.png", "prompt": "a cup"}\n' + line)
+    with pytest.raises(DataError, match="t.jsonl, line 2: the name 'prompt' stands twice"):
+        read_edits(tmp_path / "t.jsonl")
 
 
 def test_names_of_files_are_text(tmp_path):
@@ -452,6 +463,16 @@ def test_the_page_escapes_and_asks_for_nothing(place, ed):
 
 def run(*args):
     return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def test_a_method_that_does_not_suit_the_model_is_refused_before_it_is_loaded(
+    place, folder, monkeypatch
+):
+    monkeypatch.setattr("fastedit.cli.batching.load_editor", lambda *a, **k: pytest.fail("loaded"))
+    done = run(
+        "batch", "in", "-o", "out", "--prompt", "a star", "--model", folder, "--method", "instruct"
+    )
+    assert done.exit_code and "8 input channels" in done.output and not (place / "out").exists()
 
 
 def test_the_command_runs_goes_on_and_counts_failures(place, folder):

@@ -991,6 +991,16 @@ def test_a_method_that_the_model_cannot_run(go, tmp_path):
         bench_request(make_runs("instruct")[0], Entry("1", Path("x.png"), "a cat", "a dog"))
 
 
+def test_a_method_that_does_not_suit_a_model_is_refused_before_the_model_is_loaded():
+    from fastedit.studies.bench.worker import Editors, possible_runs
+
+    editors = Editors(lambda m: pytest.fail(f"{m} was loaded"), by_name=True)
+    runs = make_runs("instruct", models=["ssd-1b"])
+    assert [r.method for r in runs] == ["instruct", "identity", "vae"]
+    with pytest.raises(ModelError, match="'ssd-1b' has 4"):
+        possible_runs(runs, editors, strict=True)
+
+
 def test_toml(go, tmp_path):
     (tmp_path / "a.toml").write_text(
         (

@@ -178,6 +178,7 @@ BAD_USAGE = [
     (["--size", "65x64"], "multiples"),
     (["--option", "novalue"], "name=value"),
     (["--option", "speed=3"], "speed"),
+    (["--option", "a=1", "--option", "a=2"], "a is given twice"),
     (["--frob"], "--frob"),
     (["--precision", "fp12"], "fp16"),
     (["--feather", "-1"], "feather"),

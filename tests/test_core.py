@@ -1,17 +1,21 @@
 "Where something may be written, and that what is written is whole."
 
-import os, signal, subprocess, sys
+import json, os, signal, subprocess, sys
 import pytest
+from hypothesis import given, strategies as st
 from pathlib import Path
 
 from fastedit.core import (
     FastEditError,
     OptionError,
+    TwiceError,
     atomic_write,
     check_output,
     clear_leftovers,
     held_by_me,
     legible,
+    read_once,
+    read_value,
 )
 
 
@@ -159,3 +163,39 @@ def test_a_new_file_has_the_permissions_that_the_user_wants(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+# --- JSON in which nothing is said twice
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(plain, st.sampled_from([None, 1]), st.booleans())
+def test_json_is_read_as_python_reads_it(value, indent, as_bytes):
+    text = json.dumps(value, indent=indent)
+    assert read_once(text.encode("utf-16") if as_bytes else text) == value
+
+
+@given(st.dictionaries(st.text(), plain, min_size=1, max_size=4), st.data())
+def test_a_name_said_twice_is_found_with_its_line(table, data):
+    name = data.draw(st.sampled_from(sorted(table)))
+    outer = json.dumps({"above": [1, "{"], "in": table}, indent=1)[: -len("\n }\n}")]
+    text = f"{outer},\n  {json.dumps(name)}: 1\n }}\n}}"
+    with pytest.raises(TwiceError) as e:
+        read_once(text)
+    assert e.value.name == name and e.value.line == text.count("\n") - 1
+
+
+def test_a_name_written_in_two_ways_is_one_name():
+    with pytest.raises(TwiceError, match="the name 'a' stands twice in one object: keep"):
+        read_once(b'{"a": 1, "\\u0061": 2}')
+
+
+def test_a_value_with_a_name_twice_is_no_text():
+    with pytest.raises(OptionError, match="'eta' stands twice"):
+        read_value('{"eta": 0.5, "eta": 1}')

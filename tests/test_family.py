@@ -70,6 +70,40 @@ def test_a_judge_draws_each_chunk_from_noise_of_its_own(trained):
     assert not torch.allclose(*z)
 
 
+def test_each_twentieth_of_the_rows_lacks_text_picture_or_both():
+    torch.manual_seed(0)
+    mute, blind = T.leave_out(20_000)
+    for rows in (mute & ~blind, blind & ~mute, mute & blind):
+        assert rows.shape == (20_000, 1) and abs(rows.float().mean().item() - 0.05) < 0.006
+    assert not any(m.any() for m in T.leave_out(9, share=0.0))
+
+
+@torch.no_grad()
+def test_instructions_are_learnt_by_the_plain_error_of_the_noise(trained, monkeypatch):
+    "Noise of ones against an answer of zeros costs 1 at each time: no time weighs more."
+    from fastedit.training import generators as G
+
+    folder, small, _ = trained
+    stock, seen = T.Stock(small, folder, torch.device("cpu"), 0, lambda *_: None), []
+    blank = torch.from_numpy(stock.words.row("")).long()
+    z = torch.zeros(3, small.latents, small.cells, small.cells)
+    stock.edits = dict(told=blank.expand(3, -1), z_before=z + 2, z_after=z)
+    unet, *encoders = T.made(stock, "unet", "text_encoder", "text_encoder_2")
+
+    def ask(stock, unet, x, t, text):
+        seen.append(x)
+        return torch.zeros_like(x[:, : small.latents])
+
+    monkeypatch.setattr(G, "ask_unet", ask)
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    monkeypatch.setattr(G, "fit_within", lambda name, nets, loss, *a, **k: loss(0)[0])
+    monkeypatch.setattr(G, "save_instruct", lambda *a: None)
+    monkeypatch.setattr(G, "leave_out", lambda n, d: (torch.zeros(n, 1).bool(),) * 2)
+    assert T.learn_instruct(stock, 1.0, unet, encoders, 0.5).item() == 1
+    (x,) = seen
+    assert x.shape[1] == 2 * small.latents and (x[:, small.latents :] == 4).all()
+
+
 def test_its_folders_are_models_of_their_own_latents(trained):
     folder, small, _ = trained
     spec = local_spec(folder / small.key)

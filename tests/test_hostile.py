@@ -311,6 +311,12 @@ def test_a_model_without_its_number_of_levels_has_four(model):
     assert local_spec(model).multiple == 4 * 2**3
 
 
+def test_a_configuration_that_says_a_name_twice_is_refused_with_its_line(tmp_path):
+    (tmp_path / "config.json").write_text('{\n "in_channels": 4,\n "in_channels": 8\n}')
+    with pytest.raises(ModelError, match=r"config.json: .*'in_channels' .*\(again in line 3\)"):
+        read_json(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("name", ["pipe", "folder"])
 def test_what_is_no_file_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / "pipe")

@@ -4,6 +4,7 @@ SD1.5-shaped, with a guidance embedding, epsilon and v prediction."""
 import tempfile
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastedit.core import Cancelled, FastEditError, ModelError, OptionError
@@ -24,7 +25,8 @@ from fastedit.methods.base import (
     posterior,
     work,
 )
-from fastedit.models import ARCHITECTURES, MODELS, load_model, random_model
+from fastedit.methods import check_files
+from fastedit.models import ARCHITECTURES, MODELS, find_spec, load_model, random_model
 from fastedit.denoise import NoiseSchedule, even_grid, lcm_grid
 from shared import instruct_folder
 
@@ -449,6 +451,23 @@ def instruct_model(tmp_path_factory):
     c.pop("controlnet")
     p = load_model(str(random_model(d / "m", configs=c)), device="cpu", controlnet=False)
     return replace(p, scheduler=dict(p.scheduler, _class_name="DDIMScheduler"))
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_models_own_files_say_which_methods_it_takes(tmp_path, form):
+    from safetensors.torch import save_file
+
+    place = Path(instruct_folder(tmp_path))
+    for f in place.rglob("*.safetensors"):
+        f.write_bytes(b"")  # no weight can be read
+    if form == "file":  # with the folder of its name beside it
+        place = place.with_suffix(".safetensors")
+        keys = "model.diffusion_model.a", "conditioner.embedders.0.transformer.a"
+        save_file({k: torch.ones(1) for k in keys}, place)
+    spec = find_spec(place)
+    check_files(find_method("instruct"), spec)
+    with pytest.raises(ModelError, match="needs a UNet with 4 input channels.* has 8: use 'inst"):
+        check_files(find_method("ddcm"), spec)
 
 
 def test_instructions_are_followed_as_by_the_stock_pipeline(instruct_model):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['fits_better', 'own_check', 'check_second_try', 'Tried', 'edit_and_check', 'change_share', 'edit_kind']
 
-# %% ../../nbs/adaptive/390_auto.ipynb #a5e3f3f7
+# %% ../../nbs/adaptive/390_auto.ipynb #efc9cf54
 from dataclasses import dataclass, replace
 import numpy as np
 from ..core import OptionError, in_words
 from ..editor import EditResult
-from ..editor.change import summed
+from ..editor.change import fallbacks_elsewhere, summed
 from ..editor.request import is_encoded
 from ..editor.texts import bare_prompts
 from ..measure.backbones import load_backbone
@@ -65,7 +65,7 @@ def check_second_try(spec,           # row of the model
     if both and not (settings.get("source_prompt") or getattr(asked, "source_prompt", None)):
         raise OptionError(_BOTH)
 
-# %% ../../nbs/adaptive/390_auto.ipynb #6f563e79
+# %% ../../nbs/adaptive/390_auto.ipynb #b31a1aca
 @dataclass(frozen=True)
 class Tried:
     "An edit, after as many tries as it took."
@@ -109,5 +109,7 @@ def edit_and_check(editor, image,
     score, best = max(found, key=lambda f: f[0])
     scores = tuple(x for x, _ in found)
     said = _told(strengths, scores, spent, budget if last and score < threshold else None)
-    best = replace(best, notes=(*best.notes, said), **summed(best, [m for _, m in found]))
+    all_of = [m for _, m in found]
+    notes = *best.notes, *fallbacks_elsewhere(best, all_of), said
+    best = replace(best, notes=notes, **summed(best, all_of))
     return Tried(best, scores, score >= threshold, spent)

@@ -6,10 +6,11 @@
 __all__ = ['Place', 'ForAll', 'OutFolder', 'Methods', 'Seeds', 'AtOnce', 'whole_numbers', 'check_batch', 'check_references',
            'batch']
 
-# %% ../../nbs/cli/904b_batching.ipynb #b95f3d67
+# %% ../../nbs/cli/904b_batching.ipynb #49a0c334
 from pathlib import Path
 import typer
-from .checks import check_adapter, check_drawn, check_machine, check_models
+from .checks import (check_adapter, check_drawn, check_machine, check_models,
+                                 check_together)
 from .editing import (AllowSmaller, Anyway, Budget, ClipSkip, Control, ControlNets,
                                   ControlScale, Guidance, IpAdapter, LongPrompts, MaskCrop,
                                   MethodOptions, NegativePrompt, Precision, PromptWeights,
@@ -41,7 +42,7 @@ def whole_numbers(text) -> tuple:
     try: return tuple(int(x) for x in text.split(","))
     except ValueError: raise typer.BadParameter(f"{text!r}: write whole numbers such as 0,1,2")
 
-# %% ../../nbs/cli/904b_batching.ipynb #19621165
+# %% ../../nbs/cli/904b_batching.ipynb #35d15445
 def _own_method(model) -> dict:
     "The way of a flow model, which has no method beside it."
     from fastedit.editor.flow import own_way
@@ -49,16 +50,15 @@ def _own_method(model) -> dict:
     spec = find_spec(model)
     return dict(method=own_way(spec)) if spec.family == "flow" else {}
 
-def check_batch(planned, model, named: bool, **machine):
+def check_batch(planned, model, named: bool, controlnet=None, ip_adapter=None, **machine):
     "Refuse a batch that cannot work, but for single pictures, which fail by themselves."
-    from fastedit.editor import check_request
+    from fastedit.editor import EditRequest, check_request
     from fastedit.models import find_spec
     from fastedit.pictures import read_image
     check_machine(**machine)
     spec = find_spec(model)
-    for r in dict.fromkeys(p.request.json for p in planned):
-        from fastedit.editor import EditRequest
-        check_request(EditRequest.from_json(r), spec)
+    for r in map(EditRequest.from_json, dict.fromkeys(p.request.json for p in planned)):
+        check_together(spec, r, check_request(r, spec), controlnet, ip_adapter)
     check_models([spec])
     for path in () if named else dict.fromkeys(p.image for p in planned):
         try: picture = read_image(path).image
@@ -75,7 +75,7 @@ def _folder(out: Path):
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file: give a folder for the pictures")
 
-# %% ../../nbs/cli/904b_batching.ipynb #b4427406
+# %% ../../nbs/cli/904b_batching.ipynb #a87c2d82
 @app.command()
 def batch(place: Place,
           out: OutFolder,
@@ -128,7 +128,7 @@ def batch(place: Place,
     adapters = loras(lora) | seer
     if controlnet: adapters["controlnet"] = one_or_all(controlnet)
     machine = dict(device=device, precision=precision, residency=residency)
-    check_batch(planned, model, anyway or _given(ctx, "model"), **machine)
+    check_batch(planned, model, anyway or _given(ctx, "model"), controlnet, ip_adapter, **machine)
     check_references(planned, model, ip_adapter)
     bring(quiet)
     editor = load_editor(model, quiet, budget_gb=budget, allow_smaller=allow_smaller, **machine,

@@ -56,9 +56,24 @@ def check_profile(name):
         raise OptionError(f"profile {name!r} is unknown{nearest(name, PROFILES)}: "
                           f"use one of {', '.join(PROFILES)}")
 
-# %% ../../nbs/cli/903_checks.ipynb #f7f2e758
+# %% ../../nbs/cli/903_checks.ipynb #75bf6254
+def check_together(spec, request, method, controlnet=None, ip_adapter=None):
+    "Refuse a method, control maps or a reference that a model's small files say it cannot take."
+    from types import SimpleNamespace
+    from fastedit.editor.defaults import default_control
+    from fastedit.editor.reference import check_reference
+    from fastedit.methods import check_files
+    from fastedit.models.places import count_controls
+    if method is None: return   # a flow model
+    check_files(method, spec)
+    beside = True if not controlnet else list(controlnet) if len(controlnet) > 1 else controlnet[0]
+    default_control(request, method, *count_controls(spec, beside))
+    if ip_adapter is None or request.reference is None: return   # see `check_adapter`
+    check_reference(request, method, SimpleNamespace(seer=ip_adapter, lent=None))
+
+# %% ../../nbs/cli/903_checks.ipynb #eed1f841
 def check_edit(prompt, model, settings, picture, device=None, precision=None,
-               residency="resident") -> bool:
+               residency="resident", controlnet=None, ip_adapter=None) -> bool:
     "Refuse an edit that cannot work; tell whether lean imports are enough for it."
     from fastedit.editor import EditRequest, check_request, take_control
     from fastedit.editor.flow import own_way
@@ -70,6 +85,7 @@ def check_edit(prompt, model, settings, picture, device=None, precision=None,
     named = {k: take_control(settings.get(k))[0] for k in ("control", "reference")}
     request = EditRequest(prompt=prompt, model=model, **default | settings | named)
     method = check_request(request, spec, picture)
+    check_together(spec, request, method, controlnet, ip_adapter)
     check_models([spec])
     packed = precision in PRECISIONS and PRECISIONS[precision].weights
     return not (flow or method.pipeline or packed)
@@ -98,11 +114,12 @@ def check_drawn(picture, path, named: bool):
                       "(--model ssd-1b; `fastedit fetch ssd-1b` gets it once), "
                       "or try all the same with --model mini or --anyway")
 
-# %% ../../nbs/cli/903_checks.ipynb #ee2921fd
+# %% ../../nbs/cli/903_checks.ipynb #0dbeded1
 def check_sweep(image, dataset, model, method, metrics):
-    "Refuse a sweep over a picture, model, method or profile that is not there."
+    "Refuse a sweep over a picture, model, method or profile that is not there or does not suit."
     from fastedit.editor.flow import FLOW_METHODS
-    from fastedit.methods import find_method
+    from fastedit.methods import check_files, find_method
+    from fastedit.models import find_spec
     from fastedit.pictures import load_image
     if dataset is not None and not dataset.exists():
         raise OptionError(f"{dataset} does not exist: give a folder, CSV or JSONL")
@@ -110,7 +127,7 @@ def check_sweep(image, dataset, model, method, metrics):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # said when it is read for good
             load_image(image)
-    if method not in (None, *FLOW_METHODS): find_method(method)
+    if method not in (None, *FLOW_METHODS): check_files(find_method(method), find_spec(model))
     check_models([model])
     check_profile(metrics)
 

@@ -140,7 +140,7 @@ def check_words(prompt: str):
     if not prompt.strip():
         raise PromptError("the prompt is empty: say what the picture shall show")
 
-# %% ../../nbs/cli/904_editing.ipynb #39e6c683
+# %% ../../nbs/cli/904_editing.ipynb #ffe13d3e
 @app.command()
 def edit(image: Image,
          prompt: Prompt,
@@ -162,8 +162,7 @@ def edit(image: Image,
          clip_skip: ClipSkip=None, prompt_weights: PromptWeights=False,
          long_prompts: LongPrompts=False,
          mask: Mask=None, feather: Feather=2., mask_crop: MaskCrop=None,
-         size: Size=None, seed: Seed=0,
-         precision: Precision=None, device: Device=None,
+         size: Size=None, seed: Seed=0, precision: Precision=None, device: Device=None,
          residency: Residency="resident", budget: Budget=None,
          allow_smaller: AllowSmaller=False,
          option: MethodOptions=None,
@@ -187,7 +186,8 @@ def edit(image: Image,
     adapters = loras(lora) | seer
     source, region = read_pictures(image, mask, anyway or _given(ctx, "model"))
     machine = dict(device=device, precision=precision, residency=residency)
-    lean = check_edit(prompt, model, settings, source.image.size, **machine)
+    lean = check_edit(prompt, model, settings, source.image.size, controlnet=controlnet,
+                      ip_adapter=ip_adapter, **machine)
     check_adapter(model, ip_adapter, reference)
     look = second_look(model, settings) if second_try else None
     bring(quiet, lean)

@@ -57,13 +57,14 @@ def sides(text):
                                  "or one side of a square")
     return tuple(found*2)[:2]
 
-# %% ../../nbs/cli/902_options.ipynb #91009099
+# %% ../../nbs/cli/902_options.ipynb #2afb8e05
 def named_values(given) -> dict:
     "Turn k=v into a dict; values are read as JSON where they can be."
     out = {}
     for pair in given or []:
         k, eq, v = pair.partition("=")
         if not eq or not k.strip(): raise typer.BadParameter(f"{pair!r}: write name=value")
+        if k.strip() in out: raise typer.BadParameter(f"{k.strip()} is given twice: keep one")
         out[k.strip()] = read_value(v)
     return out
 

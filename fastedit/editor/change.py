@@ -12,7 +12,7 @@ from .choosing import choose
 from ..methods import check_options
 
 # %% auto #0
-__all__ = ['TRIES', 'NEAR', 'change_share', 'search', 'strengths_of', 'Try', 'summed', 'edit_by_change']
+__all__ = ['TRIES', 'NEAR', 'change_share', 'search', 'strengths_of', 'Try', 'summed', 'fallbacks_elsewhere', 'edit_by_change']
 
 # %% ../../nbs/editor/208f_change.ipynb #8eb81a17
 def change_share(source, edited,  # pictures of one size
@@ -70,7 +70,7 @@ def strengths_of(stages,  # a `Stages`, or a `FastEditor`
     raise OptionError(f"change={r.change:g}: the strength moves nothing in method {method.key!r}, "
                       "so that none can be found; leave change out, or use another method")
 
-# %% ../../nbs/editor/208f_change.ipynb #d350a8b4
+# %% ../../nbs/editor/208f_change.ipynb #98d9aab0
 @dataclass(frozen=True)
 class Try:
     "One of the edits by which a strength was found."
@@ -93,15 +93,30 @@ def _note(asked, best, found, result) -> str:
     ends = f"strengths {min(t.strength for t in found):g} to {max(t.strength for t in found):g}"
     return f"{said}; no strength that was tried comes nearer ({ends})"
 
+# %% ../../nbs/editor/208f_change.ipynb #ee5b8efa
 def summed(result,       # `EditResult` that is given back
            all_of: list  # of all tries
-          ) -> dict:     # its seconds and counts, to be replaced
-    "Add up what all tries cost."
+          ) -> dict:     # its seconds, counts and memory, to be replaced
+    "Add up what all tries cost; of their memory give the most."
     seconds = {k: sum(x.seconds.get(k, 0.) for x in all_of) for k in result.seconds}
     own = ("nfe", "control_nfe", "network_seconds", "reused")
-    return dict(seconds=seconds, **{k: sum(getattr(x, k) for x in all_of) for k in own})
+    peaks = [x.peak_memory for x in all_of if x.peak_memory is not None]
+    moved = sum(x.memory.get("moved", 0) for x in all_of)
+    memory = result.memory | (dict(moved=moved) if "moved" in result.memory else {})
+    return dict(seconds=seconds, peak_memory=max(peaks, default=None), memory=memory,
+                **{k: sum(getattr(x, k) for x in all_of) for k in own})
 
-# %% ../../nbs/editor/208f_change.ipynb #d9968b92
+def fallbacks_elsewhere(result,       # `EditResult` that is given back
+                        all_of: list  # of all tries
+                       ) -> tuple:    # notes
+    "Say what tries fell back to that were not chosen, as far as the chosen one did not."
+    found = {}
+    for x in all_of:
+        for f in x.fallbacks: found.setdefault(f, []).append(f"{x.request.strength:g}")
+    return tuple(f"trying strength {' and '.join(at)}: {f}" for f, at in found.items()
+                 if f not in result.fallbacks)
+
+# %% ../../nbs/editor/208f_change.ipynb #866cc65a
 def edit_by_change(stages,  # a `FastEditor`
                    r,       # `EditRequest` with a change
                    edit     # request with a strength -> `EditResult`
@@ -119,5 +134,6 @@ def edit_by_change(stages,  # a `FastEditor`
     found = {i: Try(places[i], round(c, 4), made[i].nfe) for i, c in shares.items()}
     done, tries = made[best], tuple(found.values())
     said = _note(r.change, found[best], tries, done)
-    return replace(done, tries=tries, notes=(*chosen, *done.notes, said),
-                   **summed(done, list(made.values())))
+    all_of = list(made.values())
+    notes = *chosen, *done.notes, *fallbacks_elsewhere(done, all_of), said
+    return replace(done, tries=tries, notes=notes, **summed(done, all_of))

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['pick_controlnets', 'way_in_words']
 
-# %% ../../nbs/models/048_places.ipynb #c8a5f7d5
+# %% ../../nbs/models/048_places.ipynb #d3b47309
 import os
 from dataclasses import replace
 from pathlib import Path
 from ..core import ModelError, as_path, in_words, nearest
 from .architectures import ARCHITECTURES
-from .files import read_json
+from .files import read_configuration, read_json
+from .folders import weights_dir
 from .ip_adapters import adapter_file, encoder_folder
-from .mini import mini_path
+from .mini import EMBEDDED, mini_path
 from .names import find_spec
 from .registry import MODELS, ModelSpec
+from .single_file import single_file_configs
 from .sources import (CONTROLNETS, IMAGE_ENCODERS, IP_ADAPTERS, VAES, Source,
                                      is_hub_id, locate_file, on_hub, part_named)
 from .user import user_models
@@ -196,6 +198,28 @@ def preview_source(spec: ModelSpec) -> Source:
     "Name the place of a model's tiny VAE; raises `ModelError` if it has none."
     if spec.preview in VAES: return VAES[spec.preview].source
     raise ModelError(f"model {spec.key!r} has no tiny VAE for previews: leave preview out")
+
+# %% ../../nbs/models/048_places.ipynb #246c66e1
+_UNET = dict(in_channels=4, out_channels=4, time_cond_proj_dim=None)   # where a file is silent
+
+def unet_entries(spec: ModelSpec  # the model
+                ) -> dict|None:
+    "Read what a model's UNet says of itself, without its weights; None: that is not known."
+    if spec.family == "flow": return None
+    if is_single_file(spec): return _UNET | single_file_configs(spec.path)["unet"][1]
+    if spec.key in EMBEDDED and not spec.path: folder = weights_dir()/EMBEDDED[spec.key]/"unet"
+    else: folder = locate_file(spec.unet or _own(spec, "unet"))
+    if folder and (file := folder/"config.json").is_file():
+        return _UNET | read_configuration("unet", file)
+    return _UNET | ARCHITECTURES[spec.arch].config if spec.arch else None
+
+def count_controls(spec: ModelSpec,  # the model
+                   controlnet        # as for `pick_controlnets`
+                  ) -> tuple:
+    "Say how many ControlNets a model is given, and whether it is one for many kinds of maps."
+    several = pick_controlnets(spec, controlnet)
+    kinds = [_controlnet_place(spec, c)[0] for c in several]
+    return len(kinds), kinds == ["ControlNetUnionModel"]
 
 # %% ../../nbs/models/048_places.ipynb #62fb9fcd
 def expected_bytes(spec: ModelSpec, places: dict, precision: str) -> dict:

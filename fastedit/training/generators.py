@@ -6,13 +6,13 @@
 __all__ = ['ask_unet', 'residuals', 'Said', 'weighted_error', 'noisy', 'compile_blocks', 'learn_teacher', 'learn_student',
            'Walks', 'Shortcut', 'learn_lcm_lora', 'learn_lcm', 'learn_controlnet', 'learn_instruct']
 
-# %% ../../nbs/training/624_generators.ipynb #c381c4c1
+# %% ../../nbs/training/624_generators.ipynb #1e5eec58
 from pathlib import Path
 import torch
 from ..denoise import boundary, guidance_embedding, lcm_grid
 from .distillation import HOP, LCM_GRID, lora_config, pseudo_huber, save_lora
 from .engine import fit_within
-from .instruct import save_instruct, widen
+from .instruct import leave_out, save_instruct, widen
 from .parts import save_part
 from .senses import some
 from .shape import family_controlnet, family_encoders, family_unet
@@ -213,7 +213,7 @@ def learn_lcm(stock: Stock, seconds: float, teacher, student, encoders, evaluate
     save_part(nets[0], stock.state, "unet-s")
     return done
 
-# %% ../../nbs/training/624_generators.ipynb #5ca0c9df
+# %% ../../nbs/training/624_generators.ipynb #855253b0
 def learn_controlnet(stock: Stock, seconds: float, teacher, small, encoders):
     "Train the canny ControlNet over the frozen UNets of both models in turn."
     torch.manual_seed(4)
@@ -247,12 +247,11 @@ def learn_instruct(stock: Stock, seconds: float, unet, encoders, scale: float):
         ids = torch.randint(len(edits["told"]), (n,), device=stock.device)
         t, z = torch.randint(1000, (n,), device=stock.device), edits["z_after"][ids].float()
         noise = torch.randn_like(z)
-        mute, blind = (torch.rand(n, 1, device=stock.device) < p for p in (.1, .07))
+        mute, blind = leave_out(n, stock.device)
         with torch.no_grad(): text = said.text(torch.where(mute, said.blank, edits["told"][ids]))
         seen = edits["z_before"][ids].float()/scale*(~blind)[..., None, None]
         e = ask_unet(stock, unet, torch.cat([stock.levels.noised(z, noise, t), seen], 1), t, text)
-        each = (e.float()-noise).square().mean((1, 2, 3))
-        return (each*stock.levels.weight(t)).mean(), {}
+        return (e.float()-noise).square().mean(), {}
     done = fit_within("instruct", dict(unet=unet), loss_fn, seconds, stock.state, lr=None, ema=.99,
                       say=stock.say)
     save_instruct(unet, Path(stock.state)/"models"/"instruct")

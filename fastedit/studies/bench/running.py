@@ -273,7 +273,7 @@ def _finish(out, team, begun, loading, **account) -> Bench:
     team.close()
     return found
 
-# %% ../../../nbs/studies/bench/377_running.ipynb #9078e636
+# %% ../../../nbs/studies/bench/377_running.ipynb #db7a2b81
 def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or JSONL
               methods="all",            # see `make_runs`
               models=None,              # names or folders; None: for each method its embedded one
@@ -316,7 +316,7 @@ def run_bench(dataset="picturebook",    # "picturebook", a folder, or a CSV or J
     data = None if drawn else open_dataset(*opened)
     profile, device = profile or _profile_for(data), team.device or device
     judge = judge or Judge(profile, device="cpu" if profile == "drawn" else device or "cpu")
-    editors = Editors(make_editor or _editor_maker(device, precision, loras))
+    editors = Editors(make_editor or _editor_maker(device, precision, loras), not make_editor)
     good, refused = possible_runs(runs, editors, methods != "all")
     data = data or open_dataset(*opened)   # drawn when nothing else is left to be refused
     share = Share(list(data)[index-1::of], seeds, profile, precision, index, of, diagnose)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sink']
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #df2c8be7
+# %% ../../../nbs/studies/bench/374_worker.ipynb #b98097c8
 import io, json, secrets, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -15,8 +15,8 @@ from PIL import Image
 from ...core import (Cancelled, DataError, FastEditError, Later, MaskError, ModelError,
                            OptionError, canonical_json, content_hash)
 from ...editor import EditRequest, versions
-from ...methods import check_model, check_options, find_method
-from ...models import diagnose
+from ...methods import check_files, check_model, check_options, find_method
+from ...models import diagnose, find_spec
 from ...pictures import load_image, pixel_hash, save_image
 from ...measure.folders import (file_hash, folder_picture, picture_bytes, place_inside,
                                        printable)
@@ -58,12 +58,13 @@ class Sink:
         "Finish what is queued."
         if self.pool: self.pool.shutdown(wait=True)
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #d1ce017d
+# %% ../../../nbs/studies/bench/374_worker.ipynb #2be62564
 class Editors:
     "Editors by model; small ones stay, of the large ones only the last."
-    def __init__(self, make # model -> editor
+    def __init__(self, make,        # model -> editor
+                 by_name: bool=False # whether it loads what the model's name stands for
                 ):
-        self.make, self.kept, self.given = make, {}, {}
+        self.make, self.by_name, self.kept, self.given = make, by_name, {}, {}
 
     def __call__(self, model):
         "The editor of a model, under the name that was given or its key."
@@ -81,13 +82,15 @@ def _is_large(editor) -> bool:
     parameters = (p for m in editor.parts.modules().values() for p in m.parameters())
     return sum(p.numel()*p.element_size() for p in parameters) > 1 << 30
 
-# %% ../../../nbs/studies/bench/374_worker.ipynb #c7bebf6b
+# %% ../../../nbs/studies/bench/374_worker.ipynb #86191b43
 def possible_runs(runs, editors, strict) -> tuple:
     "Part runs into those that their models can do and (run, reason) for the others."
     good, refused, broken = [], [], {}
-    for r in runs:
-        if r.model in broken:
-            refused.append((r, broken[r.model]))
+    unfit = [_unfit(r) if editors.by_name else "" for r in runs]
+    _refuse_all(runs, unfit, strict)
+    for r, why in zip(runs, unfit):
+        if why := why or broken.get(r.model):
+            refused.append((r, why))
             continue
         try: good.append(_on_its_model(r, editors(r.model)))
         except ModelError as e:
@@ -98,6 +101,17 @@ def possible_runs(runs, editors, strict) -> tuple:
     nothing_asked_for = all(r.control for r in good) and any(not r.control for r, _ in refused)
     if not good or strict and nothing_asked_for: raise ModelError(refused[0][1])
     return good, refused
+
+def _unfit(run) -> str:
+    "Say why a method cannot work with its model, as far as the model's small files tell."
+    try: check_files(find_method(run.method), find_spec(run.model))
+    except ModelError as e: return str(e)
+    return ""
+
+def _refuse_all(runs, unfit, strict):
+    "Raise before anything is loaded if nothing would be left but controls."
+    asked = [why for r, why in zip(runs, unfit) if not r.control]
+    if strict and asked and all(asked): raise ModelError(asked[0])
 
 def _on_its_model(run, editor):
     "A run under its model's key; raises `ModelError` if the model cannot do it."
