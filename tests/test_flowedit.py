@@ -188,3 +188,72 @@ def test_nothing_chooses_for_a_flow_model(key, field):
     r = EditRequest(B, model=key, method="flowedit", **{field: "auto"})
     with pytest.raises(OptionError, match=f"{field}='auto': .* nothing was measured"):
         F.check_flow(M.MODELS[key], r)
+
+
+# --- quantised transformers
+
+
+class Stored(torch.nn.Module):
+    "A transformer whose weights are bytes, as a quantiser leaves them; it computes in `dtype`."
+
+    def __init__(self, net, plain=False, **told):
+        super().__init__()
+        self.kept, self.config, self.device = [net], dict(net.config), net.device
+        self.weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+        if plain:  # such as a norm, which a GGUF leaves in fp32
+            self.norm = torch.nn.Parameter(torch.ones(2))
+        self.wanted, self.asked = told.pop("wanted"), set()
+        for k, v in told.items():
+            setattr(self, k, v)
+
+    dtype = torch.uint8
+
+    def forward(self, hidden_states, timestep, **kw):
+        self.asked |= {hidden_states.dtype, timestep.dtype}
+        (net,) = self.kept
+        return net(hidden_states=hidden_states.float(), timestep=timestep.float(), **kw)
+
+
+def of_quantizer(dtype):
+    from types import SimpleNamespace as N
+
+    return N(quantization_config=N(compute_dtype=dtype))
+
+
+STORED = [
+    dict(hf_quantizer=of_quantizer(torch.bfloat16), wanted=torch.bfloat16, plain=True),
+    dict(compute_dtype=torch.float16, wanted=torch.float16),
+    dict(compute_dtype="torch.bfloat16", wanted=torch.bfloat16),
+    dict(compute_dtype=torch.uint8, wanted=torch.float32, plain=True),
+    dict(dtype=torch.float8_e4m3fn, wanted=torch.float32),
+    dict(wanted=torch.float32),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("how", STORED, ids=lambda how: ",".join(how))
+def test_a_quantised_transformer_is_asked_in_the_type_it_computes_in(
+    editors, key, how, monkeypatch
+):
+    flow = editors[key].flow
+    given = F.compute_type(flow.net)
+    net = Stored(flow.net, **how)
+    assert given == torch.float32 and F.compute_type(net) == net.wanted
+    monkeypatch.setattr(flow.pipe, "transformer", net)
+    made = flow.flowedit(A, B, "a red ball", 2, 1.0, 3.0, 2.0, seed=1)
+    assert net.asked == {net.wanted} and flow.dtype == net.wanted
+    monkeypatch.undo()
+    whole = flow.flowedit(A, B, "a red ball", 2, 1.0, 3.0, 2.0, seed=1)
+    tolerance = 0 if net.wanted == torch.float32 else 0.05 * whole.latents.abs().max()
+    assert (made.latents - whole.latents).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_a_precision_leaves_the_type_that_a_network_computes_in(editors, precision):
+    import copy
+
+    if precision == "int8":
+        pytest.importorskip("torchao")
+    want = getattr(torch, M.compute_dtype(precision, "cpu"))
+    net = copy.deepcopy(editors["sd35-medium"].flow.net).to(want)
+    assert F.compute_type(M.quantize(net, precision, "cpu")) == want

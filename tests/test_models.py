@@ -400,15 +400,40 @@ def test_damaged_configurations_are_refused(folders, tmp_path, name, text):
         M.load_model(d)
 
 
+@pytest.mark.parametrize(
+    "part, entry, says",
+    [
+        ("unet", dict(block_out_channels=[16, 32, 48]), "ControlNet's blocks"),
+        ("controlnet", dict(layers_per_block=2), "ControlNet's blocks"),
+        ("controlnet", dict(in_channels=8), "ControlNet takes latents of 8"),
+        ("vae", dict(latent_channels=16), "VAE has 16 latent channels"),
+        ("text_encoder", dict(hidden_size=64), "the text encoders give"),
+        ("text_encoder_2", dict(projection_dim=48), "pooled text"),
+        ("unet", dict(cross_attention_dim=48), "reads text states of width 48"),
+    ],
+)
+def test_configurations_that_do_not_belong_together_are_refused_before_a_weight_is_read(
+    folders, tmp_path, monkeypatch, part, entry, says
+):
+    d = copy(folders["xl"], tmp_path / "m")
+    change = json.loads((d / part / "config.json").read_text()) | entry
+    (d / part / "config.json").write_text(json.dumps(change))
+    monkeypatch.setattr(
+        "fastedit.models.load.load_network", lambda *a: pytest.fail("a network was loaded")
+    )
+    with pytest.raises(ModelError, match=says):
+        M.load_model(d)
+
+
 def test_parts_that_do_not_belong_together(folders, tmp_path):
     d = copy(folders["xl"], tmp_path / "a")
     c = json.loads((d / "unet" / "config.json").read_text())
     (d / "unet" / "config.json").write_text(json.dumps({**c, "block_out_channels": [16, 32, 48]}))
     with pytest.raises(ModelError, match="unet"):
-        M.load_model(d)
+        M.load_model(d, controlnet=False)
     (d / "unet" / "config.json").write_text(json.dumps({**c, "layers_per_block": 2}))
     with pytest.raises(ModelError, match="unet"):
-        M.load_model(d)
+        M.load_model(d, controlnet=False)
     d = copy(folders["xl"], tmp_path / "b")
     shutil.rmtree(d / "text_encoder")
     other = M.random_model(tmp_path / "o", "sd15", width=32, channels=(16, 32, 32))

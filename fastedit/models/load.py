@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['load_model', 'load_preview']
 
-# %% ../../nbs/models/048c_load.ipynb #69545456
+# %% ../../nbs/models/048c_load.ipynb #dc4bbe65
 import os
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from ..core import ModelError, OptionError, content_hash, in_words
 from .components import (Components, check_device, check_speed, chosen_precision,
                                         default_device, speed_up)
@@ -20,6 +22,7 @@ from .lora import Lora, asked_loras, find_lora
 from .lora_merge import apply_loras
 from .mini import EMBEDDED, mini_path
 from .names import find_spec
+from .architectures import network_class
 from .networks import controlnets, joined, load_network
 from .places import (files_of, is_single_file, pick_controlnets, places_of,
                                     preview_source)
@@ -183,14 +186,13 @@ def _check_text(spec: ModelSpec, parts: dict):
         raise ModelError(f"model {spec.key!r}: the UNet reads text states of width "
                          f"{unet.cross_attention_dim}, the text encoders give {width}: {_MIXED}")
 
-# %% ../../nbs/models/048c_load.ipynb #9a405c2c
+# %% ../../nbs/models/048c_load.ipynb #85f1d50f
 def _blocks(config) -> tuple:
     "What a ControlNet and its UNet must have in common."
     return tuple(config.block_out_channels), config.layers_per_block, config.cross_attention_dim
 
-def _check_fit(spec: ModelSpec, parts: dict):
-    "Raise `ModelError` unless text encoders, ControlNet and VAE fit the UNet."
-    _check_lengths(spec, parts)
+def _check_networks(spec: ModelSpec, parts: dict):
+    "Raise `ModelError` unless the configurations of text encoders, ControlNet and VAE fit."
     _check_text(spec, parts)
     unet = parts["unet"].config
     for control in controlnets(parts.get("controlnet")):
@@ -206,6 +208,30 @@ def _check_fit(spec: ModelSpec, parts: dict):
     if channels != unet.out_channels:
         raise ModelError(f"model {spec.key!r}: the VAE has {channels} latent channels, the UNet "
                          f"{unet.out_channels}: {_MIXED}")
+
+def _check_fit(spec: ModelSpec, parts: dict):
+    "Raise `ModelError` unless tokenizers, text encoders, ControlNet and VAE fit the UNet."
+    _check_lengths(spec, parts)
+    _check_networks(spec, parts)
+
+# %% ../../nbs/models/048c_load.ipynb #609c6344
+def _as_read(cls: str, entries: dict):
+    "Give a configuration as its class reads it."
+    kind = network_class(cls)
+    if cls.startswith("CLIP"): return kind.config_class(**entries)
+    own = {k: p.default for k, p in signature(kind.__init__).parameters.items()}
+    return SimpleNamespace(**own | entries)
+
+def _check_files_fit(found: _Found):
+    "Raise `ModelError` if configuration files say that networks do not fit; loads none."
+    said = {k: (cls, read_json(found.files[k]/"config.json"))
+            for k, (cls, _) in found.places.items() if cls and cls != "CLIPTokenizer"}
+    try:
+        nets = {k: SimpleNamespace(config=_as_read(cls, entries))
+                for k, (cls, entries) in (said | found.inside).items()}
+        beside = [nets.pop(k) for k in list(nets) if k.startswith("controlnet")]
+        _check_networks(found.spec, dict(nets, controlnet=SimpleNamespace(nets=beside)))
+    except (AttributeError, KeyError, TypeError, ValueError): return   # its class will say why
 
 # %% ../../nbs/models/048c_load.ipynb #1b539cc3
 def _used_files(files: dict, precision: str) -> list:
@@ -223,7 +249,7 @@ def _revision(used: list, precision: str, loras: list, zeros: bool) -> str:
     if loras: key = content_hash(key, [(a["hash"], a["scale"]) for a in loras])
     return content_hash(key, "zeros") if zeros else key
 
-# %% ../../nbs/models/048c_load.ipynb #73d2a801
+# %% ../../nbs/models/048c_load.ipynb #28d0bcf5
 def _join_controls(loaded: dict, files: dict) -> list:
     "Make one of several ControlNets that were loaded; gives their files' hashes in order."
     names = [k for k in loaded if k.startswith("controlnet")]
@@ -242,6 +268,7 @@ def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Co
     "Load what was found, make one model of it, and say what it is."
     spec, index = found.spec, _index_of(found)
     strange = _check_settings(found, index)
+    _check_files_fit(found)
     loaded, notes = _load_networks(found, precision, device)
     adapters, said = _apply(found, loaded, fuse, extra)
     order = _join_controls(loaded, found.files)

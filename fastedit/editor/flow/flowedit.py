@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['run_flow']
 
-# %% ../../../nbs/editor/flow/206_flowedit.ipynb #55ffaa72
+# %% ../../../nbs/editor/flow/206_flowedit.ipynb #f6cad737
 import time
 import torch
 from fastcore.basics import patch
 from ...denoise import finite
-from .pipeline import FlowModel, FlowOutcome, flow_errors, watched_pipe
+from .pipeline import (FlowModel, FlowOutcome, compute_type, flow_errors,
+                                          watched_pipe)
 from ...pictures import to_image
 
 # %% ../../../nbs/editor/flow/206_flowedit.ipynb #51a07510
@@ -85,11 +86,12 @@ class _Klein:
 
 _KINDS = dict(StableDiffusion3Pipeline=_SD3, Flux2KleinPipeline=_Klein)
 
-# %% ../../../nbs/editor/flow/206_flowedit.ipynb #3e5ca82d
+# %% ../../../nbs/editor/flow/206_flowedit.ipynb #54259dce
 class _Branches:
     "The prompts of both branches, encoded once, and the guidance of each."
     def __init__(self, kind, texts, scales):
         self.kind, self.scales, self.words = kind, scales, []
+        self.dtype = compute_type(kind.pipe.transformer)
         for text, scale in zip(texts[:2], scales):
             self.words.append(kind.words([text] if scale == 1 else [texts[2], text]))
 
@@ -97,7 +99,7 @@ class _Branches:
         "Predict the guided velocity of each branch: {branch: point} to {branch: velocity}."
         rows = [x for b, x in points.items() for _ in range(1 if self.scales[b] == 1 else 2)]
         words = {k: torch.cat([self.words[b][k] for b in points]) for k in self.words[0]}
-        dtype = self.kind.pipe.transformer.dtype
+        dtype = self.dtype
         out = self.kind.ask(torch.cat(rows).to(dtype), t.to(dtype), words).float()
         made, at = {}, 0
         for b in points:
