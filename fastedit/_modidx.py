@@ -2754,6 +2754,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'fastedit/models/configuration.py'),
                                                'fastedit.models.configuration.Key.verdict_for': ( 'models/configuration.html#key.verdict_for',
                                                                                                   'fastedit/models/configuration.py'),
+                                               'fastedit.models.configuration._check_levels': ( 'models/configuration.html#_check_levels',
+                                                                                                'fastedit/models/configuration.py'),
                                                'fastedit.models.configuration._key': ( 'models/configuration.html#_key',
                                                                                        'fastedit/models/configuration.py'),
                                                'fastedit.models.configuration._numbers': ( 'models/configuration.html#_numbers',
