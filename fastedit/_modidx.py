@@ -3099,6 +3099,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastedit.models.names.refusal': ('models/names.html#refusal', 'fastedit/models/names.py'),
                                        'fastedit.models.names.rows_with': ('models/names.html#rows_with', 'fastedit/models/names.py')},
             'fastedit.models.networks': { 'fastedit.models.networks._unfit': ('models/networks.html#_unfit', 'fastedit/models/networks.py'),
+                                          'fastedit.models.networks._why': ('models/networks.html#_why', 'fastedit/models/networks.py'),
                                           'fastedit.models.networks.controlnets': ( 'models/networks.html#controlnets',
                                                                                     'fastedit/models/networks.py'),
                                           'fastedit.models.networks.is_union': ( 'models/networks.html#is_union',

@@ -294,6 +294,8 @@ def test_numbers_without_end_are_allowed_where_real_models_have_them(model):
         ("scheduler", dict(prediction_type=[1]), r"prediction_type=\[1\]"),
         ("tokenizer", dict(model_max_length="77"), "model_max_length='77'"),
         ("tokenizer", dict(pad_token=None), "no pad_token"),
+        ("text_encoder", dict(num_attention_heads=3), "not a multiple of the number of attention"),
+        ("text_encoder", dict(hidden_act="nope"), "it says 'nope', which is unknown"),
     ],
 )
 def test_an_entry_of_another_type_names_file_entry_and_value(model, name, entries, says):
