@@ -173,8 +173,8 @@ def _three_channels(im, name: str, icc) -> tuple:
     rgba.info = {}
     return _over_white(rgba), rgba, words
 
-# %% ../../nbs/pictures/012_reading.ipynb #0353f06a
-_DARKEST = {65535: 4095, 255: 1, 1: 1/255}   # full scale -> what is nearly black: 12 bits in 16, ...
+# %% ../../nbs/pictures/012_reading.ipynb #c05a286d
+_DARKEST = {65535: 4095, 255: 1, 1: 1/255}   # full scale -> what is nearly black
 
 def _nearly_black(top, most) -> list:
     "Say so if the largest value of a picture is far from white."
