@@ -639,6 +639,29 @@ def test_a_terminal_without_utf8_replaces_letters(place, model, how):
     )
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+@pytest.mark.parametrize("to", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+def test_an_edit_does_not_need_to_be_heard(place, model, to):
+    words = [sys.executable, "-m", "fastedit", "edit", "a.png", "a ball", "-o", "b.png"]
+    words += ["--model", str(model), "--steps", "1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    r = subprocess.run(["sh", "-c", f'exec "$@" {to}', "sh", *words], env=env, timeout=120)
+    assert r.returncode == 0 and read_metadata("b.png")["request"]["prompt"] == "a ball"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+def test_help_without_room_for_it_is_one_line(place):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        r = subprocess.run(
+            [sys.executable, "-m", "fastedit", "--help"],
+            env=env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert r.returncode == 1 and r.stderr.count(b"\n") == 1 and b"space" in r.stderr
+
+
 def test_outputs_are_checked_before_anything_is_read(place, model):
     Path("folder.png").mkdir()
     Path("loop.png").symlink_to("loop.png")

@@ -501,6 +501,15 @@ def test_a_refusal_belongs_to_the_class_that_knows_the_entry(base, tmp_path):
         ("vae", dict(shift_factor="x")),
         ("vae", dict(latents_mean=[0.1, 0.2])),
         ("vae", dict(latents_mean=[0.0] * 4, latents_std=[1.0, 1.0, 0, 1.0])),
+        ("vae", dict(latents_mean=[0.0] * 4, latents_std=[1.0, -1.0, 1.0, 1.0])),
+        ("vae", dict(scaling_factor=-0.13)),
+        ("scheduler", dict(beta_start=-1)),
+        ("scheduler", dict(beta_end=0)),
+        ("scheduler", dict(beta_end=2)),
+        ("scheduler", dict(trained_betas=[0.1] * 999 + [2.0])),
+        ("scheduler", dict(trained_betas=[-0.1] + [0.1] * 999)),
+        ("scheduler", dict(clip_sample=True, clip_sample_range=0)),
+        ("scheduler", dict(_class_name="LCMScheduler", timestep_scaling=0)),
     ],
 )
 def test_what_is_no_number_is_refused(base, tmp_path, part, values):

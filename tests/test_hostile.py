@@ -1,8 +1,8 @@
 "What people, files and disks put where a path, a table or a configuration belongs."
 
-import datetime, json, os, shutil
+import datetime, io, json, os, shutil
 from pathlib import Path
-import pytest
+import numpy as np, pytest
 from PIL import Image
 from hypothesis import given, settings, strategies as st
 from fastedit.core import DataError, FastEditError, ModelError, OptionError, as_path
@@ -21,6 +21,7 @@ from fastedit.models import (
     user_models,
     weight_files,
 )
+from fastedit.pictures import save_image
 from fastedit.schema import read_toml
 from fastedit.studies.bench import make_runs, read_config
 
@@ -59,9 +60,16 @@ def test_every_door_refuses_what_is_no_path(bad):
         lambda: load_model("mini", vae=bad),
         lambda: read_models_toml(bad),
         lambda: read_config(bad),
+        lambda: save_image(np.zeros((8, 8, 3), np.uint8), bad),
     ):
         with pytest.raises(FastEditError):
             call()
+
+
+@pytest.mark.parametrize("bad", [None, 3, io.BytesIO()])
+def test_a_picture_is_saved_under_a_path(bad):
+    with pytest.raises(OptionError, match="the path .* cannot be used"):
+        save_image(np.zeros((8, 8, 3), np.uint8), bad)
 
 
 def test_a_machine_without_homes_has_no_models_of_its_own(monkeypatch):
@@ -286,6 +294,8 @@ def test_numbers_without_end_are_allowed_where_real_models_have_them(model):
         ("scheduler", dict(prediction_type=[1]), r"prediction_type=\[1\]"),
         ("tokenizer", dict(model_max_length="77"), "model_max_length='77'"),
         ("tokenizer", dict(pad_token=None), "no pad_token"),
+        ("text_encoder", dict(num_attention_heads=3), "not a multiple of the number of attention"),
+        ("text_encoder", dict(hidden_act="nope"), "it says 'nope', which is unknown"),
     ],
 )
 def test_an_entry_of_another_type_names_file_entry_and_value(model, name, entries, says):

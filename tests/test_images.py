@@ -1251,3 +1251,74 @@ def test_a_long_caption_ends_in_dots():
         wrap_text("short", font, 90) == ["short"]
         and "".join(wrap_text("q" * 30, font, 60)) == "q" * 30
     )
+
+
+# --- what a file says in places where Pillow does not look
+
+
+def _tiff(a, photometric):
+    tags = {256: a.shape[1], 257: a.shape[0], 258: 16, 259: 1, 262: photometric, 273: 134}
+    tags |= {277: 1, 278: a.shape[0], 279: a.nbytes, 284: 1}
+    table = b"".join(struct.pack("<HHII", k, 4, 1, v) for k, v in sorted(tags.items()))
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4)
+    assert len(head) == 134
+    return head + a.astype("<u2").tobytes()
+
+
+def test_a_tiff_of_16_bits_may_count_from_white_to_black():
+    a = np.full((24, 40), 65535, np.uint16)
+    a[8:16, 8:16] = 0
+    for photometric, inside, outside in ((0, 255, 0), (1, 0, 255)):
+        data = _tiff(a, photometric)
+        got = np.asarray(load_image(data))
+        assert (got[10, 10] == inside).all() and (got[0, 0] == outside).all()
+        mask = load_mask(data)
+        assert mask[10, 10] == inside / 255 and mask[0, 0] == outside / 255
+
+
+@pytest.mark.parametrize(
+    "numbers, word", [((1, 13), None), ((12, 13), "other than sRGB"), ((9, 16), "HDR")]
+)
+def test_colours_named_by_numbers_are_said(numbers, word):
+    data = stored(picture())
+    body = b"cICP" + bytes((*numbers, 0, 1))
+    chunk = struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body))
+    p = read_image(data[:33] + chunk + data[33:])
+    assert same(p.image, picture())
+    assert (word in p.aside[0]) if word else not p.aside
+
+
+@pytest.mark.parametrize(
+    "dark, darker",
+    [
+        (np.uint8(1), None),
+        (np.int64(1), None),
+        (np.float32(1 / 255), None),
+        (np.uint16(4095), None),
+        (np.uint8(2), "not"),
+        (np.uint16(4096), "not"),
+        (np.bool_(True), "not"),
+    ],
+)
+def test_a_picture_on_another_scale_is_said_to_be_nearly_black(dark, darker):
+    a = np.zeros((24, 40), dark.dtype)
+    a[4:8] = dark
+    sources = [a, stored(a)] if dark.dtype in (np.uint8, np.uint16) else [a]
+    for source in sources:
+        assert sum("nearly black" in n for n in read_image(source).notes) == (not darker)
+
+
+def test_masked_arrays_are_refused():
+    a = np.ma.masked_array(np.full((24, 40), 255, np.uint8), mask=disc())
+    for read, error in ((read_image, ImageError), (read_mask, MaskError)):
+        with pytest.raises(error, match=r"filled\("):
+            read(a)
+
+
+def test_a_selection_in_a_dark_paint_is_said():
+    labels = Image.fromarray(disc().astype(np.uint8), "P")
+    labels.putpalette([0, 0, 0, 128, 0, 0])
+    m = read_mask(stored(labels), (40, 24))
+    assert "mixed with the picture" in m.notes[0] and m.values.max() == np.float32(128 / 255)
+    soft = np.linspace(0, 0.5, 24 * 40).reshape(24, 40)
+    assert not read_mask(soft, (40, 24)).notes

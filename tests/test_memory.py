@@ -802,3 +802,35 @@ def test_random_parts_need_architectures():
         Q.random_parts("flux2-klein")
     with pytest.raises(OptionError, match="sd15-lcm"):
         Q.random_parts("mini")
+
+
+# --- a plan is asked with what an edit can have
+
+
+@pytest.mark.parametrize(
+    "kw",
+    [
+        dict(size=(0, 0)),
+        dict(size=(1024,)),
+        dict(size="1024"),
+        dict(size=(1e3, 1e3)),
+        dict(batch=0),
+        dict(batch=1.5),
+        dict(steps=0),
+        dict(steps=True),
+        dict(prompts=-1),
+        dict(vae_tile=-5),
+    ],
+)
+def test_what_no_edit_has_is_not_predicted(kw):
+    with pytest.raises(OptionError, match=f"{next(iter(kw))}=.*: give"):
+        Q.predict_memory("mini", **kw)
+
+
+def test_a_tiny_model_keeps_its_precision():
+    import numpy as np
+
+    native = M.native_precision(M.find_spec("mini"), "cuda")
+    for budget in (4, np.float32(4), 24):
+        p = Q.plan("mini", budget).prediction
+        assert (p.precision, p.residency) == (native, "resident")

@@ -364,6 +364,65 @@ def test_a_stamp_knows_exchanged_and_written_parameters():
         assert isinstance(stamp([torch.nn.Linear(2, 2)]), int)
 
 
+def _wrap(module):
+    "A module in another one, as adapters do it; the parameters are the same."
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            return 1.5 * self.inner(x)
+
+    return Scaled()
+
+
+def _rewire(p):
+    p.text_encoder.encoder.layers[0].mlp = _wrap(p.text_encoder.encoder.layers[0].mlp)
+
+
+def _other_forward(p):
+    conv = p.vae.encoder.conv_in
+    plain = conv.forward
+    conv.forward = lambda x: 1.3 * plain(x)
+
+
+CHANGED = dict(
+    hook=lambda p: p.vae.encoder.conv_in.register_forward_hook(lambda m, given, out: 1.3 * out),
+    before=lambda p: p.vae.encoder.conv_in.register_forward_pre_hook(lambda m, x: (1.3 * x[0],)),
+    forward=_other_forward,
+    module=_rewire,
+    buffer=lambda p: p.text_encoder.embeddings.position_ids.copy_(torch.arange(76, -1, -1)),
+    scaling=lambda p: p.vae.register_to_config(scaling_factor=0.5),
+    tokens=lambda p: [setattr(t, "model_max_length", 8) for t in (p.tokenizer, p.tokenizer_2)],
+)
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_whatever_is_changed_of_a_network_what_was_kept_is_not_given_back(folder, what):
+    e = FastEditor(load_model(str(folder), device="cpu"))
+    prompt = "a small blue ball on a large green meadow before a wall"
+    before = e(A, prompt, **KW)
+    CHANGED[what](e.parts)
+    after = e(A, prompt, **KW)
+    parts = load_model(str(folder), device="cpu")
+    CHANGED[what](parts)
+    assert same(after.image, FastEditor(parts)(A, prompt, **KW).image)
+    assert not same(after.image, before.image)
+
+
+def test_hooks_that_were_there_do_not_count(folder):
+    e = FastEditor(load_model(str(folder), device="cpu"))
+    e(A, "a blue ball", **KW)
+    misses = e.cache.misses
+    e(A, "a blue ball", **KW)
+    hook = e.parts.unet.register_forward_hook(lambda module, given, answer: None)
+    hook.remove()
+    e(A, "a blue ball", **KW)
+    assert e.cache.misses == misses, "a plain edit finds what was kept, after a hook, too"
+
+
 def test_ordinary_restores_even_after_an_error():
     before = numerics()
     with torch.autocast("cpu"), torch.device("meta"):

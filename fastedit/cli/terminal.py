@@ -80,7 +80,7 @@ def tell_notes(result, quiet: bool=False):
     for n in (*result.notes, *result.fallbacks):
         if not any(w.startswith(n) for w in WARNED): say(f"note: {n}")
 
-# %% ../../nbs/cli/900_terminal.ipynb #0f6fa721
+# %% ../../nbs/cli/900_terminal.ipynb #61cded3c
 FAULTS = (FastEditError, KeyboardInterrupt, OSError, MemoryError, RuntimeError, ValueError,
           TypeError, KeyError, IndexError, AttributeError, ImportError, AssertionError,
           ArithmeticError)
@@ -91,7 +91,7 @@ class Commands(TyperGroup):
         with notes_on_stderr():
             try: return super().invoke(ctx)
             except BrokenPipeError:   # whoever read us has gone: nothing more is written
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                to_nowhere(sys.stdout)
                 raise typer.Exit(1)
             except FAULTS as e:
                 if type(e).__module__.startswith(("click", "typer")): raise
@@ -119,11 +119,43 @@ def _start(ctx: typer.Context, version: Version=False):
         print(ctx.get_help())
         print(WELCOME)
 
-# %% ../../nbs/cli/900_terminal.ipynb #ff1c7043
+# %% ../../nbs/cli/900_terminal.ipynb #f262c892
+class Deaf:
+    "A stream that nobody needs to hear: where it cannot be written to, words are lost and no more."
+    def __init__(self, stream): self._stream = stream
+    def __getattr__(self, name): return getattr(self._stream, name)
+
+    def _try(self, act, *args):
+        try: return act(*args)
+        except (OSError, ValueError):   # ValueError: it was closed
+            to_nowhere(self._stream)
+
+    def write(self, text): return self._try(self._stream.write, text) or len(text)
+    def flush(self): self._try(self._stream.flush)
+
+def to_nowhere(stream):
+    "Let what was written to a stream, and what will be, go to `/dev/null`."
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try: os.dup2(nowhere, stream.fileno())
+    except (OSError, ValueError): pass   # it has no number: it is no file of the system
+    finally: os.close(nowhere)
+
+def open_streams():
+    "Give the three standard streams a file each, and replace letters beyond their encoding."
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3: pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, "w"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+    sys.stderr = Deaf(sys.stderr)
+
+# %% ../../nbs/cli/900_terminal.ipynb #61b6de7e
 def main():
     "Run the command line."
-    for stream in (sys.stdout, sys.stderr):   # letters beyond its encoding are replaced
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+    open_streams()
     end_as_ctrl_c()
     try: app()
-    except KeyboardInterrupt as e: sys.exit(fail(e))
+    except (KeyboardInterrupt, OSError) as e:   # OSError: even the help found no room
+        to_nowhere(sys.stdout)
+        sys.exit(fail(e))

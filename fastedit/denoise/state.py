@@ -74,28 +74,52 @@ def numerics() -> tuple:
             torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
             torch.get_default_dtype(), in_use("weights"))
 
-# %% ../../nbs/denoise/053_state.ipynb #6b19c6eb
-# network -> its modules' dicts of children, the children, dicts of parameters
+# %% ../../nbs/denoise/053_state.ipynb #f7638505
+# network -> its modules' dicts of children, the children, dicts of tensors, its modules
 _KNOWN = weakref.WeakKeyDictionary()
 _version = attrgetter("_version")
 
-def _parameters(net) -> list:
-    "Every parameter of a network; the walk through its modules is kept while they are the same."
-    children, seen, own = _KNOWN.get(net, ((), None, ()))
+def _inside(net) -> tuple:
+    "Tensors and modules of a network; the walk through it is kept while the modules are the same."
+    children, seen, own, modules = _KNOWN.get(net, ((), None, (), ()))
     if seen is None or list(chain.from_iterable(map(dict.values, children))) != seen:
         modules = list(net.modules())
         children, own = [m._modules for m in modules], [m._parameters for m in modules]
-        _KNOWN[net] = children, list(chain.from_iterable(map(dict.values, children))), own
-    return [p for p in chain.from_iterable(map(dict.values, own)) if p is not None]
+        own += [m._buffers for m in modules if m._buffers]
+        _KNOWN[net] = children, list(chain.from_iterable(map(dict.values, children))), own, modules
+    return [p for p in chain.from_iterable(map(dict.values, own)) if p is not None], modules
 
-def stamp(networks) -> int:
-    """Stamp networks by the identity of their parameters and how often each was written to, so
-    that a change in place is noticed."""
-    found = [p for net in networks for p in _parameters(net)]
+def _hooks(m) -> tuple:
+    "Numbers of the hooks that a user gave a module; transformers gives its own to gather states."
+    return tuple(k for hooks in (m._forward_pre_hooks, m._forward_hooks) for k, f in hooks.items()
+                 if not str(getattr(f, "__module__", "")).startswith("transformers."))
+
+def _changed_by_others(modules) -> tuple:
+    "What a user may have changed of modules: themselves, what they hold instead of it, hooks."
+    held = [id(m.__dict__[k]) for k in ("forward", "processor") for m in modules if k in m.__dict__]
+    hooked = [_hooks(m) for m in modules if m._forward_hooks or m._forward_pre_hooks]
+    return tuple(map(id, modules)), tuple(held), tuple(filter(None, hooked))
+
+def _settings(net) -> str:
+    "Numbers and words of a network's configuration."
+    config = getattr(net, "config", {})
+    if not isinstance(config, dict): config = vars(config)
+    return str({k: v for k, v in config.items() if type(v) in (int, float, str, bool, list, tuple)})
+
+def stamp(networks,     # that answer
+          tokenizers=() # that cut texts for them
+         ) -> int:
+    """Stamp networks by the identity of their parts, their settings and how often each tensor was
+    written to, so that a change in place is noticed."""
+    networks = list(networks)
+    inside = [_inside(net) for net in networks]
+    found = [p for tensors, _ in inside for p in tensors]
     try: versions = tuple(map(_version, found))
     except RuntimeError:   # inference tensors keep no count
         versions = tuple(None if p.is_inference() else p._version for p in found)
-    return hash((tuple(map(id, found)), versions))
+    others = tuple(_changed_by_others(modules) for _, modules in inside)
+    cuts = [(t.model_max_length, len(t)) for t in tokenizers if t is not None]
+    return hash((tuple(map(id, found)), versions, others, *map(_settings, networks), *cuts))
 
 # %% ../../nbs/denoise/053_state.ipynb #55a81fa5
 _HELD_BACK = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",

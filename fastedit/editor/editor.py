@@ -137,7 +137,7 @@ def _suited(editor, r: EditRequest) -> EditRequest:
         raise OptionError(f"{words}: make FastEditor({r.model!r}, loras=[(file, weight), ...])")
     return r
 
-# %% ../../nbs/editor/209_editor.ipynb #b501ad26
+# %% ../../nbs/editor/209_editor.ipynb #05d83a5a
 @dataclass
 class _Inputs:
     "A picture and a mask as they were read."
@@ -165,8 +165,9 @@ def _read_inputs(image, mask) -> _Inputs:
 def _stamp_stores(editor):
     "Have the stores know the networks as they are now; changed ones find nothing."
     if editor.flow is not None: return
-    for store in (editor.cache, editor.memo):
-        if store is not None: store.stamp = stamp(editor.parts.modules().values())
+    p = editor.parts
+    now = stamp(p.modules().values(), (p.tokenizer, p.tokenizer_2))
+    for store in (s for s in (editor.cache, editor.memo) if s is not None): store.stamp = now
 
 def _computed_on(editor, done) -> dict:
     "What computed a result, and the two ways of computing that can change a bit of it."

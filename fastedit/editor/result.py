@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['EditResult', 'versions']
 
-# %% ../../nbs/editor/207_result.ipynb #e82fd49e
+# %% ../../nbs/editor/207_result.ipynb #5c338724
 import base64, json, platform, warnings
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
+from ..core import as_path
 from .account import account_html, show_edit
 from .request import EditRequest
 from ..pictures import encode_png, pack_mask, save_image
@@ -156,7 +157,7 @@ def _settings_inside(result, suffix: str) -> tuple:
         if stored: told["mask"] = stored
     return dict(told, notes=[*told["notes"], *said]), said
 
-# %% ../../nbs/editor/207_result.ipynb #d170f8fa
+# %% ../../nbs/editor/207_result.ipynb #26d8de37
 @patch
 def save(self: EditResult,
          path  # .png, .jpg or .webp
@@ -165,7 +166,7 @@ def save(self: EditResult,
 
     What the format cannot hold is a warning. Times are left out, so that the same request gives
     the same file."""
-    path = Path(path)
+    path = as_path(path)
     told, said = _settings_inside(self, path.suffix.lower())
     for words in said: warnings.warn(words, stacklevel=2)
     return save_image(self.image, path, told)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NEAR', 'MemorySettings', 'tile_for', 'Plan', 'candidates', 'plan', 'plan_table']
 
-# %% ../../nbs/memory/066_plan.ipynb #8d677e90
+# %% ../../nbs/memory/066_plan.ipynb #ee82d700
 import math
 from dataclasses import dataclass
+from numbers import Real
 from ..core import FastEditError, MemoryPlanError, OptionError, in_words
 from .estimate import CARDS, Card, estimate_seconds, find_card
 from .prediction import Prediction, predict_memory
@@ -68,8 +69,9 @@ def _seconds(p, fits) -> dict:
     "Estimates for the cards that `fits` accepts."
     return {c.key: round(estimate_seconds(p, c), 2) for c in CARDS.values() if fits(c)}
 
-# %% ../../nbs/memory/066_plan.ipynb #47871e31
+# %% ../../nbs/memory/066_plan.ipynb #339ec8e3
 NEAR = .25   # estimates no further apart say nothing about which plan is the faster one
+_MOMENT = .05   # seconds that nobody waits for, whatever share of a small model's edit they are
 
 def candidates(model,           # as for `predict_memory`
                precision=None,  # only this one; None: the native one on a GPU, and fp8
@@ -84,12 +86,12 @@ def candidates(model,           # as for `predict_memory`
     def rank(p, t): return p != native, t is not None
     return [(rank(p, t), predict_memory(model, p, r, size, vae_tile=t, **kw)) for p, r, t in ways]
 
-# %% ../../nbs/memory/066_plan.ipynb #73f6bbbe
+# %% ../../nbs/memory/066_plan.ipynb #c6372513
 def best_of(fits: list, card: Card) -> Prediction:
-    "Of those within `NEAR` of the fastest, the ones that change least; of these the fastest."
+    "Of those that are nearly the fastest, the ones that change least; of these the fastest."
     timed = [(rank, estimate_seconds(p, card), p) for rank, p in fits]
     least = min(seconds for _, seconds, _ in timed)
-    near = [x for x in timed if x[1] <= least*(1+NEAR)]
+    near = [x for x in timed if x[1] <= least*(1+NEAR)+_MOMENT]
     return min(near, key=lambda x: x[:2])[2]
 
 def search_plans(model, budget: float, precision, card: Card, **kw) -> tuple:
@@ -99,7 +101,7 @@ def search_plans(model, budget: float, precision, card: Card, **kw) -> tuple:
     if fits: return best_of(fits, card), True
     return min((p for _, p in found), key=lambda p: p.required), False
 
-# %% ../../nbs/memory/066_plan.ipynb #1dc41b68
+# %% ../../nbs/memory/066_plan.ipynb #eb69aa19
 def plan(model,                     # as for `predict_memory`
          budget_gb: float,          # free memory of the device, GiB
          size: tuple|None=None,     # (width, height) in pixels
@@ -115,7 +117,7 @@ def plan(model,                     # as for `predict_memory`
     """Choose precision, residency and VAE tiling for a budget.
 
     Raises `MemoryPlanError` that names the smallest change that would fit."""
-    real = isinstance(budget_gb, (int, float)) and not isinstance(budget_gb, bool)
+    real = isinstance(budget_gb, Real) and not isinstance(budget_gb, bool)
     if not real or not 0 < budget_gb < math.inf:
         raise OptionError(f"a budget of {in_words(budget_gb)} GiB holds nothing: give the card's "
                           "free memory in GiB")

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Margin', 'StageMemory', 'Prediction', 'residual_numbers', 'predict_memory', 'measure_peak']
 
-# %% ../../nbs/memory/064_prediction.ipynb #97aa9e01
+# %% ../../nbs/memory/064_prediction.ipynb #f7aa93db
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from fastcore.basics import patch
-from ..core import OptionError
+from ..core import OptionError, in_words
 from .costs import arch_key, call_cost
 from .residency import (RESIDENCIES, STAGES, adapter_size, configurations,
                                        find_residency, leaf_bytes, network_bytes, part_of,
@@ -288,7 +289,19 @@ def stages(self: Estimate) -> tuple:
             self.stage("denoise", max(control, unet.peak+left), flops, work.calls),
             self.stage("decode", decode.peak, decode.flops))
 
-# %% ../../nbs/memory/064_prediction.ipynb #0231fda3
+# %% ../../nbs/memory/064_prediction.ipynb #9cb51105
+def _is_count(n) -> bool: return isinstance(n, Integral) and not isinstance(n, bool) and n > 0
+
+def check_asked(size, **counts):
+    "Refuse a size that is none, and numbers of things below 1."
+    sides = tuple(size) if isinstance(size, (tuple, list)) else ()
+    if size is not None and not (len(sides) == 2 and all(map(_is_count, sides))):
+        raise OptionError(f"size={in_words(size)}: give (width, height) in pixels")
+    for name, n in counts.items():
+        if n is not None and not _is_count(n):
+            raise OptionError(f"{name}={in_words(n)}: give a whole number from 1, or leave it out")
+
+# %% ../../nbs/memory/064_prediction.ipynb #43fc7809
 def predict_memory(model,                      # spec, registry name, local path, or `Components`
                    precision: str="fp16",      # key of `PRECISIONS`
                    residency: str="resident",  # key of `RESIDENCIES`
@@ -305,7 +318,8 @@ def predict_memory(model,                      # spec, registry name, local path
                   ) -> Prediction:
     """Predict weights, activations and transfers of one edit, stage by stage; nothing is loaded.
 
-    Raises `OptionError` for an unknown precision or residency, or several maps without a union."""
+    Raises `OptionError` for what no edit has, or several maps without a union."""
+    check_asked(size, batch=batch, steps=steps, prompts=prompts, vae_tile=vae_tile or None)
     find_residency(residency)
     if precision not in PRECISIONS:
         raise OptionError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")

@@ -278,7 +278,7 @@ CONFIGURATION = dict(scheduler=_SCHEDULER, unet=_UNET, controlnet=_CONTROLNET, v
                      controlnet_union=_UNION, text_encoder=_TEXT, image_encoder=_VISION,
                      tokenizer=_TOKENIZER, model_index=_INDEX)
 
-# %% ../../nbs/models/041_configuration.ipynb #91172f59
+# %% ../../nbs/models/041_configuration.ipynb #836338e3
 def _refuse(where, name, value, why):
     raise ModelError(f"{where}: {name}={in_words(value)} cannot be followed ({why}): "
                      "use a model without it")
@@ -294,10 +294,22 @@ def check_vae(config: dict, where: str):
         value, n = config.get(name), config.get("latent_channels", 4)
         if value is not None and not _numbers(value, n):
             _refuse(where, name, value, f"there must be a number for each of {n} channels")
-    if type(shift := config.get("shift_factor") or 0.) not in (int, float):
-        _refuse(where, "shift_factor", shift, "it must be a number")
-    if config.get("scaling_factor", 1) == 0 or 0 in (config.get("latents_std") or []):
-        _refuse(where, "scaling_factor and latents_std", 0, "nothing would be left of the latents")
+    shift = config.get("shift_factor") or 0.
+    if type(shift) not in (int, float): _refuse(where, "shift_factor", shift, "give a number")
+    scale, std = config.get("scaling_factor"), min(config.get("latents_std") or [1])
+    for name, scale in (("scaling_factor", scale), ("latents_std", std)):
+        if type(scale) in (int, float) and scale <= 0:
+            _refuse(where, name, scale, "it must be above 0")
+
+def _check_levels(config: dict, kind: str, where: str):
+    "Refuse betas that are no shares, and bounds that leave nothing."
+    ends = [(k, config.get(k)) for k in ("beta_start", "beta_end")]
+    betas = [("trained_betas", b or .5) for b in config.get("trained_betas") or ()]   # 0 may be
+    known = dict(clip_sample_range=CLIPPED, timestep_scaling=["LCMScheduler"])
+    bounds = [(k, config.get(k)) for k in known if kind in known[k]]
+    for name, value in filter(lambda x: type(x[1]) in (int, float), (*ends, *betas, *bounds)):
+        if value > 1 and name not in known or value <= 0:
+            _refuse(where, name, value, "it must be above 0, and a beta at most 1")
 
 def check_scheduler(config: dict,  # a scheduler's configuration
                     kind: str,     # class that it is read as
@@ -310,6 +322,7 @@ def check_scheduler(config: dict,  # a scheduler's configuration
     betas, n = config.get("trained_betas"), config.get("num_train_timesteps", 1000)
     if betas is not None and not _numbers(betas, n):
         _refuse(where, "trained_betas", betas, f"there must be one beta for each of {n} times")
+    _check_levels(config, kind, where)
     zero = config.get("rescale_betas_zero_snr") and kind in ZERO_SNR and kind not in FLOORED
     if zero and config.get("prediction_type", "epsilon") == "epsilon":
         _refuse(where, "rescale_betas_zero_snr", True,
@@ -323,7 +336,7 @@ def check_types(part, config, where, kind="", family="sdxl"):
     names = tuple(k for k in keys if k in config and follows(k))
     entry_schema(names).check(config, f"{where}: ")
 
-# %% ../../nbs/models/041_configuration.ipynb #cf9b738d
+# %% ../../nbs/models/041_configuration.ipynb #97a3ba48
 def check_configuration(part: str,           # key of `CONFIGURATION`
                         config: dict,        # what its file says
                         where: str="",       # the file, for messages; the part's name by default
@@ -338,8 +351,7 @@ def check_configuration(part: str,           # key of `CONFIGURATION`
     if part == "scheduler": check_scheduler(config, kind, where)
     if part == "vae": check_vae(config, where)
     strange = []
-    for name, value in config.items():
-        if name.startswith("_"): continue
+    for name, value in ((k, v) for k, v in config.items() if not k.startswith("_")):
         key = CONFIGURATION[part].get(name)
         if key is None:
             strange.append(name)

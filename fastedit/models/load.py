@@ -214,11 +214,13 @@ def _check_fit(spec: ModelSpec, parts: dict):
     _check_lengths(spec, parts)
     _check_networks(spec, parts)
 
-# %% ../../nbs/models/048c_load.ipynb #609c6344
+# %% ../../nbs/models/048c_load.ipynb #3a04fc14
 def _as_read(cls: str, entries: dict):
     "Give a configuration as its class reads it."
     kind = network_class(cls)
-    if cls.startswith("CLIP"): return kind.config_class(**entries)
+    if cls.startswith("CLIP"):
+        try: return kind.config_class(**entries)
+        except Exception as e: raise ValueError(str(e)) from e   # some are of the hub's own kinds
     own = {k: p.default for k, p in signature(kind.__init__).parameters.items()}
     return SimpleNamespace(**own | entries)
 

@@ -11,7 +11,7 @@ from .architectures import network_class, quiet_libraries
 from .files import weight_files
 from .precision import compute_dtype
 
-# %% ../../nbs/models/044d_networks.ipynb #e6d46a74
+# %% ../../nbs/models/044d_networks.ipynb #7bc4cc88
 def own_memory(network, dtype=None):
     "Copy mapped weights into memory of their own, as a network that only answers."
     for p in network.parameters(): p.data = p.data.to(dtype or p.dtype, copy=True)
@@ -22,6 +22,12 @@ def _unfit(cls: str, info: dict) -> list:
     wrong = [k if isinstance(k, str) else k[0] for k in info.get("mismatched_keys", ())]
     over = () if cls.startswith("CLIP") else info.get("unexpected_keys", ())
     return [*info.get("missing_keys", ()), *wrong, *over]
+
+def _why(error) -> str:
+    "First line of what a library says of its failure, or of what was behind it."
+    if type(error).__name__.startswith("Strict") and error.__cause__: error = error.__cause__
+    if isinstance(error, KeyError): return f"it says {error}, which is unknown"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 def load_network(cls: str,               # class, one of `NETWORKS`
                  folder,                 # with config.json and weights
@@ -38,7 +44,7 @@ def load_network(cls: str,               # class, one of `NETWORKS`
         with quiet_libraries():
             network, info = network_class(cls).from_pretrained(str(folder), **kw)
     except Exception as e:
-        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        why = _why(e)
         raise ModelError(f"{folder} cannot be loaded as {cls}: {why}. Fetch or copy the model "
                          "again") from e
     bad = _unfit(cls, info) or [k for k, t in network.state_dict().items() if t.is_meta]

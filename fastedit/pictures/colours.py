@@ -152,3 +152,27 @@ def set_aside(im) -> tuple:
         said.append("the file declares colours other than sRGB by gAMA or cHRM alone: "
                     "this was not applied")
     return tuple(said)
+
+# %% ../../nbs/pictures/011_colours.ipynb #ca398742
+_ORDINARY = {1, 2}, {1, 2, 6, 13, 14, 15}   # H.273: BT.709 or not said; curves like sRGB's
+
+def _named_colours(data: bytes) -> tuple:
+    "Primaries and transfer characteristics that a PNG's or AVIF's head names, () if none."
+    at, wide = data.find(b"colrnclx")+8, 2
+    if data[:4] == b"\x89PNG": at, wide = data[:data.find(b"IDAT")].find(b"cICP")+4, 1
+    if at < 8: return ()
+    return tuple(int.from_bytes(data[at+i*wide:at+(i+1)*wide], "big") for i in (0, 1))
+
+def declared_colours(stream,  # an open file, which stays where it is
+                     im       # its picture, not yet decoded
+                    ) -> tuple:
+    "Say that a file names other colours than sRGB's by their numbers, which is not applied."
+    if im.format not in ("PNG", "AVIF") or im.info.get("icc_profile"): return ()
+    here = stream.tell()
+    stream.seek(0)
+    named = _named_colours(stream.read(65_536))
+    stream.seek(here)
+    if all(n in known for n, known in zip(named, _ORDINARY)): return ()
+    what = "for an HDR screen" if named[1] in (16, 18) else "other than sRGB"
+    return (f"the file declares colours {what} by H.273's numbers {named[0]} and {named[1]} alone: "
+            "this was not applied",)

@@ -28,9 +28,12 @@ def _full_scale(a, name, wide=False) -> int:
                         "give bool, 0..255, uint16 for 0..65535, or floats from 0 to 1")
     return 65535 if sixteen else 255
 
-# %% ../../nbs/pictures/014_masks.ipynb #1c0ea1d7
+# %% ../../nbs/pictures/014_masks.ipynb #8c7b0b20
 def _check_values(a, name):
     "Refuse a mask of another shape or type, and values that are no mask."
+    if isinstance(a, np.ma.MaskedArray):
+        raise MaskError(f"{name} is a masked array, and it is unclear what its masked values shall "
+                        "be: give array.filled(0)")
     if a.ndim != 2: raise MaskError(f"{name} has shape {a.shape}: give one value per pixel, (H,W)")
     check_size((a.shape[1], a.shape[0]), name, MaskError)
     if a.dtype.kind not in "biuf":
@@ -111,7 +114,16 @@ def check_mask(mask: np.ndarray, size: tuple):
         raise MaskError(f"the mask is {mask.shape[::-1]}, the picture {size}: "
                         "read it with load_mask(mask, size)")
 
-# %% ../../nbs/pictures/014_masks.ipynb #a966098e
+# %% ../../nbs/pictures/014_masks.ipynb #c619db4b
+def _faint(values) -> tuple:
+    "Say so if what a mask selects is far from 1."
+    most = values.max()
+    if most < .1:
+        return (f"the mask's largest value is {most:.3f} of 1: the edit will hardly be seen",)
+    if most > .7 or not ((values == 0) | (values == most)).all(): return ()
+    return (f"the mask selects with {most:.3f} of 1, and the edit is mixed with the picture there: "
+            "paint in white for all of it",)
+
 def read_mask(source,                     # path, bytes, binary file object, PIL image, array (H,W)
               size: tuple[int, int]=None  # (width, height) of its picture; None keeps its own
              ) -> Mask:
@@ -129,9 +141,7 @@ def read_mask(source,                     # path, bytes, binary file object, PIL
         raise MaskError(f"{sizes}: their shapes differ, so it is unclear where the mask lies. "
                         f"Make it {W}x{H}")
     if (w, h) != (W, H): notes += (f"{sizes}: the mask was resized",)
-    if (most := source.values.max()) < .1:
-        notes += (f"the mask's largest value is {most:.3f} of 1: the edit will hardly be seen",)
-    return Mask(resize_mask(source.values, (W, H)), notes)
+    return Mask(resize_mask(source.values, (W, H)), notes+_faint(source.values))
 
 def load_mask(source,                     # anything that `read_mask` takes
               size: tuple[int, int]=None  # (width, height) of its picture; None keeps its own

@@ -5,18 +5,29 @@
 # %% auto #0
 __all__ = ['Picture', 'read_image', 'load_image']
 
-# %% ../../nbs/pictures/012_reading.ipynb #c3826952
+# %% ../../nbs/pictures/012_reading.ipynb #b8130a95
 import warnings
 from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ..core import ImageError
 from .bounds import check_before, check_opened, exif_excess
-from .colours import profile_of, set_aside, to_srgb
+from .colours import declared_colours, profile_of, set_aside, to_srgb
 from .sources import (FORMATS, MAX_SIDE, check_size, declared_size,
                                        foreign_format, open_source)
 
-# %% ../../nbs/pictures/012_reading.ipynb #ab61ae63
+# %% ../../nbs/pictures/012_reading.ipynb #46766c43
+def _white_is_zero(im) -> bool:
+    "Whether a TIFF of 16 bits counts from white to black (TIFF 6.0, PhotometricInterpretation 0)."
+    tags = getattr(im, "tag_v2", None) or {}
+    return im.mode.startswith("I;16") and tags.get(262) == 0
+
+def _turned_round(im) -> Image.Image:
+    "Exchange black and white of a picture of 16 bits."
+    inverse = Image.fromarray(65535-np.asarray(im))
+    inverse.info = im.info
+    return inverse
+
 def _upright(im) -> tuple:
     "Load a PIL image's first frame, turned as EXIF says; what was changed; what was left aside."
     said, turned = [], None
@@ -32,10 +43,11 @@ def _upright(im) -> tuple:
     except Exception as e:
         said.append(f"the picture has unreadable EXIF data ({e}): its orientation is ignored")
     turned = im.copy() if turned is None else turned
+    if _white_is_zero(im): turned = _turned_round(turned)
     if icc := profile_of(im): turned.info["icc_profile"] = icc   # some formats lose it in a copy
     return turned, said, set_aside(im)
 
-# %% ../../nbs/pictures/012_reading.ipynb #b66857f6
+# %% ../../nbs/pictures/012_reading.ipynb #a628640d
 def _read_stream(name: str, stream) -> tuple:
     "Check what a stream declares, then decode it."
     head = stream.read(32)
@@ -50,7 +62,9 @@ def _read_stream(name: str, stream) -> tuple:
         raise ImageError(f"{name} {foreign_format(head) or unknown}") from e
     check_size(im.size, name)
     check_opened(im, stream, name)
-    return _upright(im)
+    more = declared_colours(stream, im)
+    turned, said, aside = _upright(im)
+    return turned, said, (*aside, *more)
 
 def decode(source) -> tuple:
     "Name of a source, upright PIL image in its own mode, what was changed, what was left aside."
@@ -68,7 +82,7 @@ def decode(source) -> tuple:
     except Exception as e:
         raise ImageError(f"{name} is damaged or cut short ({e}): get a whole copy of it") from e
 
-# %% ../../nbs/pictures/012_reading.ipynb #c27d4c2a
+# %% ../../nbs/pictures/012_reading.ipynb #085c2cf6
 def _scale16(a):
     "Nearest of v/257, in integers."
     return ((a.astype(np.int32)*255+32767)//65535).astype(np.uint8)
@@ -100,6 +114,9 @@ def _to_8_bits(a, name):
 
 def _from_array(a, name="the array") -> Image.Image:
     "8-bit PIL image of an array; shape and size are checked before any value is looked at."
+    if isinstance(a, np.ma.MaskedArray):
+        raise ImageError(f"{name} is a masked array, and it is unclear what its masked values "
+                         "shall be: give array.filled(value)")
     if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
     if a.ndim != 2 and not (a.ndim == 3 and a.shape[2] in (3, 4)):
         raise ImageError(f"{name} has shape {a.shape}: give (H,W), (H,W,3) or (H,W,4), "
@@ -156,24 +173,35 @@ def _three_channels(im, name: str, icc) -> tuple:
     rgba.info = {}
     return _over_white(rgba), rgba, words
 
-# %% ../../nbs/pictures/012_reading.ipynb #bdab281b
-_NEARLY_BLACK = ("the picture is nearly black: its 16-bit values end at 255 of 65535; "
-                 "if 255 is meant to be white, ")
+# %% ../../nbs/pictures/012_reading.ipynb #c05a286d
+_DARKEST = {65535: 4095, 255: 1, 1: 1/255}   # full scale -> what is nearly black
+
+def _nearly_black(top, most) -> list:
+    "Say so if the largest value of a picture is far from white."
+    if not 0 < top <= _DARKEST[most]: return []
+    return [f"the picture is nearly black: its values end at {top:.4g} of {most}; "
+            f"if {top:.4g} is meant to be white, scale them up or save it with 8 bits"]
+
+def _darkness(a) -> list:
+    "Say so if an array is nearly black; how far its values could go follows from its type."
+    if a.dtype == bool or not a.size: return []
+    return _nearly_black(a.max(), 65535 if _is_16_bits(a) else 1 if a.dtype.kind == "f" else 255)
 
 def _to_picture(im, name, said=(), aside=()) -> Picture:
     "Turn an upright PIL image of any mode into a `Picture`."
     mode, said = im.mode, list(said)
-    if mode[0] == "I" and 0 < np.asarray(im).max() <= 255:
-        said.append(_NEARLY_BLACK+"save it with 8 bits")
+    if mode[0] == "I": said += _nearly_black(np.asarray(im).max(), 65535)
     try: rgb, rgba, words = _three_channels(im, name, im.info.get("icc_profile"))
     except ImageError: raise
     except Exception as e:
         raise ImageError(f"{name} has mode {mode}, which cannot be turned into RGB ({e}): "
                          "save it as an RGB PNG") from e
     rgb.info = {}
+    top = max(high for _, high in rgb.getextrema())
+    if not any("nearly black" in s for s in said): said += _nearly_black(top, 255)
     return Picture(rgb, rgba, (*said, *words), aside)
 
-# %% ../../nbs/pictures/012_reading.ipynb #4e8cbb37
+# %% ../../nbs/pictures/012_reading.ipynb #618f2006
 def read_image(source  # path, bytes, binary file object, PIL image, or numpy array as above
               ) -> Picture:
     """Read any picture with sides from 8 to 8192: upright, in sRGB, first frame, and what was done.
@@ -183,9 +211,8 @@ def read_image(source  # path, bytes, binary file object, PIL image, or numpy ar
     if not isinstance(source, np.ndarray):
         name, im, said, aside = decode(source)
         return _to_picture(im, name, said, aside)
-    black = _is_16_bits(source) and source.size and 0 < source.max() <= 255
-    said = [_NEARLY_BLACK+"give uint8"] if black else []
-    return _to_picture(_from_array(source), "the array", said)
+    eight = _from_array(source)
+    return _to_picture(eight, "the array", _darkness(source))
 
 def load_image(source    # anything that `read_image` takes
               ) -> Image.Image:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['encode_png', 'pixel_hash', 'save_image', 'read_metadata']
 
-# %% ../../nbs/pictures/018_saving.ipynb #bce6d618
+# %% ../../nbs/pictures/018_saving.ipynb #dfab0d6b
 import hashlib, io, json, warnings
 from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
-from ..core import DataError, OptionError, atomic_write, canonical_json
+from ..core import DataError, OptionError, as_path, atomic_write, canonical_json
 from .bounds import exif_excess
 from .colours import EXIF_IFD
 from .reading import load_image, read_image
@@ -52,7 +52,7 @@ def _recipe(metadata: dict, kind: str) -> dict:
     exif.get_ifd(EXIF_IFD)[_USER_COMMENT] = _ASCII+ascii_text.encode()
     return dict(exif=exif)
 
-# %% ../../nbs/pictures/018_saving.ipynb #7cd868ca
+# %% ../../nbs/pictures/018_saving.ipynb #ad69625e
 def _writable(image, transparency: bool) -> Image.Image:
     "Copy a picture in a mode that the format holds."
     modes = ("RGB", "RGBA") if transparency else ("RGB",)
@@ -80,7 +80,7 @@ def save_image(image,              # picture, anything that `load_image` takes
     """Write a picture whole or not at all, with its settings and (but in a JPEG) transparency.
 
     Raises `OptionError` for another suffix or metadata that does not fit."""
-    path = Path(path)
+    path = as_path(path)
     kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise OptionError(f"{path.name!r}: cannot write the format "
