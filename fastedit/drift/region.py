@@ -13,7 +13,7 @@ from .colours import to_lab
 # %% ../../nbs/drift/023_region.ipynb #7007071b
 cv2 = Later("cv2")
 
-# %% ../../nbs/drift/023_region.ipynb #256bcf9a
+# %% ../../nbs/drift/023_region.ipynb #af5852d3
 def disc(radius: float) -> np.ndarray:
     "Round neighbourhood for growing and shrinking."
     n = 2*max(0, round(radius))+1
@@ -38,7 +38,7 @@ def excess(before: np.ndarray,        # uint8 (H, W, 3)
            after: np.ndarray,         # uint8 (H, W, 3), lying on it, with its colours
            covered: np.ndarray=None,  # (H, W) bool: pixels that `after` shows; None: all
            floor: float=3.,           # smallest difference that counts, Delta E
-           noise: float=None          # difference that is everywhere, Delta E; None: what is typical
+           noise: float=None          # difference that is everywhere, Delta E; None: typical
           ) -> np.ndarray:
     "Map the difference as a multiple of what means nothing, float32 (H, W)."
     was, now = _blurred(before), _blurred(after)

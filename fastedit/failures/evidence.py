@@ -270,7 +270,7 @@ def common_cast(drift: Drift,      # what two pictures differ in
     middle[0] = 0 if dark*bright < 0 else min(dark, bright, key=abs)
     return float(np.linalg.norm(middle)*max(0, 2*shared-1))
 
-# %% ../../nbs/failures/361_evidence.ipynb #709d503a
+# %% ../../nbs/failures/361_evidence.ipynb #4d0ef361
 def _detail_lost(drift, where) -> float:
     "Share of the detail that is lost, each part of the source held against what shows it now."
     before, counts = drift.before, where
@@ -308,6 +308,7 @@ def _sizes(found, all_of) -> dict:
     large = sum(p.sum() for p in found)-small
     return dict(background=float(large/all_of*100), objects=float(small/all_of*1000))
 
+# %% ../../nbs/failures/361_evidence.ipynb #de7f4b0c
 def _changed(drift, changed, beside) -> float:
     "Share that changed beside the edit; of the edges, where as good as all of them are gone."
     gone = edges_gone(drift.before, drift.aligned, beside)
