@@ -425,6 +425,88 @@ def test_configurations_that_do_not_belong_together_are_refused_before_a_weight_
         M.load_model(d)
 
 
+def _say(file, **entries):
+    "Change entries of a configuration file."
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "controlnet"])
+@pytest.mark.parametrize("said", ["SD3Transformer2DModel", "UNet3DConditionModel", ["x"]])
+def test_a_network_of_another_class_is_refused_before_a_weight_is_read(
+    folders, tmp_path, monkeypatch, part, said
+):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / part / "config.json", _class_name=said)
+    monkeypatch.setattr(
+        "fastedit.models.load.load_network", lambda *a: pytest.fail("a network was loaded")
+    )
+    name = said if isinstance(said, str) else "x"
+    with pytest.raises(ModelError, match=f"{part}/config.json.*{name}.*another kind than"):
+        M.load_model(d)
+
+
+def test_the_names_that_flax_has_for_the_same_networks_pass(folders, tmp_path):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / "unet/config.json", _class_name="FlaxUNet2DConditionModel")
+    _say(d / "vae/config.json", _class_name="FlaxAutoencoderKL")
+    _say(d / "model_index.json", unet=["diffusers", "FlaxUNet2DConditionModel"])
+    assert torch.equal(eps(M.load_model(d)), eps(M.load_model(folders["xl"])))
+
+
+@pytest.mark.parametrize(
+    "part, said",
+    [
+        ("unet", ["diffusers", "UNet3DConditionModel"]),
+        ("vae", ["diffusers", "VQModel"]),
+        ("text_encoder", ["transformers", "T5EncoderModel"]),
+        ("text_encoder_2", ["transformers", "T5EncoderModel"]),
+        ("tokenizer", ["transformers", "T5Tokenizer"]),
+        ("unet", [None, None]),
+        ("vae", [None, None]),
+        ("tokenizer_2", [None, None]),
+    ],
+)
+def test_an_index_that_names_another_part_or_none_is_refused(folders, tmp_path, part, said):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / "model_index.json", **{part: said})
+    words = "only" if said[0] else "the model has none"
+    with pytest.raises(ModelError, match=f"model_index.json: {part}.*{words}"):
+        M.load_model(d)
+
+
+def test_a_controlnet_that_the_index_says_is_absent_is_not_loaded(folders, tmp_path):
+    d = copy(folders["xl"], tmp_path / "m")
+    assert M.load_model(d).controlnet is not None
+    _say(d / "model_index.json", controlnet=[None, None])
+    assert M.load_model(d).controlnet is None
+
+
+def test_text_is_read_by_clip_alone(folders, tmp_path):
+    d = copy(folders["sd15"], tmp_path / "m")
+    _say(d / "text_encoder/config.json", model_type="t5")
+    with pytest.raises(ModelError, match="model_type='t5' cannot be followed"):
+        M.load_model(d)
+
+
+def test_a_tiny_vae_is_known_by_its_configuration(folders, tmp_path):
+    from fastedit.models.places import _vae_place
+
+    tiny = tmp_path / "small"
+    tiny.mkdir()
+    (tiny / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    assert _vae_place(M.MODELS["sdxl"], str(tiny))[0] == "AutoencoderTiny"
+    assert (
+        M.MODELS["sdxl"].vae != "own" and _vae_place(M.MODELS["sdxl"], None)[0] == "AutoencoderKL"
+    )
+
+
+def test_the_doctor_knows_a_network_of_another_class(folders, tmp_path):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / "controlnet/config.json", _class_name="SD3ControlNetModel")
+    with pytest.raises(ModelError, match="SD3ControlNetModel"):
+        M.diagnose(str(d))
+
+
 def test_parts_that_do_not_belong_together(folders, tmp_path):
     d = copy(folders["xl"], tmp_path / "a")
     c = json.loads((d / "unet" / "config.json").read_text())

@@ -15,9 +15,10 @@ from ..core import ModelError, OptionError, content_hash, in_words
 from .components import (Components, check_device, check_speed, chosen_precision,
                                         default_device, speed_up)
 from .configuration import check_configuration, upcasts, zeros_for_empty
-from .files import file_hash, read_header, read_json, weight_files
+from .files import check_class, file_hash, read_header, read_json, weight_files
 from .folders import weights_dir
 from .ip_adapters import image_reader, put_ip_adapter
+from .local import check_index
 from .lora import Lora, asked_loras, find_lora
 from .lora_merge import apply_loras
 from .mini import EMBEDDED, mini_path
@@ -110,9 +111,20 @@ def _said(found: _Found, index: dict) -> list:
         if cls and file.is_file(): rows.append((_TABLES[cls], f"{k}/{name}", cls, read_json(file)))
     return rows+[(_TABLES[cls], k, cls, c) for k, (cls, c) in found.inside.items()]
 
+def _check_said_classes(found: _Found, index: dict):
+    "Refuse networks of another class than the one that reads them; raises `ModelError`."
+    home = found.files["scheduler"].parent
+    own = [k for k in found.places if Path(found.files[k]).parent == home]
+    check_index(index, own, f"{found.spec.key}: model_index.json")
+    for k, (cls, _) in found.places.items():
+        if not cls or cls.startswith("CLIP"): continue
+        said = read_json(found.files[k]/"config.json").get("_class_name")
+        check_class(said, (cls,), f"{found.spec.key}: {k}/config.json")
+
 def _check_settings(found: _Found, index: dict) -> list:
     "Hold every configuration file against the table; raises `ModelError`, gives notes."
     spec = found.spec
+    _check_said_classes(found, index)
     return [note for table, where, cls, entries in _said(found, index)
             for note in check_configuration(table, entries, f"{spec.key}: {where}", cls,
                                             spec.family)]
