@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from ..core import ModelError, as_path, in_words, nearest
 from .architectures import ARCHITECTURES
-from .files import check_class, is_class, read_configuration, read_json
+from .files import is_class, read_configuration, read_json
 from .folders import weights_dir
 from .ip_adapters import adapter_file, encoder_folder
 from .mini import EMBEDDED, mini_path
@@ -132,11 +132,13 @@ def _controlnet_place(spec: ModelSpec, controlnet: str) -> tuple:
     return _class_said(source, ("ControlNetModel", "ControlNetUnionModel")), source
 
 def _class_said(source: Source, classes: tuple, usual: int=0) -> str:
-    "Say of which of some classes a folder's network is; the usual one if it is not here."
+    """Say of which of some classes a folder's network is.
+
+    It is the usual one where that cannot be read: who loads or looks through it says why."""
     folder = locate_file(source)
-    file = folder/"config.json" if folder else None
-    said = read_json(file).get("_class_name") if file and file.is_file() else None
-    check_class(said, classes, file)
+    file, said = folder/"config.json" if folder else None, None
+    try: said = read_json(file).get("_class_name") if file and file.is_file() else None
+    except ModelError: pass
     return next((c for c in classes if is_class(said, (c,))), classes[usual])
 
 # %% ../../nbs/models/048_places.ipynb #a0bf74e7
