@@ -425,6 +425,39 @@ def test_configurations_that_do_not_belong_together_are_refused_before_a_weight_
         M.load_model(d)
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32])
+def test_whole_numbers_are_no_weights(folders, tmp_path, monkeypatch, kind):
+    d = copy(folders["sd15"], tmp_path / "m")
+    file = d / "unet/diffusion_pytorch_model.safetensors"
+    sd = load_file(file)
+    save_file(sd | {"conv_in.weight": sd["conv_in.weight"].to(kind)}, file)
+    said = {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}[kind]
+    monkeypatch.setattr(
+        "fastedit.models.load.load_network", lambda *a: pytest.fail("a network was loaded")
+    )
+    with pytest.raises(ModelError, match=f"conv_in.weight is of type {said}: .*scales"):
+        M.load_model(d)
+    assert not M.diagnose(str(d)).ok
+
+
+def test_positions_of_old_text_encoders_are_whole_numbers_and_pass(folders, tmp_path):
+    d = copy(folders["sd15"], tmp_path / "m")
+    file = d / "text_encoder/model.safetensors"
+    old = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(load_file(file) | old, file, metadata={"format": "pt"})
+    assert torch.equal(eps(M.load_model(d)), eps(M.load_model(folders["sd15"])))
+
+
+def test_whole_numbers_in_a_checkpoint_are_named(folders, tmp_path):
+    sd, f = to_checkpoint(M.load_model(folders["sd15"])), tmp_path / "x.safetensors"
+    for k in ("unet", "vae", "text_encoder"):
+        copy(folders["sd15"] / k, tmp_path / "x" / k)
+    name = "model.diffusion_model.out.2.weight"
+    save_file(sd | {name: sd[name].to(torch.int8), "model_ema.n": torch.tensor(1)}, f)
+    with pytest.raises(ModelError, match=f"{name} is of type I8"):
+        M.load_model(f)
+
+
 def _say(file, **entries):
     "Change entries of a configuration file."
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))

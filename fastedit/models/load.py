@@ -15,7 +15,7 @@ from ..core import ModelError, OptionError, content_hash, in_words
 from .components import (Components, check_device, check_speed, chosen_precision,
                                         default_device, speed_up)
 from .configuration import check_configuration, upcasts, zeros_for_empty
-from .files import check_class, file_hash, read_header, read_json, weight_files
+from .files import check_class, check_weights, file_hash, read_json, weight_files
 from .folders import weights_dir
 from .ip_adapters import image_reader, put_ip_adapter
 from .local import check_index
@@ -81,10 +81,10 @@ def _check_weights(found: _Found, precision: str, extra: tuple):
         if cls == "CLIPTokenizer": check_tokenizer(folder)
         elif cls:
             read_json(folder/"config.json")
-            for f in weight_files(folder, precision)[1]: read_header(f)
+            for f in weight_files(folder, precision)[1]: check_weights(f)
     for k in ("lora", "ip_adapter"):
-        if k in found.files: read_header(found.files[k])
-    for x in extra: read_header(find_lora(x))
+        if k in found.files: check_weights(found.files[k])
+    for x in extra: check_weights(find_lora(x))
 
 # %% ../../nbs/models/048c_load.ipynb #a197ff4a
 _TABLES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet",

@@ -14,7 +14,7 @@ from .configuration import upcasts
 from .files import read_configuration, read_header
 from .folders import cache_dir, seal, sealed
 from .networks import own_memory
-from .precision import compute_dtype
+from .precision import check_floats, compute_dtype
 from .registry import MODELS
 from .sources import Source
 from .tokenizer import openai_tokenizer
@@ -46,6 +46,8 @@ def single_file_configs(path) -> dict:
     if not n or family is None:
         raise ModelError(f"{path} is not a checkpoint of SDXL's or SD1.5's kind in the original "
                          "key format: use such a file, or a folder in diffusers' layout")
+    used = "model.diffusion_model.", "first_stage_model.", *filter(None, _TEXT_KEYS[family])
+    check_floats({k: t["dtype"] for k, t in head.items() if k.startswith(used)}, path)
     classes = _classes(family)
     if (beside/"unet"/"config.json").is_file():
         return {k: (c, read_configuration(k.removesuffix("_2"), beside/k/"config.json"))
