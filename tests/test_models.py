@@ -458,6 +458,33 @@ def test_whole_numbers_in_a_checkpoint_are_named(folders, tmp_path):
         M.load_model(f)
 
 
+def _hidden(folder, n):
+    _say(folder / "text_encoder/config.json", num_hidden_layers=n)
+
+
+def test_text_encoders_that_leave_layers_out_are_noted(folders, tmp_path):
+    d = copy(folders["sd15"], tmp_path / "m")
+    n = json.loads((d / "text_encoder/config.json").read_text())["num_hidden_layers"]
+    assert not any("layers" in x for x in M.load_model(d).notes)
+    _hidden(d, n - 1)
+    c = M.load_model(d)
+    assert any(
+        f"text_encoder has {n} layers and its configuration uses {n - 1}" in x for x in c.notes
+    )
+    assert c.text_encoder.config.num_hidden_layers == n - 1
+
+
+def test_so_are_those_in_a_checkpoint(folders, tmp_path):
+    f = tmp_path / "x.safetensors"
+    save_file(to_checkpoint(M.load_model(folders["xl"])), f)
+    for k in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        copy(folders["xl"] / k, tmp_path / "x" / k)
+    n = json.loads((tmp_path / "x/text_encoder_2/config.json").read_text())["num_hidden_layers"]
+    assert not any("layers" in x for x in M.load_model(f).notes)
+    _say(tmp_path / "x/text_encoder_2/config.json", num_hidden_layers=n - 1)
+    assert any(f"text_encoder_2 has {n} layers" in x for x in M.load_model(f).notes)
+
+
 def _say(file, **entries):
     "Change entries of a configuration file."
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))

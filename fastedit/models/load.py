@@ -6,7 +6,7 @@
 __all__ = ['load_model', 'load_preview']
 
 # %% ../../nbs/models/048c_load.ipynb #dc4bbe65
-import os
+import os, re
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -15,7 +15,8 @@ from ..core import ModelError, OptionError, content_hash, in_words
 from .components import (Components, check_device, check_speed, chosen_precision,
                                         default_device, speed_up)
 from .configuration import check_configuration, upcasts, zeros_for_empty
-from .files import check_class, check_weights, file_hash, read_json, weight_files
+from .files import (check_class, check_weights, file_hash, read_header, read_json,
+                                    weight_files)
 from .folders import weights_dir
 from .ip_adapters import image_reader, put_ip_adapter
 from .local import check_index
@@ -29,7 +30,7 @@ from .places import (files_of, is_single_file, pick_controlnets, places_of,
                                     preview_source)
 from .precision import check_precision, quantize
 from .registry import MODELS, ModelSpec
-from .single_file import beside, load_single_file, single_file_configs
+from .single_file import beside, load_single_file, single_file_configs, text_keys
 from .sources import VAES, Source
 from .tokenizer import check_tokenizer, load_tokenizer
 
@@ -86,7 +87,7 @@ def _check_weights(found: _Found, precision: str, extra: tuple):
         if k in found.files: check_weights(found.files[k])
     for x in extra: check_weights(find_lora(x))
 
-# %% ../../nbs/models/048c_load.ipynb #a197ff4a
+# %% ../../nbs/models/048c_load.ipynb #588ffc59
 _TABLES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet",
            "ControlNetUnionModel": "controlnet_union", "AutoencoderKL": "vae",
            "AutoencoderTiny": "vae", "CLIPTextModel": "text_encoder",
@@ -128,6 +129,30 @@ def _check_settings(found: _Found, index: dict) -> list:
     return [note for table, where, cls, entries in _said(found, index)
             for note in check_configuration(table, entries, f"{spec.key}: {where}", cls,
                                             spec.family)]
+
+# %% ../../nbs/models/048c_load.ipynb #94fb2081
+def _text_weights(found: _Found, precision: str) -> dict:
+    "List text encoders as (configuration, names of the weights that its files hold)."
+    rows = {}
+    for k, (cls, _) in found.places.items():
+        if not cls.startswith("CLIPText"): continue
+        files = weight_files(found.files[k], precision)[1]
+        rows[k] = read_json(found.files[k]/"config.json"), [n for f in files for n in read_header(f)]
+    for k in (k for k in found.inside if k.startswith("text_encoder")):
+        rows[k] = found.inside[k][1], text_keys(found.single, k)
+    return rows
+
+def _idle_layers(found: _Found, precision: str) -> list:
+    "Say so if text encoders hold more layers than their configurations use."
+    notes = []
+    for k, (said, names) in _text_weights(found, precision).items():
+        places = (re.search(r"\.(?:layers|resblocks)\.(\d+)\.", f".{n}") for n in names)
+        have = 1+max((int(m[1]) for m in places if m), default=-1)
+        if have > (used := said.get("num_hidden_layers", 12)):
+            notes.append(f"{k} has {have} layers and its configuration uses {used}: the rest stay "
+                         "idle, as in models whose prompts are read before the last layer; if "
+                         f"that is not meant, set num_hidden_layers to {have}")
+    return notes
 
 # %% ../../nbs/models/048c_load.ipynb #cb28fae9
 _UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
@@ -281,7 +306,7 @@ def _seer(found: _Found, loaded: dict) -> tuple|None:
 def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Components:
     "Load what was found, make one model of it, and say what it is."
     spec, index = found.spec, _index_of(found)
-    strange = _check_settings(found, index)
+    strange = _check_settings(found, index)+_idle_layers(found, precision)
     _check_files_fit(found)
     loaded, notes = _load_networks(found, precision, device)
     adapters, said = _apply(found, loaded, fuse, extra)
