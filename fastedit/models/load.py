@@ -130,14 +130,14 @@ def _check_settings(found: _Found, index: dict) -> list:
             for note in check_configuration(table, entries, f"{spec.key}: {where}", cls,
                                             spec.family)]
 
-# %% ../../nbs/models/048c_load.ipynb #94fb2081
+# %% ../../nbs/models/048c_load.ipynb #bc6fd83f
 def _text_weights(found: _Found, precision: str) -> dict:
     "List text encoders as (configuration, names of the weights that its files hold)."
     rows = {}
     for k, (cls, _) in found.places.items():
         if not cls.startswith("CLIPText"): continue
-        files = weight_files(found.files[k], precision)[1]
-        rows[k] = read_json(found.files[k]/"config.json"), [n for f in files for n in read_header(f)]
+        names = [n for f in weight_files(found.files[k], precision)[1] for n in read_header(f)]
+        rows[k] = read_json(found.files[k]/"config.json"), names
     for k in (k for k in found.inside if k.startswith("text_encoder")):
         rows[k] = found.inside[k][1], text_keys(found.single, k)
     return rows
