@@ -16,6 +16,7 @@ from fastedit.models.fetching import _wanted
 from fastedit.models.files import read_json
 from fastedit.models.folders import _listing
 from fastedit.models.single_file import default_scheduler
+from fastedit.models.tokenizer import openai_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -1021,6 +1022,20 @@ def test_mini_path_errors(weights, monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="FASTEDIT_CACHE"):
         M.mini_path("mini")
     assert M.diagnose("mini").ok
+
+
+@pytest.mark.parametrize("name", ["file", "file/x", "\udcff"])
+@pytest.mark.parametrize("make", [M.mini_path, default_scheduler, openai_tokenizer])
+def test_a_cache_that_cannot_be_used_says_how_to_choose_another(
+    weights, monkeypatch, tmp_path, name, make
+):
+    monkeypatch.setenv("FASTEDIT_WEIGHTS", str(weights))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path / name))
+    why = "no UTF-8" if name == "\udcff" else "cannot write to"
+    with pytest.raises(ModelError, match=f"{why}.*set FASTEDIT_CACHE to a folder") as e:
+        make()
+    assert "again" not in str(e.value)
 
 
 # --- tokenizer, sizes -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ..core import ModelError, atomic_write
 from .architectures import ARCHITECTURES, build
 from .configuration import upcasts
 from .files import read_configuration, read_header
-from .folders import cache_dir, seal, sealed
+from .folders import cache_dir, seal, sealed, writing_cache
 from .networks import own_memory
 from .precision import check_floats, compute_dtype
 from .registry import MODELS
@@ -80,8 +80,10 @@ def default_scheduler() -> Path:
     "Write Stable Diffusion's noise schedule into the cache and return its folder."
     folder = cache_dir()/"scheduler-stable-diffusion"
     if not sealed(folder):
-        atomic_write(folder/"scheduler_config.json", json.dumps(LCM_SCHEDULER, indent=2).encode())
-        seal(folder)
+        said = json.dumps(LCM_SCHEDULER, indent=2).encode()
+        with writing_cache():
+            atomic_write(folder/"scheduler_config.json", said)
+            seal(folder)
     return folder
 
 def _stand_in(name: str, beside: Path) -> Path:
