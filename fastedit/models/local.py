@@ -16,7 +16,7 @@ from .registry import ModelSpec
 from .single_file import single_file_configs
 from .sources import Source
 
-# %% ../../nbs/models/047b_local.ipynb #9a55e254
+# %% ../../nbs/models/047b_local.ipynb #31b7d6a3
 def _habits(unet: dict, scheduler: dict) -> dict:
     "Say how a model wants to be used, from its UNet's and its scheduler's configuration."
     as_input, kind = bool(unet.get("time_cond_proj_dim")), scheduler.get("_class_name")
@@ -40,8 +40,8 @@ def _size(unet: dict, vae: dict) -> dict:
         return dict(resolution=side*factor, vae_factor=factor, multiple=factor*halved)
     raise ModelError(f"the UNet's configuration says sample_size={in_words(side)}, so that an edit "
                      f"without a size has {side*factor}x{side*factor} pixels, and UNets of this "
-                     f"kind work at {halved} to {_MOST} latent ones: correct the entry (64 in Stable "
-                     "Diffusion 1.5, 128 in SDXL)")
+                     f"kind work at {halved} to {_MOST} latent ones: correct the entry (64 in "
+                     "Stable Diffusion 1.5, 128 in SDXL)")
 
 def _read_scheduler(file: Path) -> dict:
     "Read a scheduler's configuration; its class is one that is known."
