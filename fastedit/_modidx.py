@@ -5581,6 +5581,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastedit.training.vae.train_vae': ('training/vae.html#train_vae', 'fastedit/training/vae.py')},
             'fastedit.values': { 'fastedit.values.Span': ('values.html#span', 'fastedit/values.py'),
                                  'fastedit.values.Span.draw': ('values.html#span.draw', 'fastedit/values.py'),
+                                 'fastedit.values._bare': ('values.html#_bare', 'fastedit/values.py'),
                                  'fastedit.values._end_of_value': ('values.html#_end_of_value', 'fastedit/values.py'),
                                  'fastedit.values._no_words': ('values.html#_no_words', 'fastedit/values.py'),
                                  'fastedit.values._pair': ('values.html#_pair', 'fastedit/values.py'),

@@ -55,13 +55,17 @@ def _range(text, field):
     unknown_and_whole = field not in NUMBERS and isinstance(low, int) and isinstance(high, int)
     return Span(low, high, field in WHOLE or unknown_and_whole)
 
-# %% ../nbs/002_values.ipynb #e439ac00
+# %% ../nbs/002_values.ipynb #6420156b
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*')
+_KEPT = re.compile(r"\\([|,])")   # a sign that separates nothing
+
+def _bare(text: str) -> str: return _KEPT.sub(r"\1", text.strip())
 
 def _end_of_value(text: str, start: int, at: str) -> int:
     "Find the next separator outside brackets, or the end."
     i, depth = start, 0
     while i < len(text) and (text[i] != at or depth):
+        if _KEPT.match(text, i): i += 1
         if at == ",": depth = max(0, depth+(text[i] == "[")-(text[i] == "]"))
         i += 1
     return i
@@ -72,7 +76,7 @@ def _split(text: str, at: str, field: str) -> list:
     while True:
         start, m = i, _QUOTED.match(text, i)
         i = m.end() if m else _end_of_value(text, start, at)
-        out.append((m[1].replace('""', '"'), True) if m else (text[start:i].strip(), False))
+        out.append((m[1].replace('""', '"'), True) if m else (_bare(text[start:i]), False))
         if i >= len(text): return out
         if text[i] != at:
             raise OptionError(f"{field}={text!r}: after a closing quote comes {at!r} or the end; "
@@ -82,7 +86,7 @@ def _split(text: str, at: str, field: str) -> list:
 
 def _separator(text: str, field: str) -> str|None:
     "Say what separates the values of a field here; None: nothing does."
-    bare = re.sub(r'"(?:[^"]|"")*"', "", text)
+    bare = _KEPT.sub("", re.sub(r'"(?:[^"]|"")*"', "", text))
     if "|" in bare: return "|"
     if field not in TEXTS: return ","
     return "," if text.lstrip().startswith('"') else None
@@ -107,7 +111,7 @@ def _read(value: str, quoted: bool, field: str):
     if field in NAMES: return None if found is None else value
     return _plain(found, field in WHOLE) if isinstance(found, float) else found
 
-# %% ../nbs/002_values.ipynb #b759f578
+# %% ../nbs/002_values.ipynb #8500cde6
 def _no_words(text: str, field: str):
     "Read a range of a field that is neither text nor name; None if it is no range."
     found = _range(text, field)
@@ -121,7 +125,7 @@ def _values(text: str, field: str):
     at = _separator(text, field)
     if at != "|" and field not in (*TEXTS, *NAMES):
         if (found := _no_words(text, field)) is not None: return found
-    words = _split(text, at, field or "values") if at else [(text.strip(), False)]
+    words = _split(text, at, field or "values") if at else [(_bare(text), False)]
     if any(not value and not quoted for value, quoted in words):
         raise OptionError(f"{text!r} holds an empty value: write the values with commas between, "
                           'or with | if they hold commas; "" stands for an empty text')

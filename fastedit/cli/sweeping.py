@@ -15,12 +15,13 @@ from .terminal import app, say
 from .waiting import bring, waiting
 from ..core import OptionError
 
-# %% ../../nbs/cli/906_sweeping.ipynb #52252849
+# %% ../../nbs/cli/906_sweeping.ipynb #45912879
 Image = argument(Path, "[IMAGE]", "Picture to edit; none with --dataset.")
 Prompt = argument(str, "[PROMPT]", "What the picture shall show; "
                   "none with --dataset, or if the prompt varies.")
 Vary = option(list[str], "FIELD=VALUES, may be repeated: strength=0.3,0.5; strength=0.3..0.7/5 "
-              "(five of them); prompt='a cup|a ball' (commas belong to a prompt); "
+              "(five of them); prompt='a cup|a ball' (commas belong to a prompt, and so does "
+              "| after a backslash or in double quotes); "
               "option.threshold=0.2,0.4; with --random also strength=0.3..0.7.")
 Keep = option(list[str], "FIELD=VALUE that stays the same, may be repeated; "
               "fields as in `fastedit edit`.", "--set")
