@@ -19,6 +19,7 @@ from fastedit.drift import (
     smooth,
     tint,
 )
+from fastedit.drift.region import closed, dilated, disc, opened
 from fastedit.failures import KINDS, diagnose, limits
 from fastedit.failures.calibration import drawn_base
 from fastedit.measure import psnr
@@ -378,3 +379,51 @@ def test_a_bent_drawing_beside_a_thing_that_holds_most_texture_is_found_without_
     base = drawn_base(seed)
     assert "structure" in diagnose(base.before, bend(base.edited, 5, seed=3)).found
     assert "structure" not in diagnose(base.before, base.edited).found
+
+
+# --- what people hand in
+
+
+@pytest.mark.parametrize("size", [(8, 8), (11, 11), (8, 12), (30, 9)])
+def test_the_smallest_pictures_are_judged(size):
+    before = data.astronaut()[: size[0], : size[1]]
+    assert "ignored" in diagnose(before, before).found
+    assert diagnose(before, 255 - before)["structure"].found is False
+
+
+def test_a_small_edit_in_a_mask_of_the_whole_picture_is_partial(cat, edited):
+    found = diagnose(cat, edited[0], mask=np.ones(cat.shape[:2], bool)).found
+    assert found == ("partial",)
+
+
+@pytest.mark.parametrize("size,stretched", [((160, 120), False), ((320, 120), True)])
+def test_a_diagnosis_says_that_the_size_is_another(cat, edited, size, stretched):
+    notes = diagnose(cat, cv2.resize(edited[0], size)).notes
+    assert f"{size[0]}x{size[1]} pixels" in notes[0] and "source's 320x240" in notes[0]
+    assert ("stretched" in notes[0]) == stretched
+
+
+def test_what_did_not_move_is_said_to_lie_where_it_lay(cat):
+    found = diagnose(cat, cat)
+    assert found["shift"].reason.startswith("what it shows lies where it lay;")
+    assert found["scale"].reason.startswith("it is as large as it was;")
+
+
+def test_a_movement_to_one_side_names_that_side_alone(cat):
+    assert "lies 3.00 px further right;" in diagnose(cat, move(cat, (3, 0)))["shift"].reason
+
+
+@pytest.mark.parametrize("radius", (37, 60))
+def test_wide_neighbourhoods_are_those_of_a_kernel_but_for_the_border(radius):
+    mask = np.zeros((300, 400), bool)
+    mask[100:180, 120:250] = mask[150, 300] = True
+    kernel = cv2.dilate(mask.astype(np.uint8), disc(radius)) > 0
+    assert (dilated(mask, radius) != kernel).mean() < 0.002
+    assert not dilated(np.zeros_like(mask), radius).any()
+
+
+def test_opening_and_closing_take_and_fill_what_is_narrow():
+    mask = np.zeros((300, 300), bool)
+    mask[50:250, 50:150] = mask[50:250, 160:250] = mask[10:20, 100:200] = True
+    assert closed(mask, 40)[150, 155] and closed(mask, 40)[mask].all()
+    assert not opened(mask, 40)[15, 150] and opened(mask, 40)[150, 100]

@@ -180,11 +180,51 @@ def test_sixteen_bits_are_scaled_not_clipped(fmt):
     )
 
 
-def test_sixteen_bits_per_colour_channel():
+_PACKED = ((".png", 0), (".tiff", 1), (".tiff", 5), (".tiff", 8))  # TIFF: plain, LZW, deflate
+
+
+def _sixteen(v, suffix, packed):
+    "A file with 16 bits a colour; OpenCV has blue first."
+    order = [2, 1, 0, 3][: v.shape[2]]
+    how = [cv2.IMWRITE_TIFF_COMPRESSION, packed] if packed else []
+    return cv2.imencode(suffix, np.ascontiguousarray(v[..., order]), how)[1].tobytes()
+
+
+@pytest.mark.parametrize("suffix,packed", _PACKED)
+def test_sixteen_bits_per_colour_channel_are_rounded_not_cut(suffix, packed):
+    v = np.random.default_rng(0).integers(0, 65536, (24, 40, 4), np.uint16)
+    want = ((v.astype(int) * 2 + 257) // 514).astype(np.uint8)
+    assert same(load_image(_sixteen(v[..., :3], suffix, packed)), want[..., :3])
+    assert same(read_image(_sixteen(v, suffix, packed)).rgba, want)
+
+
+@pytest.mark.parametrize("suffix,packed", _PACKED)
+def test_sixteen_bits_that_end_at_255_are_said_to_be_dark(suffix, packed):
+    v = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint16)
+    v[0, 0] = 255
+    found = read_image(_sixteen(v, suffix, packed))
+    assert [n for n in found.notes if "its values end at 255 of 65535" in n]
+    assert np.asarray(found.image).max() == 1
+
+
+def test_sixteen_bits_are_turned_as_the_file_says():
     v = np.random.default_rng(0).integers(0, 65536, (24, 40, 3), np.uint16)
-    for suffix in (".png", ".tiff"):
-        data = cv2.imencode(suffix, v[..., ::-1])[1].tobytes()
-        assert np.abs(np.asarray(load_image(data)) - v / 257.0).max() < 1.01
+    im = Image.open(io.BytesIO(_sixteen(v, ".png", 0)))
+    data, exif = _sixteen(v, ".png", 0), im.getexif()
+    exif[0x0112] = 6
+    body = exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body
+    chunk += struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    want = np.rot90(((v.astype(int) * 2 + 257) // 514).astype(np.uint8), -1)
+    assert same(load_image(data[:33] + chunk + data[33:]), want)
+
+
+def test_signed_numbers_have_no_white():
+    a = np.arange(16 * 16, dtype=np.int16).reshape(16, 16) * 100
+    data = cv2.imencode(".tiff", a)[1].tobytes()
+    for source in (data, Image.open(io.BytesIO(data))):
+        with pytest.raises(ImageError, match="signed numbers of 16 bits"):
+            read_image(source)
 
 
 def test_wide_integers_and_float_files():

@@ -438,6 +438,9 @@ BAD = {  # what is added to (or taken from) a good file, and a word of the refus
     "NaN": lambda sd, k, w: {
         f"{k}.lora_up.weight": torch.full_like(sd[f"{k}.lora_up.weight"], float("nan"))
     },
+    "is of type int8": lambda sd, k, w: {
+        f"{k}.lora_up.weight": torch.ones_like(sd[f"{k}.lora_up.weight"], dtype=torch.int8)
+    },
     "only a scale": lambda sd, k, w: {"lora_unet_conv_in.alpha": torch.tensor(1.0)},
 }
 
@@ -453,6 +456,15 @@ def test_a_file_that_would_be_used_in_part_is_refused(models, tmp_path, word):
     with pytest.raises(ModelError, match=word) as e:
         L.read_lora(f, nets_of(parts))
     assert str(f) in str(e.value)
+
+
+def test_an_alpha_may_be_a_whole_number(models, tmp_path):
+    parts = models["xl"][1]
+    sd = tensors(parts.unet, attention, "kohya", "lora_unet_")
+    stem = next(k for k in sd if k.endswith(".lora_down.weight")).split(".")[0]
+    f = write(tmp_path / "l.safetensors", sd | {f"{stem}.alpha": torch.tensor(2)})
+    layer = next(x for x in L.read_lora(f, nets_of(parts))[0]["unet"].values() if x.scale != 1)
+    assert layer.scale == 2 / layer.rank
 
 
 def test_stabilitys_block_names_also_beside_diffusers_own(models, tmp_path):

@@ -16,6 +16,7 @@ from fastedit.models.fetching import _wanted
 from fastedit.models.files import read_json
 from fastedit.models.folders import _listing
 from fastedit.models.single_file import default_scheduler
+from fastedit.models.tokenizer import openai_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -423,6 +424,148 @@ def test_configurations_that_do_not_belong_together_are_refused_before_a_weight_
     )
     with pytest.raises(ModelError, match=says):
         M.load_model(d)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32])
+def test_whole_numbers_are_no_weights(folders, tmp_path, monkeypatch, kind):
+    d = copy(folders["sd15"], tmp_path / "m")
+    file = d / "unet/diffusion_pytorch_model.safetensors"
+    sd = load_file(file)
+    save_file(sd | {"conv_in.weight": sd["conv_in.weight"].to(kind)}, file)
+    said = {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}[kind]
+    monkeypatch.setattr(
+        "fastedit.models.load.load_network", lambda *a: pytest.fail("a network was loaded")
+    )
+    with pytest.raises(ModelError, match=f"conv_in.weight is of type {said}: .*scales"):
+        M.load_model(d)
+    assert not M.diagnose(str(d)).ok
+
+
+def test_positions_of_old_text_encoders_are_whole_numbers_and_pass(folders, tmp_path):
+    d = copy(folders["sd15"], tmp_path / "m")
+    file = d / "text_encoder/model.safetensors"
+    old = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(load_file(file) | old, file, metadata={"format": "pt"})
+    assert torch.equal(eps(M.load_model(d)), eps(M.load_model(folders["sd15"])))
+
+
+def test_whole_numbers_in_a_checkpoint_are_named(folders, tmp_path):
+    sd, f = to_checkpoint(M.load_model(folders["sd15"])), tmp_path / "x.safetensors"
+    for k in ("unet", "vae", "text_encoder"):
+        copy(folders["sd15"] / k, tmp_path / "x" / k)
+    name = "model.diffusion_model.out.2.weight"
+    save_file(sd | {name: sd[name].to(torch.int8), "model_ema.n": torch.tensor(1)}, f)
+    with pytest.raises(ModelError, match=f"{name} is of type I8"):
+        M.load_model(f)
+
+
+def _hidden(folder, n):
+    _say(folder / "text_encoder/config.json", num_hidden_layers=n)
+
+
+def test_text_encoders_that_leave_layers_out_are_noted(folders, tmp_path):
+    d = copy(folders["sd15"], tmp_path / "m")
+    n = json.loads((d / "text_encoder/config.json").read_text())["num_hidden_layers"]
+    assert not any("layers" in x for x in M.load_model(d).notes)
+    _hidden(d, n - 1)
+    c = M.load_model(d)
+    assert any(
+        f"text_encoder has {n} layers and its configuration uses {n - 1}" in x for x in c.notes
+    )
+    assert c.text_encoder.config.num_hidden_layers == n - 1
+
+
+def test_so_are_those_in_a_checkpoint(folders, tmp_path):
+    f = tmp_path / "x.safetensors"
+    save_file(to_checkpoint(M.load_model(folders["xl"])), f)
+    for k in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        copy(folders["xl"] / k, tmp_path / "x" / k)
+    n = json.loads((tmp_path / "x/text_encoder_2/config.json").read_text())["num_hidden_layers"]
+    assert not any("layers" in x for x in M.load_model(f).notes)
+    _say(tmp_path / "x/text_encoder_2/config.json", num_hidden_layers=n - 1)
+    assert any(f"text_encoder_2 has {n} layers" in x for x in M.load_model(f).notes)
+
+
+def _say(file, **entries):
+    "Change entries of a configuration file."
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "controlnet"])
+@pytest.mark.parametrize("said", ["SD3Transformer2DModel", "UNet3DConditionModel", ["x"]])
+def test_a_network_of_another_class_is_refused_before_a_weight_is_read(
+    folders, tmp_path, monkeypatch, part, said
+):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / part / "config.json", _class_name=said)
+    monkeypatch.setattr(
+        "fastedit.models.load.load_network", lambda *a: pytest.fail("a network was loaded")
+    )
+    name = said if isinstance(said, str) else "x"
+    with pytest.raises(ModelError, match=f"{part}/config.json.*{name}.*another kind than"):
+        M.load_model(d)
+
+
+def test_the_names_that_flax_has_for_the_same_networks_pass(folders, tmp_path):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / "unet/config.json", _class_name="FlaxUNet2DConditionModel")
+    _say(d / "vae/config.json", _class_name="FlaxAutoencoderKL")
+    _say(d / "model_index.json", unet=["diffusers", "FlaxUNet2DConditionModel"])
+    assert torch.equal(eps(M.load_model(d)), eps(M.load_model(folders["xl"])))
+
+
+@pytest.mark.parametrize(
+    "part, said",
+    [
+        ("unet", ["diffusers", "UNet3DConditionModel"]),
+        ("vae", ["diffusers", "VQModel"]),
+        ("text_encoder", ["transformers", "T5EncoderModel"]),
+        ("text_encoder_2", ["transformers", "T5EncoderModel"]),
+        ("tokenizer", ["transformers", "T5Tokenizer"]),
+        ("unet", [None, None]),
+        ("vae", [None, None]),
+        ("tokenizer_2", [None, None]),
+    ],
+)
+def test_an_index_that_names_another_part_or_none_is_refused(folders, tmp_path, part, said):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / "model_index.json", **{part: said})
+    words = "only" if said[0] else "the model has none"
+    with pytest.raises(ModelError, match=f"model_index.json: {part}.*{words}"):
+        M.load_model(d)
+
+
+def test_a_controlnet_that_the_index_says_is_absent_is_not_loaded(folders, tmp_path):
+    d = copy(folders["xl"], tmp_path / "m")
+    assert M.load_model(d).controlnet is not None
+    _say(d / "model_index.json", controlnet=[None, None])
+    assert M.load_model(d).controlnet is None
+
+
+def test_text_is_read_by_clip_alone(folders, tmp_path):
+    d = copy(folders["sd15"], tmp_path / "m")
+    _say(d / "text_encoder/config.json", model_type="t5")
+    with pytest.raises(ModelError, match="model_type='t5' cannot be followed"):
+        M.load_model(d)
+
+
+def test_a_tiny_vae_is_known_by_its_configuration(folders, tmp_path):
+    from fastedit.models.places import _vae_place
+
+    tiny = tmp_path / "small"
+    tiny.mkdir()
+    (tiny / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    assert _vae_place(M.MODELS["sdxl"], str(tiny))[0] == "AutoencoderTiny"
+    assert (
+        M.MODELS["sdxl"].vae != "own" and _vae_place(M.MODELS["sdxl"], None)[0] == "AutoencoderKL"
+    )
+
+
+def test_the_doctor_knows_a_network_of_another_class(folders, tmp_path):
+    d = copy(folders["xl"], tmp_path / "m")
+    _say(d / "controlnet/config.json", _class_name="SD3ControlNetModel")
+    found = next(f for f in M.diagnose(str(d)).findings if f.component == "controlnet")
+    assert found.state == "damaged" and "SD3ControlNetModel" in found.detail
 
 
 def test_parts_that_do_not_belong_together(folders, tmp_path):
@@ -879,6 +1022,20 @@ def test_mini_path_errors(weights, monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="FASTEDIT_CACHE"):
         M.mini_path("mini")
     assert M.diagnose("mini").ok
+
+
+@pytest.mark.parametrize("name", ["file", "file/x", "\udcff"])
+@pytest.mark.parametrize("make", [M.mini_path, default_scheduler, openai_tokenizer])
+def test_a_cache_that_cannot_be_used_says_how_to_choose_another(
+    weights, monkeypatch, tmp_path, name, make
+):
+    monkeypatch.setenv("FASTEDIT_WEIGHTS", str(weights))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTEDIT_CACHE", str(tmp_path / name))
+    why = "no UTF-8" if name == "\udcff" else "cannot write to"
+    with pytest.raises(ModelError, match=f"{why}.*set FASTEDIT_CACHE to a folder") as e:
+        make()
+    assert "again" not in str(e.value)
 
 
 # --- tokenizer, sizes -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ __all__ = ['Before', 'After', 'MaskFile', 'HtmlFile', 'PictureFile', 'Feather', 
 
 # %% ../../nbs/cli/910_diagnosing.ipynb #7d2b8ed1
 from pathlib import Path
+from .editing import SUFFIXES
 from .options import (JsonFile, Quiet, argument, deliver, option, writable,
                                   writable_json)
 from .terminal import app
@@ -29,7 +30,9 @@ def diagnose(before: Before,
              source_prompt: option(str, "What the source shows.")=None,
              html: HtmlFile=None,
              json_file: JsonFile=None):
-    "Say what went wrong with an edit of any editor: drift, colours, seams, nothing done, ..."
+    """Say what went wrong with an edit of any editor: drift, colours, seams, nothing done, ...
+
+    ! marks what was found, ? what cannot be said; the exit code is 0 for either."""
     writable_json(json_file)
     if html: writable(html, (".html", ".htm"), before=before, after=after)
     from fastedit.failures import diagnose as judge
@@ -48,7 +51,7 @@ def repair(before: Before,
            json_file: JsonFile=None):
     "Undo what an edit should not have changed: movement, colours, everything outside of it."
     writable_json(json_file)
-    writable(output, (), before=before, after=after)
+    writable(output, SUFFIXES, before=before, after=after, mask=mask)
     from fastedit.drift import repair as mend
     found = mend(before, after, mask, feather)
     found.save(output)

@@ -219,7 +219,10 @@ no effect: torch_dtype: `precision` says in which type a network computes
 _OF_ENCODERS = """
 no effect: attention_dropout dropout initializer_range initializer_factor: networks do not train
   here
-no effect: architectures model_type: the folder's place says which class it is
+no effect: architectures: the folder's place says which class it is
+refused: quantization_config: the weights are quantised: use plain ones and `precision`
+refused: auto_map: the class would come from code in the repository
+refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
 no effect: output_hidden_states output_attentions chunk_size_feed_forward is_encoder_decoder
   problem_type id2label label2id: do not change the states
 no effect: transformers_version name_or_path: say where the file comes from
@@ -231,10 +234,8 @@ followed: hidden_size intermediate_size num_hidden_layers num_attention_heads
   class, built from them
 followed: eos_token_id: transformers' class pools there; 2, as old files say, means the largest
   number
-refused: quantization_config: the weights are quantised: use plain ones and `precision`
-refused: auto_map: the class would come from code in the repository
+refused: model_type=none|clip|clip_text_model: prompts are read by a text encoder of CLIP's kind
 refused: use_attention_mask: padding would have to be masked, which is not built
-refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
 no effect: bos_token_id pad_token_id: the tokenizer writes these tokens
 {_OF_ENCODERS}""")
 
@@ -257,9 +258,7 @@ _VISION = _read(f"""
 followed: hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels
   image_size patch_size hidden_act layer_norm_eps projection_dim: transformers' class, built from
   them
-refused: quantization_config: the weights are quantised: use plain ones and `precision`
-refused: auto_map: the class would come from code in the repository
-refused: return_dict=true|none use_return_dict=true|none: the states are asked for by name
+refused: model_type=none|clip|clip_vision_model: pictures are seen by CLIP's image encoder
 {_OF_ENCODERS}""")
 _INDEX = _read("""
 followed: force_zeros_for_empty_prompt@sdxl: what stands in for a negative prompt that is not
@@ -269,8 +268,9 @@ no effect: add_watermarker: results are not watermarked; their settings are insi
 no effect: requires_safety_checker safety_checker: no filter looks at results
 no effect: feature_extractor image_encoder: belong to the filter and to an IP-Adapter, which brings
   its own
-no effect: vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet controlnet scheduler: name
-  the parts; each has its own file
+followed: vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet controlnet: a class that is
+  not loaded is refused, and [null, null] means that there is no such part
+no effect: scheduler: names the part, which has its own file
 no effect: is_cosxl_edit: belongs to a pipeline that is not used
 """)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec as find_package
 from pathlib import Path
 from ..core import ModelError
-from .files import read_header, read_json, weight_files
+from .files import check_class, check_weights, read_header, read_json, weight_files
 from .folders import weights_dir
 from .mini import EMBEDDED, SHARED
 from .names import find_spec
@@ -64,10 +64,11 @@ def _inspected(path: Path, cls: str, precision: str) -> list:
     files = [f for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file()]
     if cls == "CLIPTokenizer": check_tokenizer(path)
     elif cls:
-        read_json(path/"config.json")
+        said = read_json(path/"config.json").get("_class_name")
+        check_class(said, (cls,), path/"config.json")
         files = [path/"config.json", *weight_files(path, precision)[1]]
     for f in files:
-        if f.suffix == ".safetensors": read_header(f)
+        if f.suffix == ".safetensors": check_weights(f)
     return files
 
 def _finding(component: str, cls: str, source, precision: str, expected: int) -> Finding:

@@ -7,20 +7,43 @@ __all__ = ['cache_dir', 'weights_dir', 'seal', 'sealed']
 
 # %% ../../nbs/models/044b_folders.ipynb #64b47a90
 import json, os, shutil
+from contextlib import contextmanager
 from pathlib import Path
-from ..core import ModelError, as_path, atomic_write
+from ..core import FastEditError, ModelError, as_path, atomic_write
 from .files import file_hash
 
-# %% ../../nbs/models/044b_folders.ipynb #e0abac3b
+# %% ../../nbs/models/044b_folders.ipynb #3dbb8ca9
+_OWN_CACHE = "set FASTEDIT_CACHE to a folder of your own"
+
+def _cache_at(given: str, what: str) -> Path:
+    "Give a folder's name as a path; raises `ModelError` where the libraries could not read it."
+    path = as_path(given, what, ModelError)
+    try: str(path).encode()
+    except UnicodeError as e:
+        raise ModelError(f"{what} {ascii(str(path))} holds bytes that are no UTF-8, under which no "
+                         f"model can be read: {_OWN_CACHE} with another name") from e
+    return path
+
 def cache_dir() -> Path:
     "Name the folder of what fastedit assembles: `FASTEDIT_CACHE` or ~/.cache/fastedit."
-    if own := os.environ.get("FASTEDIT_CACHE"): return as_path(own, "FASTEDIT_CACHE", ModelError)
+    if own := os.environ.get("FASTEDIT_CACHE"): return _cache_at(own, "FASTEDIT_CACHE")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return as_path(caches, "without FASTEDIT_CACHE the cache's folder", ModelError)/"fastedit"
+    return _cache_at(caches, "without FASTEDIT_CACHE the cache's folder")/"fastedit"
 
 def weights_dir() -> Path:
     "Name the folder of the embedded weights: `FASTEDIT_WEIGHTS`, or weights/ in the package."
     return Path(os.environ.get("FASTEDIT_WEIGHTS") or Path(__file__).parent.parent/"weights")
+
+# %% ../../nbs/models/044b_folders.ipynb #83bc0273
+@contextmanager
+def writing_cache():
+    "Have a cache that cannot be written say how another is chosen."
+    try: yield
+    except ModelError: raise
+    except (OSError, FastEditError) as e:
+        found = e.__cause__ or e
+        why = getattr(found, "strerror", None) or found
+        raise ModelError(f"cannot write to {cache_dir()} ({why}): {_OWN_CACHE}") from e
 
 # %% ../../nbs/models/044b_folders.ipynb #3707f573
 _SEAL = ".fastedit.json"   # hidden: no loader looks at it

@@ -6,7 +6,7 @@
 __all__ = ['load_model', 'load_preview']
 
 # %% ../../nbs/models/048c_load.ipynb #dc4bbe65
-import os
+import os, re
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -15,9 +15,11 @@ from ..core import ModelError, OptionError, content_hash, in_words
 from .components import (Components, check_device, check_speed, chosen_precision,
                                         default_device, speed_up)
 from .configuration import check_configuration, upcasts, zeros_for_empty
-from .files import file_hash, read_header, read_json, weight_files
+from .files import (check_class, check_weights, file_hash, read_header, read_json,
+                                    weight_files)
 from .folders import weights_dir
 from .ip_adapters import image_reader, put_ip_adapter
+from .local import check_index
 from .lora import Lora, asked_loras, find_lora
 from .lora_merge import apply_loras
 from .mini import EMBEDDED, mini_path
@@ -28,7 +30,7 @@ from .places import (files_of, is_single_file, pick_controlnets, places_of,
                                     preview_source)
 from .precision import check_precision, quantize
 from .registry import MODELS, ModelSpec
-from .single_file import beside, load_single_file, single_file_configs
+from .single_file import beside, load_single_file, single_file_configs, text_keys
 from .sources import VAES, Source
 from .tokenizer import check_tokenizer, load_tokenizer
 
@@ -80,12 +82,12 @@ def _check_weights(found: _Found, precision: str, extra: tuple):
         if cls == "CLIPTokenizer": check_tokenizer(folder)
         elif cls:
             read_json(folder/"config.json")
-            for f in weight_files(folder, precision)[1]: read_header(f)
+            for f in weight_files(folder, precision)[1]: check_weights(f)
     for k in ("lora", "ip_adapter"):
-        if k in found.files: read_header(found.files[k])
-    for x in extra: read_header(find_lora(x))
+        if k in found.files: check_weights(found.files[k])
+    for x in extra: check_weights(find_lora(x))
 
-# %% ../../nbs/models/048c_load.ipynb #a197ff4a
+# %% ../../nbs/models/048c_load.ipynb #588ffc59
 _TABLES = {"UNet2DConditionModel": "unet", "ControlNetModel": "controlnet",
            "ControlNetUnionModel": "controlnet_union", "AutoencoderKL": "vae",
            "AutoencoderTiny": "vae", "CLIPTextModel": "text_encoder",
@@ -110,12 +112,47 @@ def _said(found: _Found, index: dict) -> list:
         if cls and file.is_file(): rows.append((_TABLES[cls], f"{k}/{name}", cls, read_json(file)))
     return rows+[(_TABLES[cls], k, cls, c) for k, (cls, c) in found.inside.items()]
 
+def _check_said_classes(found: _Found, index: dict):
+    "Refuse networks of another class than the one that reads them; raises `ModelError`."
+    home = found.files["scheduler"].parent
+    own = [k for k in found.places if Path(found.files[k]).parent == home]
+    check_index(index, own, f"{found.spec.key}: model_index.json")
+    for k, (cls, _) in found.places.items():
+        if not cls or cls.startswith("CLIP"): continue
+        said = read_json(found.files[k]/"config.json").get("_class_name")
+        check_class(said, (cls,), f"{found.spec.key}: {k}/config.json")
+
 def _check_settings(found: _Found, index: dict) -> list:
     "Hold every configuration file against the table; raises `ModelError`, gives notes."
     spec = found.spec
+    _check_said_classes(found, index)
     return [note for table, where, cls, entries in _said(found, index)
             for note in check_configuration(table, entries, f"{spec.key}: {where}", cls,
                                             spec.family)]
+
+# %% ../../nbs/models/048c_load.ipynb #bc6fd83f
+def _text_weights(found: _Found, precision: str) -> dict:
+    "List text encoders as (configuration, names of the weights that its files hold)."
+    rows = {}
+    for k, (cls, _) in found.places.items():
+        if not cls.startswith("CLIPText"): continue
+        names = [n for f in weight_files(found.files[k], precision)[1] for n in read_header(f)]
+        rows[k] = read_json(found.files[k]/"config.json"), names
+    for k in (k for k in found.inside if k.startswith("text_encoder")):
+        rows[k] = found.inside[k][1], text_keys(found.single, k)
+    return rows
+
+def _idle_layers(found: _Found, precision: str) -> list:
+    "Say so if text encoders hold more layers than their configurations use."
+    notes = []
+    for k, (said, names) in _text_weights(found, precision).items():
+        places = (re.search(r"\.(?:layers|resblocks)\.(\d+)\.", f".{n}") for n in names)
+        have = 1+max((int(m[1]) for m in places if m), default=-1)
+        if have > (used := said.get("num_hidden_layers", 12)):
+            notes.append(f"{k} has {have} layers and its configuration uses {used}: the rest stay "
+                         "idle, as in models whose prompts are read before the last layer; if "
+                         f"that is not meant, set num_hidden_layers to {have}")
+    return notes
 
 # %% ../../nbs/models/048c_load.ipynb #cb28fae9
 _UPCAST = "the VAE stays in fp32: this one overflows in fp16 (sdxl-fp16-fix does not)"
@@ -269,7 +306,7 @@ def _seer(found: _Found, loaded: dict) -> tuple|None:
 def _load(found: _Found, device, precision: str, fuse: bool, extra: tuple) -> Components:
     "Load what was found, make one model of it, and say what it is."
     spec, index = found.spec, _index_of(found)
-    strange = _check_settings(found, index)
+    strange = _check_settings(found, index)+_idle_layers(found, precision)
     _check_files_fit(found)
     loaded, notes = _load_networks(found, precision, device)
     adapters, said = _apply(found, loaded, fuse, extra)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 from annotated_types import Interval
 from ..core import ModelError, in_words
+from .precision import check_floats
 from ..schema import FAULTS, Give, Schema, Then, parse_json, why_unreadable
 
 # %% ../../nbs/models/043b_lora_layers.ipynb #140dc029
@@ -318,6 +319,7 @@ def read_lora(path,  # a .safetensors file of kohya's, LyCORIS', diffusers' or p
     path, nets = Path(path), nets if isinstance(nets, dict) else {"unet": nets}
     tensors, meta = _open(path)
     layers, strange = _by_layer(tensors)
+    check_floats({k: str(t.dtype) for k, t in tensors.items()}, path)
     if not layers:
         raise ModelError(f"{path} holds no LoRA layers: use a file in kohya's, diffusers' "
                          "or peft's format")

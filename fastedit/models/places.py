@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from ..core import ModelError, as_path, in_words, nearest
 from .architectures import ARCHITECTURES
-from .files import read_configuration, read_json
+from .files import is_class, read_configuration, read_json
 from .folders import weights_dir
 from .ip_adapters import adapter_file, encoder_folder
 from .mini import EMBEDDED, mini_path
@@ -117,7 +117,7 @@ def _vae_place(spec: ModelSpec, vae) -> tuple:
     if named in (None, "own"): source = _own(spec, "vae")
     else: source = VAES[named].source if named in VAES else Source(str(named))
     tiny = source.repo.split("/")[-1].startswith("taesd")
-    return "AutoencoderTiny" if tiny else "AutoencoderKL", source
+    return _class_said(source, ("AutoencoderKL", "AutoencoderTiny"), int(tiny)), source
 
 def _part_place(part) -> tuple:
     "Say where a ControlNet, VAE or image encoder of the registry comes from: (class, Source)."
@@ -129,14 +129,17 @@ def _controlnet_place(spec: ModelSpec, controlnet: str) -> tuple:
     "Say which ControlNet: (class, Source)."
     if controlnet in CONTROLNETS: return _part_place(CONTROLNETS[controlnet])
     source = _own(spec, "controlnet") if controlnet == "own" else Source(controlnet)
-    return _controlnet_class(source), source
+    return _class_said(source, ("ControlNetModel", "ControlNetUnionModel")), source
 
-def _controlnet_class(source: Source) -> str:
-    "Say of which class a folder's ControlNet is; the plain one if it is not here."
+def _class_said(source: Source, classes: tuple, usual: int=0) -> str:
+    """Say of which of some classes a folder's network is.
+
+    It is the usual one where that cannot be read: who loads or looks through it says why."""
     folder = locate_file(source)
-    file = folder/"config.json" if folder else None
-    said = read_json(file).get("_class_name") if file and file.is_file() else None
-    return said if said == "ControlNetUnionModel" else "ControlNetModel"
+    file, said = folder/"config.json" if folder else None, None
+    try: said = read_json(file).get("_class_name") if file and file.is_file() else None
+    except ModelError: pass
+    return next((c for c in classes if is_class(said, (c,))), classes[usual])
 
 # %% ../../nbs/models/048_places.ipynb #a0bf74e7
 def places_of(spec: ModelSpec,       # the model

@@ -9,7 +9,7 @@ __all__ = ['PRECISIONS', 'Precision', 'compute_dtype', 'check_precision', 'quant
 # %% ../../nbs/models/040b_precision.ipynb #d1449460
 import math, re, warnings
 from dataclasses import dataclass
-from ..core import OptionError, in_words, nearest
+from ..core import ModelError, OptionError, in_words, nearest
 from .architectures import build, quiet_libraries
 
 # %% ../../nbs/models/040b_precision.ipynb #5129dfeb
@@ -132,7 +132,20 @@ def quantize(module,             # network in its compute type
     elif kind == "nf4": _to_nf4(module, device)
     return module
 
-# %% ../../nbs/models/040b_precision.ipynb #a4cce744
+# %% ../../nbs/models/040b_precision.ipynb #ad8ecc52
+_COUNTED = "position_ids", "num_batches_tracked", "num_updates", ".alpha"   # may be whole numbers
+
+def check_floats(types: dict,  # tensor -> type, as safetensors or torch call it
+                 where         # the file, for the message
+                ):
+    "Refuse whole numbers in the place of weights; raises `ModelError`."
+    for name, kind in types.items():
+        if name.endswith(_COUNTED) or re.match(r"(torch\.)?(bfloat|float|BF|F)\d", kind): continue
+        raise ModelError(f"{where}: {name} is of type {kind.removeprefix('torch.')}: whole numbers "
+                         "are quantised weights, which mean nothing without their scales: use a "
+                         "file in float16, bfloat16 or float32, and `precision` for fewer bits")
+
+# %% ../../nbs/models/040b_precision.ipynb #afc79c6b
 def tensor_bytes(t) -> int:
     "Count the bytes of a tensor as it lies in memory, also of a quantised one, with its scales."
     if hasattr(t, "__tensor_flatten__"):

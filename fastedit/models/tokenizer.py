@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from ..core import ModelError, atomic_write
 from .files import check_inside, read_json
-from .folders import cache_dir, seal, sealed
+from .folders import cache_dir, seal, sealed, writing_cache
 
 # %% ../../nbs/models/044c_tokenizer.ipynb #5ba133b9
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -62,8 +62,9 @@ def openai_tokenizer(pad: str="<|endoftext|>"  # padding ("!" for SDXL's second 
     clip = SimpleTokenizer()
     names = {"<start_of_text>": START, "<end_of_text>": END}
     vocab = {names.get(k, k): i for k, i in clip.encoder.items()}
-    write_tokenizer(folder, vocab, sorted(clip.bpe_ranks, key=clip.bpe_ranks.get), pad)
-    return seal(folder)
+    with writing_cache():
+        write_tokenizer(folder, vocab, sorted(clip.bpe_ranks, key=clip.bpe_ranks.get), pad)
+        return seal(folder)
 
 # %% ../../nbs/models/044c_tokenizer.ipynb #5f59ca84
 def _learned(texts, vocab_size: int) -> list:

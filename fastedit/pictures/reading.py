@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Picture', 'read_image', 'load_image']
 
-# %% ../../nbs/pictures/012_reading.ipynb #b8130a95
-import warnings
+# %% ../../nbs/pictures/012_reading.ipynb #419f865f
+import sys, warnings
 from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -47,7 +47,56 @@ def _upright(im) -> tuple:
     if icc := profile_of(im): turned.info["icc_profile"] = icc   # some formats lose it in a copy
     return turned, said, set_aside(im)
 
-# %% ../../nbs/pictures/012_reading.ipynb #a628640d
+# %% ../../nbs/pictures/012_reading.ipynb #650c80b6
+def _scale16(a):
+    "Nearest of v/257, in integers."
+    return ((a.astype(np.int32)*255+32767)//65535).astype(np.uint8)
+
+_DARKEST = {65535: 4095, 255: 1, 1: 1/255}   # full scale -> what is nearly black
+
+def _nearly_black(top, most) -> list:
+    "Say so if the largest value of a picture is far from white."
+    if not 0 < top <= _DARKEST[most]: return []
+    return [f"the picture is nearly black: its values end at {top:.4g} of {most}; "
+            f"if {top:.4g} is meant to be white, scale them up or save it with 8 bits"]
+
+_END = "16B" if sys.byteorder == "big" else "16L"
+_OTHER_END = {"16B": "16L", "16L": "16B", "16N": "16L" if _END == "16B" else "16B"}
+
+def _by_other_byte(tile):
+    "Have a tile unpacked by the other byte of each colour; None unless it has two."
+    args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+    kind, _, end = str(args[0]).partition(";")
+    if kind not in ("RGB", "RGBA", "RGBX") or end not in _OTHER_END: return None
+    args = f"{kind};{_OTHER_END[end]}", *args[1:]
+    args = args if isinstance(tile[3], tuple) else args[0]
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+
+def _lower_bytes(im, stream):
+    "The lower bytes of a picture with 16 bits a colour; None of any other."
+    tiles = list(map(_by_other_byte, im.tile)) if im.format in ("PNG", "TIFF") else []
+    if not tiles or None in tiles: return None
+    stream.seek(0)
+    other = Image.open(stream, formats=[im.format])
+    other.tile = tiles
+    return np.asarray(other)
+
+def _all_16_bits(im, stream) -> list:
+    "Have a picture with 16 bits a colour rounded to 8, where Pillow cuts them; says if it is dark."
+    low = _lower_bytes(im, stream)
+    if low is None: return []
+    wide = np.asarray(im).astype(np.uint16) << 8 | low
+    im.paste(Image.fromarray(_scale16(wide)))
+    return _nearly_black(wide[..., :3].max(), 65535)
+
+def _check_signed(im, name):
+    "Refuse a TIFF of signed numbers of at most 16 bits."
+    tags = getattr(im, "tag_v2", None) or {}
+    if 2 not in (tags.get(339) or ()) or max(tags.get(258) or (1,)) > 16: return
+    raise ImageError(f"{name} holds signed numbers of {max(tags[258])} bits, of which nothing says "
+                     "which is white: save it with 8 or 16 bits without a sign")
+
+# %% ../../nbs/pictures/012_reading.ipynb #c8fd7cf0
 def _read_stream(name: str, stream) -> tuple:
     "Check what a stream declares, then decode it."
     head = stream.read(32)
@@ -62,9 +111,11 @@ def _read_stream(name: str, stream) -> tuple:
         raise ImageError(f"{name} {foreign_format(head) or unknown}") from e
     check_size(im.size, name)
     check_opened(im, stream, name)
+    _check_signed(im, name)
     more = declared_colours(stream, im)
+    dark = _all_16_bits(im, stream)
     turned, said, aside = _upright(im)
-    return turned, said, (*aside, *more)
+    return turned, [*dark, *said], (*aside, *more)
 
 def decode(source) -> tuple:
     "Name of a source, upright PIL image in its own mode, what was changed, what was left aside."
@@ -73,6 +124,7 @@ def decode(source) -> tuple:
     try:
         if is_image:
             check_size(source.size, name)
+            _check_signed(source, name)
             return name, *_upright(source)
         with stream: return name, *_read_stream(name, stream)
     except ImageError: raise
@@ -82,11 +134,7 @@ def decode(source) -> tuple:
     except Exception as e:
         raise ImageError(f"{name} is damaged or cut short ({e}): get a whole copy of it") from e
 
-# %% ../../nbs/pictures/012_reading.ipynb #085c2cf6
-def _scale16(a):
-    "Nearest of v/257, in integers."
-    return ((a.astype(np.int32)*255+32767)//65535).astype(np.uint8)
-
+# %% ../../nbs/pictures/012_reading.ipynb #bab65c4a
 def _scale_floats(a, name):
     "8 bits of floats from 0 to 1."
     if bad := (~np.isfinite(a)).sum():
@@ -173,15 +221,7 @@ def _three_channels(im, name: str, icc) -> tuple:
     rgba.info = {}
     return _over_white(rgba), rgba, words
 
-# %% ../../nbs/pictures/012_reading.ipynb #c05a286d
-_DARKEST = {65535: 4095, 255: 1, 1: 1/255}   # full scale -> what is nearly black
-
-def _nearly_black(top, most) -> list:
-    "Say so if the largest value of a picture is far from white."
-    if not 0 < top <= _DARKEST[most]: return []
-    return [f"the picture is nearly black: its values end at {top:.4g} of {most}; "
-            f"if {top:.4g} is meant to be white, scale them up or save it with 8 bits"]
-
+# %% ../../nbs/pictures/012_reading.ipynb #b4fb3eb2
 def _darkness(a) -> list:
     "Say so if an array is nearly black; how far its values could go follows from its type."
     if a.dtype == bool or not a.size: return []
