@@ -2388,6 +2388,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastedit.memory.plan._way_out': ('memory/plan.html#_way_out', 'fastedit/memory/plan.py'),
                                       'fastedit.memory.plan.best_of': ('memory/plan.html#best_of', 'fastedit/memory/plan.py'),
                                       'fastedit.memory.plan.candidates': ('memory/plan.html#candidates', 'fastedit/memory/plan.py'),
+                                      'fastedit.memory.plan.check_budget': ('memory/plan.html#check_budget', 'fastedit/memory/plan.py'),
                                       'fastedit.memory.plan.plan': ('memory/plan.html#plan', 'fastedit/memory/plan.py'),
                                       'fastedit.memory.plan.plan_table': ('memory/plan.html#plan_table', 'fastedit/memory/plan.py'),
                                       'fastedit.memory.plan.search_plans': ('memory/plan.html#search_plans', 'fastedit/memory/plan.py'),

@@ -441,6 +441,12 @@ def test_plan(place):
     )
 
 
+def test_the_help_of_plan_names_the_method_that_runs_where_none_is_named():
+    from fastedit.methods import DEFAULT_METHOD
+
+    assert DEFAULT_METHOD in run("plan", "--help").stdout
+
+
 def test_plan_refuses_in_words(place):
     says(
         run("plan", "--model", "sdxl", "--budget", 1, "-q"),
@@ -454,6 +460,7 @@ def test_plan_refuses_in_words(place):
     says(run("plan", "--budget", 0, "-q"), 2, "budget")
     says(run("plan", "--precision", "fp17", "-q"), 2, "fp16")
     says(run("plan", "--size", "big", "-q"), 2, "WIDTHxHEIGHT")
+    says(run("plan", "--size", "99999x8", "-q"), 2, "multiples of 8")
     says(run("plan", "--model", "nope", "-q"), 1, "nope")
     says(run("plan", "--model", "flux2-klein", "-q"), 2, "pipeline")
 

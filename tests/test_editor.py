@@ -569,6 +569,11 @@ def test_settings_that_are_refused(ed, kw, error):
     assert len(str(e.value)) > 10
 
 
+def test_a_mistyped_setting_is_told_the_one_that_was_meant(ed):
+    with pytest.raises(OptionError, match="strenght .did you mean 'strength'"):
+        ed(A, "a blue ball", strenght=0.5)
+
+
 def test_control_without_a_controlnet(parts):
     e = FastEditor(replace(parts["cfg"], controlnet=None))
     assert e(A, "a cup", method="img2img", steps=1).request.control == "none"

@@ -41,10 +41,14 @@ def check_models(names):
     return [check_present(n) for n in names or ()]
 
 # %% ../../nbs/cli/903_checks.ipynb #dfddd548
-def check_plan(model, precision, device=None, residency="resident"):
-    "Refuse a plan for a model or precision that is unknown; its files need not be here."
+def check_plan(model, precision, device=None, residency="resident", size=None, budget=None):
+    "Refuse a plan for what no edit knows, or for no memory; the model's files need not be here."
+    from fastedit.memory import check_budget
     from fastedit.models import find_spec
-    find_spec(model)
+    from fastedit.pictures import plan_fit
+    spec = find_spec(model)
+    if size is not None: plan_fit(size, spec.resolution, spec.multiple, size)
+    if budget is not None: check_budget(budget)
     check_machine(device, precision, residency)
 
 # %% ../../nbs/cli/903_checks.ipynb #5115c59f

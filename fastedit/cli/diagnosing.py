@@ -11,6 +11,7 @@ from .editing import SUFFIXES
 from .options import (JsonFile, Quiet, argument, deliver, option, writable,
                                   writable_json)
 from .terminal import app
+from .waiting import waiting
 from ..core import atomic_write
 
 # %% ../../nbs/cli/910_diagnosing.ipynb #e7b02abe
@@ -29,14 +30,15 @@ def diagnose(before: Before,
              prompt: option(str, "What was asked for, for drawings of the drawn world.")=None,
              source_prompt: option(str, "What the source shows.")=None,
              html: HtmlFile=None,
-             json_file: JsonFile=None):
+             json_file: JsonFile=None,
+             quiet: Quiet=False):
     """Say what went wrong with an edit of any editor: drift, colours, seams, nothing done, ...
 
     ! marks what was found, ? what cannot be said; the exit code is 0 for either."""
     writable_json(json_file)
     if html: writable(html, (".html", ".htm"), before=before, after=after)
     from fastedit.failures import diagnose as judge
-    found = judge(before, after, prompt, source_prompt, mask)
+    with waiting("comparing", quiet): found = judge(before, after, prompt, source_prompt, mask)
     if html:
         page = f'<!doctype html><meta charset="utf-8"><title>diagnosis</title>{found.to_html()}'
         atomic_write(html, page.encode())
@@ -48,12 +50,13 @@ def repair(before: Before,
            output: PictureFile=Path("repaired.png"),
            mask: MaskFile=None,
            feather: Feather=None,
-           json_file: JsonFile=None):
+           json_file: JsonFile=None,
+           quiet: Quiet=False):
     "Undo what an edit should not have changed: movement, colours, everything outside of it."
     writable_json(json_file)
     writable(output, SUFFIXES, before=before, after=after, mask=mask)
     from fastedit.drift import repair as mend
-    found = mend(before, after, mask, feather)
+    with waiting("comparing", quiet): found = mend(before, after, mask, feather)
     found.save(output)
     words = "; ".join(found.notes)
     deliver(f"{output}: {words}; seam {found.seam:.1f} Delta E", found.to_dict(), json_file)

@@ -49,8 +49,8 @@ def show_plan(chosen):
 # %% ../../nbs/cli/908_planning.ipynb #ce11ce45
 Budget = option(float, "Free memory of your card in GiB: what to do with it, in full.")
 Size = option(str, "WIDTHxHEIGHT that the model works at; its native area if not given.")
-Method = option(str, "Whose work is counted; ddcm, or for an instruction model instruct, "
-                "if not given.")
+Method = option(str, "Whose work is counted; edit_friendly-4, or for an instruction model "
+                "instruct, if not given.")
 Maps = option(int, "Maps that a ControlNet-Union is shown at once.", min=1)
 Card = option(str, "Card whose times are compared, such as 'RTX 4060 8GB'; "
               "the smallest that has the memory if not given.")
@@ -75,8 +75,8 @@ def plan(model: Model="ssd-1b",
     from fastedit.methods import find_method, work
     from fastedit.models import find_spec
     memory.find_card(card, 1)
-    check_plan(model, precision)
     shape = sides(size)
+    check_plan(model, precision, size=shape, budget=budget)
     bring(quiet)
     asked = None if method is None else work(find_method(method), find_spec(model), steps)
     if controlnet and no_controlnet:

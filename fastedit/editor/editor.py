@@ -13,7 +13,7 @@ from inspect import signature
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words
+from ..core import Cancelled, FastEditError, OptionError, PromptError, in_words, nearest
 from ..denoise import machine, ordinary, packs, stamp, turn_of
 from .flow.loading import open_flow
 from .flow.flowedit import run_flow
@@ -106,7 +106,8 @@ def __repr__(self: FastEditor) -> str:
 def _written_down(editor, prompt, settings) -> EditRequest:
     "Make a request of a prompt and settings."
     if unknown := set(settings)-_FIELDS:
-        raise OptionError(f"unknown setting {', '.join(sorted(unknown))}: an edit has "
+        said = ", ".join(f"{name}{nearest(name, _FIELDS)}" for name in sorted(unknown))
+        raise OptionError(f"unknown setting {said}: an edit has "
                           f"{', '.join(f.name for f in fields(EditRequest))}")
     if prompt is None: raise PromptError("no prompt was given: say what the picture shall show")
     own = dict(model=editor.spec.key, precision=editor.parts.precision)
