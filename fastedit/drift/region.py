@@ -13,7 +13,7 @@ from .colours import to_lab
 # %% ../../nbs/drift/023_region.ipynb #7007071b
 cv2 = Later("cv2")
 
-# %% ../../nbs/drift/023_region.ipynb #378c311d
+# %% ../../nbs/drift/023_region.ipynb #5d7e080e
 def disc(radius: float) -> np.ndarray:
     "Round neighbourhood for growing and shrinking."
     n = 2*max(0, round(radius))+1
@@ -42,6 +42,7 @@ def closed(mask: np.ndarray,   # (H, W) bool
     "Fill gaps that are narrower than a round neighbourhood, (H, W) bool."
     return ~dilated(~dilated(mask, radius), radius)
 
+# %% ../../nbs/drift/023_region.ipynb #bf00ae12
 def _blurred(a):
     "CIELAB of a picture, colours blurred more than lightness, as JPEG stores them."
     light, *colours = cv2.split(to_lab(a))
