@@ -7,6 +7,8 @@ from dataclasses import replace
 from fastedit import memory as Q, models as M
 from fastedit.memory.trace import EmptyInputs
 from fastedit.core import MemoryPlanError, NumericalError, OptionError
+from fastedit.models import find_spec
+from fastedit.pictures import plan_fit
 
 GIB = 2**30
 
@@ -323,6 +325,33 @@ def test_whose_times_are_compared():
     for bad in ("RTX 9999", 6, ["RTX 4060 8GB"]):
         with pytest.raises(OptionError, match="RTX 4060 8GB"):
             Q.plan("ssd-1b", 6, card=bad)
+
+
+@pytest.mark.parametrize("size", [(513, 777), (512, 777), (500, 512)])
+def test_a_size_that_the_editor_refuses_is_refused_by_the_planner_in_the_same_words(size):
+    spec = find_spec("sd15")
+    with pytest.raises(OptionError, match="does not suit the model") as theirs:
+        plan_fit(size, spec.resolution, spec.multiple, size)
+    for ask in (Q.predict_memory, lambda m, **kw: Q.plan(m, 8, **kw)):
+        with pytest.raises(OptionError) as ours:
+            ask("sd15", size=size)
+        assert str(ours.value) == str(theirs.value)
+
+
+def test_times_are_of_cards():
+    p, name = Q.predict_memory("sd15"), "RTX 4060 8GB"
+    assert Q.estimate_seconds(p, name) == Q.estimate_seconds(p, Q.CARDS[name])
+    for bad in ("GTX 1", 7, [name], {}):
+        with pytest.raises(OptionError, match="card .* is unknown"):
+            Q.estimate_seconds(p, bad)
+    with pytest.raises(OptionError, match="is no prediction"):
+        Q.estimate_seconds("sd15", name)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "12", None, True])
+def test_a_card_has_rates(rate):
+    with pytest.raises(OptionError, match="mine.*bandwidth="):
+        replace(Q.CARDS["RTX 4060 8GB"], key="mine", bandwidth=rate)
 
 
 def test_time_follows_the_work():

@@ -426,6 +426,15 @@ def test_configurations_that_do_not_belong_together_are_refused_before_a_weight_
         M.load_model(d)
 
 
+@pytest.mark.parametrize("side", [999, 257, 1, [64, 999]])
+def test_a_native_size_that_no_unet_has_is_refused(folders, tmp_path, side):
+    d = copy(folders["sd15"], tmp_path / "m")
+    assert M.local_spec(d).resolution == M.local_spec(folders["sd15"]).resolution
+    _say(d / "unet/config.json", sample_size=side)
+    with pytest.raises(ModelError, match="sample_size=.*correct the entry"):
+        M.local_spec(d)
+
+
 @pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32])
 def test_whole_numbers_are_no_weights(folders, tmp_path, monkeypatch, kind):
     d = copy(folders["sd15"], tmp_path / "m")

@@ -6,7 +6,9 @@
 __all__ = ['CARDS', 'EFFICIENCY', 'ASSUMPTIONS', 'Card', 'find_card', 'stage_seconds', 'estimate_seconds']
 
 # %% ../../nbs/memory/065_estimate.ipynb #ae14de43
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from numbers import Real
 from ..core import OptionError, in_words
 from .prediction import Margin, Prediction, StageMemory
 from .residency import RESIDENCIES
@@ -21,6 +23,14 @@ class Card:
     tflops32: float   # fp32
     bandwidth: float  # memory, GB/s
     pcie: float       # practical rate of the bus, GB/s
+
+    def __post_init__(self):
+        for f in fields(self)[1:]:
+            rate = getattr(self, f.name)
+            real = isinstance(rate, Real) and not isinstance(rate, bool)
+            if not real or not 0 < rate < math.inf:
+                raise OptionError(f"Card {in_words(self.key)}: {f.name}={in_words(rate)}: give a "
+                                  "number above 0")
 
 CARDS = {c.key: c for c in (
     Card("RTX 3060 Laptop 6GB", 6, 21.8, 10.9, 336, 12),
@@ -62,7 +72,12 @@ def stage_seconds(s: StageMemory, card: Card, overlap: bool) -> float:
     if not (overlap and s.leaves and s.calls): return compute+bus
     return (compute+bus+(s.calls-1)*max(compute, bus))/s.calls
 
-def estimate_seconds(p: Prediction, card: Card) -> float:
-    "Estimate the seconds of one edit: the sum of its stages."
+def estimate_seconds(p: Prediction,  # from `predict_memory`
+                     card            # as for `find_card`; None: the smallest one that holds it
+                    ) -> float:
+    "Estimate the seconds of one edit: the sum of its stages; raises `OptionError`."
+    if not isinstance(p, Prediction):
+        raise OptionError(f"{in_words(p)} is no prediction: give what predict_memory returns")
+    card = find_card(card, p.required/2**30)
     overlap = RESIDENCIES[p.residency].overlap
     return sum(stage_seconds(s, card, overlap) for s in p.stages)

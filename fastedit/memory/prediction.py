@@ -20,6 +20,7 @@ from .residency import (RESIDENCIES, STAGES, adapter_size, configurations,
 from .trace import Trace, import_torch
 from .work import Work, default_work
 from ..models import ARCHITECTURES, PRECISIONS, Components, compute_dtype, find_spec
+from ..pictures import check_frame
 
 # %% ../../nbs/memory/064_prediction.ipynb #fa6a7edf
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Estimate:
                                   configurations(model, controlnet, ip_adapter))
         self.adapter = adapter_size(model, ip_adapter)   # numbers more in the UNet
         self.w, self.h = size or (self.spec.resolution,)*2
+        if size: check_frame(size, size, self.spec.resolution, self.spec.multiple)
         self.tile = vae_tile and min(vae_tile, max(self.w, self.h))
         self.work = work or default_work(self.spec, self._channels())
         self.shown = maps   # at once, to a union
@@ -318,7 +320,8 @@ def predict_memory(model,                      # spec, registry name, local path
                   ) -> Prediction:
     """Predict weights, activations and transfers of one edit, stage by stage; nothing is loaded.
 
-    Raises `OptionError` for what no edit has, or several maps without a union."""
+    Raises `OptionError` for what no edit has, for a size that the model cannot work at, or several
+    maps without a union."""
     check_asked(size, batch=batch, steps=steps, prompts=prompts, vae_tile=vae_tile or None)
     find_residency(residency)
     if precision not in PRECISIONS:

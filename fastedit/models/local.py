@@ -16,7 +16,7 @@ from .registry import ModelSpec
 from .single_file import single_file_configs
 from .sources import Source
 
-# %% ../../nbs/models/047b_local.ipynb #f49a53e7
+# %% ../../nbs/models/047b_local.ipynb #31b7d6a3
 def _habits(unet: dict, scheduler: dict) -> dict:
     "Say how a model wants to be used, from its UNet's and its scheduler's configuration."
     as_input, kind = bool(unet.get("time_cond_proj_dim")), scheduler.get("_class_name")
@@ -29,12 +29,19 @@ def _habits(unet: dict, scheduler: dict) -> dict:
                 scheduler=scheduler.get("_class_name", default), default_steps=4 if fast else 25,
                 prediction=scheduler.get("prediction_type", "epsilon"))
 
+_MOST = 256   # latent pixels of a side that a UNet may call its own: 2048 pixels in SDXL
+
 def _size(unet: dict, vae: dict) -> dict:
     "Say at which sizes a model works, pixels."
     factor, side = vae_factor(vae), unet.get("sample_size") or 64
     side = side if isinstance(side, int) else max(side)
     halved = 2**(len(unet.get("block_out_channels") or (0,)*4)-1)   # four levels by default
-    return dict(resolution=side*factor, vae_factor=factor, multiple=factor*halved)
+    if halved <= side <= _MOST:
+        return dict(resolution=side*factor, vae_factor=factor, multiple=factor*halved)
+    raise ModelError(f"the UNet's configuration says sample_size={in_words(side)}, so that an edit "
+                     f"without a size has {side*factor}x{side*factor} pixels, and UNets of this "
+                     f"kind work at {halved} to {_MOST} latent ones: correct the entry (64 in "
+                     "Stable Diffusion 1.5, 128 in SDXL)")
 
 def _read_scheduler(file: Path) -> dict:
     "Read a scheduler's configuration; its class is one that is known."
