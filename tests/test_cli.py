@@ -460,7 +460,7 @@ def test_plan_refuses_in_words(place):
     says(run("plan", "--budget", 0, "-q"), 2, "budget")
     says(run("plan", "--precision", "fp17", "-q"), 2, "fp16")
     says(run("plan", "--size", "big", "-q"), 2, "WIDTHxHEIGHT")
-    says(run("plan", "--size", "99999x8", "-q"), 2, "multiples of 8")
+    says(run("plan", "--size", "99999x8", "-q"), 2, "multiples of 64")
     says(run("plan", "--model", "nope", "-q"), 1, "nope")
     says(run("plan", "--model", "flux2-klein", "-q"), 2, "pipeline")
 

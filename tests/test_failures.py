@@ -83,6 +83,14 @@ def test_a_repair_beside_an_edit_of_half_of_the_picture_needs_no_mask(cat, half)
     assert psnr(cat, mended, away) > psnr(cat, after, away) + 10
 
 
+def test_a_movement_is_found_though_another_photograph_covers_nearly_half(cat):
+    left = np.arange(cat.shape[1]) < 0.48 * cat.shape[1]
+    other = np.where(left[:, None], data.coffee()[100:340, 200:520], cat)
+    after = compress(tint(move(other, (3, -1)), b=5), 90)
+    found = measure_drift(cat, after)
+    assert found.moved and np.abs(np.subtract(found.registration.shift, (3, -1))).max() < 0.1
+
+
 def test_register_of_equal_pictures_is_no_movement(cat):
     found = register(cat, cat)
     assert np.abs(found.shift).max() < 1e-6 and abs(found.scale - 1) < 1e-6

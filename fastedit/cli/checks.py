@@ -47,7 +47,7 @@ def check_plan(model, precision, device=None, residency="resident", size=None, b
     from fastedit.models import find_spec
     from fastedit.pictures import plan_fit
     spec = find_spec(model)
-    if size is not None: plan_fit(size, spec.resolution, spec.multiple, size)
+    if size is not None: plan_fit((spec.resolution,)*2, spec.resolution, spec.multiple, size)
     if budget is not None: check_budget(budget)
     check_machine(device, precision, residency)
 

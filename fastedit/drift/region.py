@@ -13,7 +13,7 @@ from .colours import to_lab
 # %% ../../nbs/drift/023_region.ipynb #7007071b
 cv2 = Later("cv2")
 
-# %% ../../nbs/drift/023_region.ipynb #af5852d3
+# %% ../../nbs/drift/023_region.ipynb #5d7e080e
 def disc(radius: float) -> np.ndarray:
     "Round neighbourhood for growing and shrinking."
     n = 2*max(0, round(radius))+1
@@ -42,11 +42,14 @@ def closed(mask: np.ndarray,   # (H, W) bool
     "Fill gaps that are narrower than a round neighbourhood, (H, W) bool."
     return ~dilated(~dilated(mask, radius), radius)
 
+# %% ../../nbs/drift/023_region.ipynb #bf00ae12
 def _blurred(a):
     "CIELAB of a picture, colours blurred more than lightness, as JPEG stores them."
     light, *colours = cv2.split(to_lab(a))
     colours = [cv2.GaussianBlur(c, (0, 0), 2) for c in colours]
     return cv2.merge([cv2.GaussianBlur(light, (0, 0), .8), *colours])
+
+def _median(d) -> float: return float(np.median(d)) if d.size else 0.
 
 def _typical(d) -> float:
     "Median of what lies below thrice itself: of the noise, though an edit fill half a picture."
@@ -54,21 +57,23 @@ def _typical(d) -> float:
     for _ in range(4):
         noise = d[d < 3*level]
         if not noise.size: break
-        level = float(np.median(noise))
+        level = _median(noise)
     return level
 
 def excess(before: np.ndarray,        # uint8 (H, W, 3)
            after: np.ndarray,         # uint8 (H, W, 3), lying on it, with its colours
            covered: np.ndarray=None,  # (H, W) bool: pixels that `after` shows; None: all
            floor: float=3.,           # smallest difference that counts, Delta E
-           noise: float=None          # difference that is everywhere, Delta E; None: typical
+           noise: float=None,         # difference that is everywhere, Delta E; None: typical
+           spread: bool=False         # None is the median, of which a large edit is a part
           ) -> np.ndarray:
     "Map the difference as a multiple of what means nothing, float32 (H, W)."
     was, now = _blurred(before), _blurred(after)
     d, light = np.sqrt(((was-now)**2).sum(-1)), was[..., 0]
     steep = np.hypot(*(cv2.Sobel(light, cv2.CV_32F, *way, scale=1/8) for way in ((1, 0), (0, 1))))
     steep = cv2.dilate(cv2.GaussianBlur(steep, (0, 0), 1), disc(1))
-    if noise is None: noise = _typical(d if covered is None else d[covered])
+    counted = d if covered is None else d[covered]
+    if noise is None: noise = _median(counted) if spread else _typical(counted)
     out = d/(max(floor, 2.5*min(noise, 3*floor))+.8*steep)
     if covered is not None: out[~covered] = 0
     return out

@@ -115,11 +115,15 @@ def _unlike(drift) -> float:
     amount = excess(drift.before, drift.aligned, drift.covered, noise=0.)
     return float(np.minimum(amount, 2)[drift.covered].mean()) if drift.covered.any() else 2.
 
+def _strongest(drift) -> np.ndarray:
+    "Pixels that differ most: what has moved by less than is known yet differs everywhere."
+    return region_of(excess(drift.before, drift.aligned, drift.covered, spread=True))
+
 def _asked_again(drift) -> Drift:
     "Ask the edges beside what differs alone, where most of all edges may be the edit's own."
     if drift.moved and drift.registration.share > SURE: return drift
     for less in (LESS, 1., 1.):
-        where = _beside(drift.region)
+        where = _beside(_strongest(drift))
         if where.all() or where.mean() < 1-MOST: break
         found = register(drift.before, drift.after, where=where)
         again = _under(found, drift.before, drift.after, None)
