@@ -23,6 +23,7 @@ from fastedit.drift.region import closed, dilated, disc, opened
 from fastedit.failures import KINDS, diagnose, limits
 from fastedit.failures.calibration import drawn_base
 from fastedit.measure import psnr
+from PIL import Image
 from skimage import data
 
 
@@ -411,6 +412,18 @@ def test_what_did_not_move_is_said_to_lie_where_it_lay(cat):
 
 def test_a_movement_to_one_side_names_that_side_alone(cat):
     assert "lies 3.00 px further right;" in diagnose(cat, move(cat, (3, 0)))["shift"].reason
+
+
+def test_a_repaired_jpeg_is_as_good_as_one_of_an_edit(tmp_path, cat, edited):
+    mended = repair(cat, edited[0])
+    mended.save(tmp_path / "mended.jpg")
+    saved = np.asarray(Image.open(tmp_path / "mended.jpg"))
+    assert psnr(saved, np.asarray(mended.image)) > 40
+
+
+def test_a_repair_of_another_ending_is_refused(tmp_path, cat):
+    with pytest.raises(OptionError, match=r"'\.xyz'"):
+        repair(cat, cat).save(tmp_path / "mended.xyz")
 
 
 @pytest.mark.parametrize("radius", (37, 60))

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from ..core import Later
 from .colours import NO_COLOUR_CHANGE, ColourChange, colour_change, delta_e
-from .region import disc, excess, region_of
+from .region import dilated, disc, excess, opened, region_of
 from .registration import (Registration, displacement, framed, onto_source,
                                          register)
 from .seams import seam_score
-from ..pictures import image_grid, load_mask
+from ..pictures import image_grid, load_mask, save_image
 
 # %% ../../nbs/drift/025_repair.ipynb #7007071b
 cv2 = Later("cv2")
@@ -107,8 +107,7 @@ SURE, LESS = .35, .95        # share of edges found again that needs no doubt; o
 def _beside(region) -> np.ndarray:
     "Pixels away from the bodies of what differs; strips, as moved edges leave them, do not count."
     side = min(region.shape)
-    body = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, disc(side*STRIP))
-    return cv2.dilate(body, disc(side*MARGIN)) == 0
+    return ~dilated(opened(region, side*STRIP), side*MARGIN)
 
 def _unlike(drift) -> float:
     "How much of a picture is left to explain, 0..2."
@@ -157,8 +156,10 @@ class Repair:
                     notes=list(self.notes))
     def __str__(self): return "; ".join(self.notes)
     def save(self, path):
-        "Write the picture, its format by the name's ending."
-        self.image.save(path)
+        """Write the picture, whole or not at all, its format by the name's ending.
+
+        Raises `OptionError` for an ending that is not .png, .jpg, .jpeg or .webp."""
+        save_image(self.image, path)
     def _repr_png_(self):
         shown = [self.drift.before, self.drift.after, self.image, self.mask]
         buffer = io.BytesIO()
@@ -211,7 +212,7 @@ def repair(before,              # source picture, anything that `load_image` tak
         kept = onto_source(drift.after, drift.registration)[0] if drift.moved else drift.after
         weight, mixed = np.ones(a.shape[:2], np.float32), kept
     else:
-        grown = cv2.dilate(region.astype(np.uint8), disc(max(1, min(a.shape[:2])/200))) > 0
-        weight, mixed = _put_together(drift, grown if known is None else region, feather)
+        if known is None: region = dilated(region, max(1, min(a.shape[:2])/200))
+        weight, mixed = _put_together(drift, region, feather)
     return Repair(Image.fromarray(mixed), drift, weight,
                   0. if whole else seam_score(a, mixed, weight > .5), tuple(_done(drift, whole)))
