@@ -23,6 +23,7 @@ from fastedit.images import pack_mask, read_image, read_metadata, save_image, un
 from fastedit.models import load_model, random_model
 from fastedit.editor import changes, find_source, reproduce
 from fastedit.denoise import machine, numerics, ordinary, stamp
+from shared import instruct_folder
 
 same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
 A = np.asarray(pb.render(pb.sample_scene(5), 64))
@@ -165,6 +166,21 @@ def test_the_command_says_it_by_its_exit_code(folder, tmp_path, monkeypatch):
         ("nowhere.png",),
     ):
         assert go("reproduce", *args).exit_code == 1
+
+
+def test_a_model_that_the_method_cannot_work_with_is_refused_before_it_is_loaded(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(A).save("a.png")
+    go = lambda *args: CliRunner().invoke(app, [str(a) for a in args])
+    assert go("edit", "a.png", "a blue ball", "-o", "b.png", "--model", folder, "-q").exit_code == 0
+    other = instruct_folder(tmp_path / "other")
+    monkeypatch.setattr(
+        "fastedit.models.load.load_network", lambda *a: pytest.fail("a network was loaded")
+    )
+    r = go("reproduce", "b.png", "-q", "--model", other)
+    assert r.exit_code == 1 and "needs a UNet with 4 input channels" in r.stderr
 
 
 # ---- a request that names other inputs

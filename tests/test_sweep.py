@@ -25,6 +25,7 @@ from fastedit.sweep import (
     subjects,
 )
 from fastedit.values import read_values
+from shared import instruct_folder
 
 KW = dict(channels=(16, 32, 32), width=16)
 
@@ -89,6 +90,20 @@ def checked(editor, pictures, prompt="a blue ball", alone_all=True, **kw):
 
 
 # --- shared is what alone is
+
+
+def test_a_method_that_cannot_work_with_a_model_is_refused_before_anything_is_loaded(
+    tmp_path, monkeypatch
+):
+    other = instruct_folder(tmp_path)
+    monkeypatch.setattr(
+        "fastedit.models.load.load_network", lambda *a: pytest.fail("a network was loaded")
+    )
+    asked = dict(model=other, method=["instruct", "img2img"], source_prompt="a cup")
+    with pytest.raises(OptionError, match="1 of 2 settings.*method=img2img.*4 input channels"):
+        Sweep(A, "a ball", **asked)
+    s = Sweep(A, "a ball", skip_bad=True, **asked)
+    assert [v["method"] for _, v, _ in s.jobs] == ["instruct"] and len(s.left_out) == 1
 
 
 def test_an_editor_that_keeps_the_negative_sweeps_as_planned(parts):

@@ -194,7 +194,7 @@ def _refuse_code(path, request):
                       "and a picture does not get to run code. If you trust that file, give "
                       "EditRequest.from_png(picture) to an editor yourself")
 
-# %% ../../nbs/editor/209c_again.ipynb #493b11b3
+# %% ../../nbs/editor/209c_again.ipynb #4e5af0b4
 def prepare(path,        # a picture that `edit.save` wrote
             image=None,  # the picture that it was made from; None: looked for beside the file
             mask=None,   # the mask that it was made with; None: the one in the file
@@ -209,6 +209,15 @@ def prepare(path,        # a picture that `edit.save` wrote
     source = _source(path, request, image)
     _along(path, request, {} if given is None else given, source.image.size)
     return told, request, source, _mask(path, request, mask, told.get("mask"), source.image.size)
+
+def _check_method(request, model):
+    "Refuse a model that a request's method cannot work with, by its small files (`ModelError`)."
+    from fastedit.methods import check_files, find_method   # these bring torch
+    from fastedit.models import find_spec
+    if (spec := find_spec(model)).family == "flow": return
+    try: method = find_method(request.method)
+    except OptionError: return   # the editor says so
+    check_files(method, spec)
 
 def open_editor(request: EditRequest,  # of a saved edit
                 device: str=None,      # torch device; None: a GPU if there is one
@@ -225,6 +234,7 @@ def open_editor(request: EditRequest,  # of a saved edit
     if request.loras and not load.get("loras"):
         load["loras"] = [(x["file"], x["weight"]) for x in request.loras]
     try:
+        _check_method(request, model or request.model)
         return FastEditor(model or request.model, device=device, precision=request.precision,
                           **load)
     except ModelError as e:

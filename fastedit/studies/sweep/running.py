@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['change', 'SettingResult', 'Sweep']
 
-# %% ../../../nbs/studies/sweep/344_running.ipynb #3774da54
+# %% ../../../nbs/studies/sweep/344_running.ipynb #2883f31f
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -13,25 +13,32 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from ...core import (DataError, FastEditError, OptionError, PromptError, atomic_write,
-                           canonical_json, clear_leftovers, content_hash, progress)
+from ...core import (DataError, FastEditError, ModelError, OptionError, PromptError,
+                           atomic_write, canonical_json, clear_leftovers, content_hash, progress)
 from ...denoise import Memo
 from ...editor import EditRequest, EditResult, FastEditor, StageCache, versions
 from ...editor.request import AUTO
 from ...measure import Scorer, Table
 from ...measure.folders import file_hash, folder_picture, read_bytes
-from ...methods import find_method
+from ...methods import check_files, find_method
+from ...models import find_spec
 from ...schema import parse_json
 from .grid import combinations, listed, request_of
 from .plan import SweepPlan, make_plan
 from .rehearsal import rehearse, rehearsed
 from .subjects import subjects
 
-# %% ../../../nbs/studies/sweep/344_running.ipynb #8b0504ad
+# %% ../../../nbs/studies/sweep/344_running.ipynb #d8b90274
 def change(source, edited) -> float:
     "Root mean square difference of two pictures, 0..255."
     a, b = (np.asarray(im, np.float32) for im in (source, edited))
     return float(np.sqrt(((a-b)**2).mean()))
+
+def _check_fits(method, model):
+    "Refuse a model that a method cannot work with, by its small files; nothing is loaded."
+    try: spec = find_spec(model)
+    except ModelError: return   # who loads it says why
+    check_files(method, spec)
 
 @dataclass
 class SettingResult:
@@ -40,7 +47,7 @@ class SettingResult:
     row: dict                # what it cost and how it scored
     result: EditResult=None  # None if it comes from a folder
 
-# %% ../../../nbs/studies/sweep/344_running.ipynb #8169101e
+# %% ../../../nbs/studies/sweep/344_running.ipynb #e7a1eb3c
 class Sweep:
     "Many settings over pictures: `plan` says what they cost, `run` runs them, the rest shows them."
     def __init__(self,
@@ -80,6 +87,7 @@ class Sweep:
     def _request(self, s, v) -> EditRequest:
         "The request of a setting on a picture, with the words that the picture brings."
         method, own = find_method(v.get("method", EditRequest.method)), {}
+        if self.editor is None: _check_fits(method, v.get("model", EditRequest.model))
         text = s.instruction if method.instruction and s.instruction else s.prompt
         if "prompt" not in v:
             if text is None:
