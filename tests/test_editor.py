@@ -1,7 +1,7 @@
 """The editor: equal to stock where it says so, honest where stock is not, the same bytes for the
 same request; on small random models."""
 
-import json, warnings
+import copy, json, pickle, warnings
 from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
@@ -158,6 +158,19 @@ def test_steps_are_what_ran(ed):
         ed(A, "a blue ball", method="img2img", schedule="stock", strength=s) for s in (0.5, 0.6)
     )
     assert same(a, b)  # the stock pipeline's bands
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.deepcopy])
+def test_an_editor_stays_in_its_process_and_says_what_to_do_instead(ed, take):
+    with pytest.raises(OptionError, match="make a FastEditor in each process"):
+        take(ed)
+    with pytest.raises(OptionError, match="make a FastEditor in each process"):
+        take([ed])
+
+
+def test_a_shallow_copy_of_an_editor_shares_its_networks(ed):
+    other = copy.copy(ed)
+    assert type(other) is type(ed) and other.parts is ed.parts and other.cache is ed.cache
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,25 @@ class PlacedStages(Stages):
         "Whether the networks compute in fp16, which can overflow."
         return PRECISIONS[self.parts.precision].compute == "float16"
 
+# %% ../../nbs/editor/208c_placing.ipynb #c373015b
+_STAYS = ("an editor cannot be pickled or copied deeply, since its loaded networks belong to this "
+          "process: make a FastEditor in each process that edits (of a DataLoader in "
+          "worker_init_fn, or at the first picture); here FastEditor(editor.parts) makes a second "
+          "one on the same networks")
+
+@patch
+def __getstate__(self: PlacedStages): raise OptionError(_STAYS)
+
+@patch
+def __deepcopy__(self: PlacedStages, memo): raise OptionError(_STAYS)
+
+@patch
+def __copy__(self: PlacedStages):
+    "Copy an editor that shares the networks and stores of this one."
+    other = object.__new__(type(self))
+    other.__dict__.update(self.__dict__)
+    return other
+
 # %% ../../nbs/editor/208c_placing.ipynb #e109fdfc
 def _borrowed(pipe, device, load: dict) -> Components:
     "Take a pipeline apart; takes `controlnet` out of `load`, and refuses to move the networks."
