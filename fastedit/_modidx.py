@@ -1687,6 +1687,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'fastedit/failures/diagnosis.py'),
                                              'fastedit.failures.diagnosis._about_size': ( 'failures/diagnosis.html#_about_size',
                                                                                           'fastedit/failures/diagnosis.py'),
+                                             'fastedit.failures.diagnosis._about_turn': ( 'failures/diagnosis.html#_about_turn',
+                                                                                          'fastedit/failures/diagnosis.py'),
                                              'fastedit.failures.diagnosis._by_clip': ( 'failures/diagnosis.html#_by_clip',
                                                                                        'fastedit/failures/diagnosis.py'),
                                              'fastedit.failures.diagnosis._by_reader': ( 'failures/diagnosis.html#_by_reader',

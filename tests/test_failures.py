@@ -404,6 +404,12 @@ def test_a_diagnosis_says_that_the_size_is_another(cat, edited, size, stretched)
     assert ("stretched" in notes[0]) == stretched
 
 
+@pytest.mark.parametrize("by,way", [(1.5, "counterclockwise"), (-1, "clockwise")])
+def test_a_diagnosis_says_that_a_picture_is_turned(cat, by, way):
+    turned = Image.fromarray(cat).rotate(by, Image.BICUBIC)
+    assert diagnose(cat, turned).notes == (f"it is turned by {abs(by):.1f} degrees {way}",)
+
+
 def test_what_did_not_move_is_said_to_lie_where_it_lay(cat):
     found = diagnose(cat, cat)
     assert found["shift"].reason.startswith("what it shows lies where it lay;")
