@@ -47,7 +47,7 @@ class SettingResult:
     row: dict                # what it cost and how it scored
     result: EditResult=None  # None if it comes from a folder
 
-# %% ../../../nbs/studies/sweep/344_running.ipynb #e7a1eb3c
+# %% ../../../nbs/studies/sweep/344_running.ipynb #eef4009e
 class Sweep:
     "Many settings over pictures: `plan` says what they cost, `run` runs them, the rest shows them."
     def __init__(self,
@@ -69,9 +69,8 @@ class Sweep:
         if editor is not None:
             own = dict(model=editor.spec.key, precision=editor.parts.precision)
             settings = own | settings
-        if each is None: spelled = combinations(settings, random, random_seed)
-        else: spelled = listed(each, settings)
-        self.names, self.settings = spelled
+        self.names, self.settings = (combinations(settings, random, random_seed) if each is None
+                                     else listed(each, settings))
         self.scorer = Scorer(metrics) if isinstance(metrics, str) else metrics
         self.jobs, self.left_out = [], []   # (picture, setting, request); (picture, setting, why)
         self._plan, self._done, self._editors, self.ran = None, {}, {}, Counter()
