@@ -35,7 +35,7 @@ def small(layout):
 
     def tensor(name):
         head = json.dumps(
-            {name: dict(dtype="U8", shape=[60_000], data_offsets=[0, 60_000])}
+            {name: dict(dtype="F16", shape=[30_000], data_offsets=[0, 60_000])}
         ).encode()
         return (
             len(head).to_bytes(8, "little")
