@@ -3,7 +3,7 @@ in Python."""
 
 import io, warnings
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pytest, skimage.data
 from PIL import Image
 from typer.testing import CliRunner
 from fastedit import picturebook as pb
@@ -70,6 +70,20 @@ def test_no_drawn_scene_is_taken_for_a_photograph():
             assert not looks_photographic(x), (seed, shading(x))
             n += 1
     assert n == 540 and len(seen) >= 3
+
+
+@pytest.mark.parametrize("name", ("chelsea", "coffee", "hubble_deep_field", "grass"))
+def test_a_photograph_of_few_shades_is_known_by_its_grain(name):
+    im = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+    assert looks_photographic(im) and looks_photographic(jpeg(im, 60))
+
+
+@pytest.mark.parametrize("size", (256, 320, 512))
+def test_a_large_drawing_is_no_photograph_in_jpeg_either(size):
+    for seed in range(12):
+        im = Image.fromarray(pb.render(pb.sample_scene(60_000 + seed), size))
+        for x in (im, jpeg(im, 85), jpeg(im, 60), jpeg(im, 30)):
+            assert not looks_photographic(x), (seed, shading(x))
 
 
 def test_no_edit_of_a_scene_is_taken_for_a_photograph(mini):
