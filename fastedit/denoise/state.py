@@ -89,10 +89,12 @@ def _inside(net) -> tuple:
         _KNOWN[net] = children, list(chain.from_iterable(map(dict.values, children))), own, modules
     return [p for p in chain.from_iterable(map(dict.values, own)) if p is not None], modules
 
+_LOOKING_ON = "transformers.", "fastedit."   # where hooks come from that change no answer
+
 def _hooks(m) -> tuple:
-    "Numbers of the hooks that a user gave a module; transformers gives its own to gather states."
+    "Numbers of the hooks that others gave a module: those of transformers and ours only look on."
     return tuple(k for hooks in (m._forward_pre_hooks, m._forward_hooks) for k, f in hooks.items()
-                 if not str(getattr(f, "__module__", "")).startswith("transformers."))
+                 if not str(getattr(f, "__module__", "")).startswith(_LOOKING_ON))
 
 def _changed_by_others(modules) -> tuple:
     "What a user may have changed of modules: themselves, what they hold instead of it, hooks."
