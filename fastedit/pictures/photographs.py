@@ -48,7 +48,7 @@ def _coherent(image) -> bool:
     return bool((a[:, 1:]*a[:, :-1]).sum() > .3*(a*a).sum())
 
 def looks_photographic(image,             # picture, anything that `load_image` takes
-                       limit: float=.45   # of `shading`; drawn scenes stayed below .4
+                       limit: float=.45   # of `shading`, which drawn scenes seldom reach
                       ) -> bool:
     "Guess whether a picture is a photograph and no drawing, by shades and grain; noise is neither."
     return (shading(image) > limit or _grained(image)) and _coherent(image)
